@@ -1,1 +1,64 @@
-fn main(){}
+//! The `antre` binary: parse the command line, run one role until a signal.
+
+use std::process::ExitCode;
+
+use antre::{
+    app::{self, AppError},
+    settings::Settings,
+    telemetry,
+};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The settings are wrong: what clap exits with, too.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => return complain(&format!("cannot read .env: {error}"), USAGE),
+        _ => {}
+    }
+    let settings = Settings::parse();
+    if let Err(error) = telemetry::init(&settings.log) {
+        return complain(&error, USAGE);
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&format!("cannot start: {error}"), 1),
+    };
+    let result = runtime.block_on(async { app::run(settings, signals()?).await });
+    // What is still running then is not worth waiting for: a stop is bounded.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ AppError::Usage(_)) => complain(&error.to_string(), USAGE),
+        Err(error) => complain(&error.to_string(), 1),
+    }
+}
+
+/// Cancelled by the first SIGTERM or Ctrl-C. The second one ends the process at once.
+fn signals() -> Result<CancellationToken, AppError> {
+    let listen =
+        |kind| signal(kind).map_err(|error| AppError::Start(format!("cannot listen for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => 128 + 15,
+                _ = interrupt.recv() => 128 + 2,
+            }
+        };
+        next().await;
+        stopped.cancel();
+        std::process::exit(next().await);
+    });
+    Ok(stop)
+}
+
+fn complain(what: &str, code: u8) -> ExitCode {
+    eprintln!("antre: {what}");
+    ExitCode::from(code)
+}

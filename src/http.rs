@@ -1,0 +1,111 @@
+//! The REST API: `apispec.json` is its contract, and this is all of it.
+
+mod body;
+mod docs;
+mod envelope;
+mod health;
+mod orders;
+mod products;
+mod query;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderName, HeaderValue, Method, Uri},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{placement::Placement, store::Store};
+use envelope::{ApiError, Reason};
+
+pub use docs::CONTRACT;
+
+/// What every handler can reach.
+#[derive(Clone)]
+pub struct Api {
+    /// Products, inventories and orders on record.
+    pub store: Arc<dyn Store>,
+    /// The way into the lanes.
+    pub placement: Arc<Placement>,
+}
+
+/// Every path of the contract and what answers there. A test holds it against `apispec.json`.
+pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![
+        ("/api/products", get(products::list).post(products::create)),
+        ("/api/products/{productId}", get(products::show)),
+        ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
+        ("/api/orders", post(orders::place).get(orders::list)),
+        ("/api/orders/{orderId}", get(orders::show)),
+        ("/health/live", get(health::live)),
+        ("/health/ready", get(health::ready)),
+        ("/apispec.json", get(docs::contract)),
+    ]
+}
+
+/// The whole API.
+pub fn router(api: Api) -> Router {
+    routes()
+        .into_iter()
+        .fold(Router::new(), |router, (path, methods)| router.route(path, methods))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(route_not_found)
+        .with_state(api)
+        .layer(CatchPanicLayer::custom(|_| ApiError::internal("a handler panicked").into_response()))
+        .layer(middleware::from_fn(observe))
+}
+
+async fn route_not_found(uri: Uri) -> ApiError {
+    ApiError::new(Reason::RouteNotFound, format!("there is nothing at {}; see /apispec.json", uri.path()))
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        Reason::MethodNotAllowed,
+        format!("{method} is not for {}; see the Allow header", uri.path()),
+    )
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives each answer its `x-request-id`, and logs each error once.
+async fn observe(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let request_id = request_id(&request);
+    // Only the log lines need these, so only they pay for them.
+    let logged = tracing::enabled!(tracing::Level::DEBUG);
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let mut response = next.run(request).await;
+    if let Some(reason) = response.extensions().get::<Reason>() {
+        let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+        if status >= 500 {
+            tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+        } else {
+            tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+        }
+    } else if logged {
+        let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+        tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
+    }
+    response.headers_mut().insert(REQUEST_ID, request_id);
+    response
+}
+
+/// The client's id when it is 1 to 128 visible ASCII characters, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID);
+    if let Some(id) = given
+        && (1..=128).contains(&id.len())
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
+    }
+    let mut text = uuid::Uuid::encode_buffer();
+    let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
+}

@@ -1,0 +1,130 @@
+//! Request bodies: small JSON objects, parsed once into types that cannot be invalid.
+
+use std::time::Duration;
+
+use axum::{
+    body::{BodyDataStream, Bytes},
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header},
+};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::envelope::{ApiError, Reason};
+
+/// The most a body may have.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// What a JSON body looks like.
+pub(super) trait Fields: DeserializeOwned {
+    /// Its fields, all required: name, reason when it is wrong, what it must be.
+    const FIELDS: &'static [(&'static str, Reason, &'static str)];
+}
+
+/// Extracts a JSON object with exactly the fields of `T`.
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(
+                Reason::UnsupportedMediaType,
+                "the Content-Type header must be application/json",
+            ));
+        }
+        let bytes = read(request).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| explain::<T>(&bytes, &error))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+async fn read(request: Request) -> Result<Bytes, ApiError> {
+    let too_large =
+        || ApiError::new(Reason::BodyTooLarge, format!("a body may have {MAX_BYTES} bytes at the most"));
+    let expects_go_ahead = request.headers().contains_key(header::EXPECT);
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let body = request.into_body();
+    if announced.is_some_and(|bytes: usize| bytes > MAX_BYTES) {
+        if !expects_go_ahead {
+            discard(body.into_data_stream()).await;
+        }
+        return Err(too_large());
+    }
+    let mut chunks = body.into_data_stream();
+    let mut whole = Vec::with_capacity(announced.unwrap_or_default());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            ApiError::new(Reason::InvalidBody, format!("the body did not arrive: {error}"))
+        })?;
+        if whole.is_empty() && announced == Some(chunk.len()) {
+            return Ok(chunk); // the usual case, and no copy
+        }
+        if whole.len() + chunk.len() > MAX_BYTES {
+            discard(chunks).await;
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.into())
+}
+
+/// Reads on without keeping anything, within limits: a client that is still sending when the connection closes
+/// would see a reset instead of the answer.
+async fn discard(mut chunks: BodyDataStream) {
+    const MAX_DISCARDED: usize = 64 * 1024 * 1024;
+    const MAX_TIME: Duration = Duration::from_secs(5);
+    let mut seen = 0;
+    let reading = async {
+        while let Some(Ok(chunk)) = chunks.next().await {
+            seen += chunk.len();
+            if seen > MAX_DISCARDED {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(MAX_TIME, reading).await;
+}
+
+/// Why the body is no `T`: looked into only when it is none.
+fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
+    let value: Value = match serde_json::from_slice(bytes) {
+        Ok(value) => value,
+        Err(error) => return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}")),
+    };
+    let Value::Object(fields) = value else {
+        return ApiError::new(Reason::InvalidBody, "the body must be a JSON object");
+    };
+    if let Some(unknown) = fields.keys().find(|key| T::FIELDS.iter().all(|(name, ..)| name != key)) {
+        let names: Vec<_> = T::FIELDS.iter().map(|(name, ..)| *name).collect();
+        let shown: String = unknown.chars().take(100).collect();
+        return ApiError::field(
+            Reason::InvalidField,
+            shown,
+            format!("unknown field; the fields are: {}", names.join(", ")),
+        );
+    }
+    if let Some((name, reason, expected)) = T::FIELDS.iter().find(|(name, ..)| !fields.contains_key(*name)) {
+        return ApiError::field(*reason, *name, format!("{name} is missing; it must be {expected}"));
+    }
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let _ = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let path = track.path().to_string();
+    match T::FIELDS.iter().find(|(name, ..)| *name == path) {
+        Some((name, reason, expected)) => {
+            ApiError::field(*reason, *name, format!("{name} must be {expected}"))
+        }
+        None => ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {error}")),
+    }
+}

@@ -1,0 +1,232 @@
+//! The envelope of every JSON answer, and the one place that maps errors to statuses.
+
+use std::borrow::Cow;
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{
+    inventory::StockBelowReserved, order::Rejection, product::ProductId, queue::Refusal, store::StoreError,
+};
+
+#[derive(Serialize)]
+struct Envelope<'a, T> {
+    code: u16,
+    status: &'a str,
+    data: T,
+}
+
+/// A 2xx answer.
+pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
+    json(status, &Envelope { code: status.as_u16(), status: "OK", data })
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => {
+            let mut response = Response::new(Body::from(bytes));
+            *response.status_mut() = status;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "an answer did not serialize");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// The stable words for what can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names)] // they are the contract's words
+pub(super) enum Reason {
+    InvalidJson,
+    InvalidBody,
+    InvalidField,
+    InvalidName,
+    InvalidStock,
+    InvalidProductId,
+    InvalidTotal,
+    InvalidOrderId,
+    InvalidLimit,
+    InvalidAfter,
+    InvalidStatus,
+    InvalidQuery,
+    InsufficientStock,
+    ProductNotFound,
+    OrderNotFound,
+    RouteNotFound,
+    MethodNotAllowed,
+    StockBelowReserved,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    LaneFull,
+    QueueUnavailable,
+    DatabaseUnavailable,
+    NotReady,
+    InternalError,
+}
+
+impl Reason {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::InvalidJson
+            | Self::InvalidBody
+            | Self::InvalidField
+            | Self::InvalidName
+            | Self::InvalidStock
+            | Self::InvalidProductId
+            | Self::InvalidTotal
+            | Self::InvalidOrderId
+            | Self::InvalidLimit
+            | Self::InvalidAfter
+            | Self::InvalidStatus
+            | Self::InvalidQuery
+            | Self::InsufficientStock => StatusCode::BAD_REQUEST,
+            Self::ProductNotFound | Self::OrderNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::StockBelowReserved => StatusCode::CONFLICT,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::LaneFull | Self::QueueUnavailable | Self::DatabaseUnavailable | Self::NotReady => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The word as it stands in answers.
+    pub(super) fn as_str(self) -> String {
+        serde_json::to_value(self).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+}
+
+/// Seconds after which a 503 is worth another try.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// An error as it is answered: what is wrong and what to do.
+#[derive(Debug, Serialize)]
+pub(super) struct ApiError {
+    reason: Reason,
+    message: Cow<'static, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_stock: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reserved_stock: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    readiness: Option<super::health::Readiness>,
+}
+
+impl ApiError {
+    /// `message` is for a person.
+    pub(super) fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            available_stock: None,
+            reserved_stock: None,
+            readiness: None,
+        }
+    }
+
+    /// A field of the body or a parameter of the URL that is not what it must be.
+    pub(super) fn field(
+        reason: Reason,
+        field: impl Into<String>,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { field: Some(field.into()), ..Self::new(reason, message) }
+    }
+
+    /// A bug. What it is goes to the log, not to the client.
+    pub(super) fn internal(what: impl std::fmt::Display) -> Self {
+        tracing::error!(error = %what, "internal error");
+        Self::new(
+            Reason::InternalError,
+            "something is wrong on our side; the log tells more under this x-request-id",
+        )
+    }
+
+    pub(super) fn product_not_found(id: ProductId) -> Self {
+        Self::new(Reason::ProductNotFound, format!("there is no product {id}"))
+    }
+
+    pub(super) fn not_ready(readiness: super::health::Readiness) -> Self {
+        Self { readiness: Some(readiness), ..Self::new(Reason::NotReady, "not everything needed answers") }
+    }
+
+    pub(super) fn rejected(rejection: Rejection, product_id: ProductId) -> Self {
+        match rejection {
+            Rejection::ProductNotFound => Self::product_not_found(product_id),
+            Rejection::InsufficientStock { available } => Self {
+                available_stock: Some(available),
+                ..Self::new(Reason::InsufficientStock, insufficient_stock(available))
+            },
+        }
+    }
+}
+
+fn insufficient_stock(available: u32) -> Cow<'static, str> {
+    match available {
+        0 => "no piece is available any more; nothing was reserved".into(),
+        1 => "only 1 piece is available; nothing was reserved".into(),
+        n => format!("only {n} pieces are available; nothing was reserved").into(),
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::LaneFull => Self::new(
+                Reason::LaneFull,
+                "too many orders are in line for this product; this one was not taken, send it again later",
+            ),
+            Refusal::QueueUnavailable => Self::new(
+                Reason::QueueUnavailable,
+                "orders cannot get in line now; this one was not taken, send it again later",
+            ),
+        }
+    }
+}
+
+impl From<StockBelowReserved> for ApiError {
+    fn from(below: StockBelowReserved) -> Self {
+        let message = format!(
+            "{} pieces are reserved by buyers: the stock cannot be less; nothing was changed",
+            below.reserved
+        );
+        Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
+            tracing::warn!(%error, "the store failed");
+            Self::new(Reason::DatabaseUnavailable, "the database does not answer now; try again later")
+        } else {
+            Self::internal(error)
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.reason.status();
+        let words = status.canonical_reason().unwrap_or_default().to_uppercase();
+        let mut response = json(status, &Envelope { code: status.as_u16(), status: &words, data: &self });
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response.extensions_mut().insert(self.reason);
+        response
+    }
+}

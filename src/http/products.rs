@@ -1,0 +1,110 @@
+//! Products and their inventories.
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api,
+    body::{Fields, JsonBody},
+    envelope::{ApiError, Reason, success},
+    query::{ListQuery, ProductPath},
+};
+use crate::{
+    inventory::{Inventory, Stock},
+    product::{Product, ProductId, ProductName},
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewProduct {
+    name: ProductName,
+}
+
+impl Fields for NewProduct {
+    const FIELDS: &'static [(&'static str, Reason, &'static str)] =
+        &[("name", Reason::InvalidName, ProductName::EXPECTED)];
+}
+
+/// `POST /api/products`
+pub(super) async fn create(
+    State(api): State<Api>,
+    JsonBody(new): JsonBody<NewProduct>,
+) -> Result<Response, ApiError> {
+    let product = api.store.create_product(new.name).await?;
+    api.placement.open_lane(product.id).await;
+    let location = [(header::LOCATION, format!("/api/products/{}", product.id))];
+    Ok((location, success(StatusCode::CREATED, product)).into_response())
+}
+
+/// `GET /api/products`
+pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Response, ApiError> {
+    let query = query.only(&["limit", "after"])?;
+    let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
+    let limit = query.limit()?;
+    let mut products = api.store.products(after, limit + 1).await?;
+    let more = products.len() > limit as usize;
+    products.truncate(limit as usize);
+    let next = products.last().filter(|_| more).map(|last| query.next("/api/products", last.id));
+    Ok((next.map(|next| [(header::LINK, next)]), success(StatusCode::OK, products)).into_response())
+}
+
+/// `GET /api/products/{productId}`
+pub(super) async fn show(State(api): State<Api>, ProductPath(id): ProductPath) -> Result<Response, ApiError> {
+    let product = api.store.product(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    Ok(success(StatusCode::OK, product))
+}
+
+#[derive(Serialize)]
+struct InventoryView {
+    product_id: ProductId,
+    product_name: ProductName,
+    stored_stock: u32,
+    available_stock: u32,
+    reserved_stock: u32,
+}
+
+impl From<(Product, Inventory)> for InventoryView {
+    fn from((product, inventory): (Product, Inventory)) -> Self {
+        Self {
+            product_id: product.id,
+            product_name: product.name,
+            stored_stock: inventory.stored(),
+            available_stock: inventory.available(),
+            reserved_stock: inventory.reserved(),
+        }
+    }
+}
+
+/// `GET /api/products/{productId}/inventory`
+pub(super) async fn inventory(
+    State(api): State<Api>,
+    ProductPath(id): ProductPath,
+) -> Result<Response, ApiError> {
+    let found = api.store.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    Ok(success(StatusCode::OK, InventoryView::from(found)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recount {
+    stock: Stock,
+}
+
+impl Fields for Recount {
+    const FIELDS: &'static [(&'static str, Reason, &'static str)] =
+        &[("stock", Reason::InvalidStock, Stock::EXPECTED)];
+}
+
+/// `PUT /api/products/{productId}/inventory`
+pub(super) async fn recount(
+    State(api): State<Api>,
+    ProductPath(id): ProductPath,
+    JsonBody(Recount { stock }): JsonBody<Recount>,
+) -> Result<Response, ApiError> {
+    let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
+    Ok(success(StatusCode::OK, InventoryView::from(counted)))
+}

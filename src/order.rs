@@ -1,0 +1,324 @@
+//! The words of an order, which everything else uses.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::product::ProductId;
+
+/// The time now, in whole milliseconds, which is what databases, messages and ids keep.
+pub fn now() -> Timestamp {
+    from_millis(Timestamp::now().as_millisecond())
+}
+
+/// A time from Unix milliseconds. What no calendar can hold (it takes a broken message to get one) becomes the
+/// nearest time that it can.
+pub(crate) fn from_millis(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// An order's name from birth: a UUIDv7 (RFC 9562), so ids sort by creation time.
+///
+/// The last two bytes are a checksum over the others (the RFC leaves what stands there to the maker). It tells
+/// an id that antre gave out from any other UUID, without keeping a list: see [`OrderId::was_given_out`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OrderId(Uuid);
+
+impl OrderId {
+    /// A new id. Ids of one process ascend strictly.
+    pub fn mint() -> Self {
+        let mut bytes = Uuid::now_v7().into_bytes();
+        let checksum = Self::checksum(&bytes);
+        bytes[14..].copy_from_slice(&checksum);
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// Whether [`OrderId::mint`] made it. Another UUID passes by accident once in 65,536 times.
+    pub fn was_given_out(self) -> bool {
+        self.0.get_version_num() == 7 && self.0.as_bytes()[14..] == Self::checksum(self.0.as_bytes())
+    }
+
+    /// When it was made, in whole milliseconds. An id that is no UUIDv7 is as old as time.
+    pub fn created_at(self) -> Timestamp {
+        let Some(since_1970) = self.0.get_timestamp() else { return Timestamp::UNIX_EPOCH };
+        let (seconds, nanos) = since_1970.to_unix();
+        from_millis(
+            i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000) + i64::from(nanos / 1_000_000),
+        )
+    }
+
+    /// The UUID.
+    pub fn uuid(self) -> Uuid {
+        self.0
+    }
+
+    /// FNV-1a over the first 14 bytes, folded to 16 bits. Part of the format: ids outlive a release.
+    fn checksum(bytes: &[u8; 16]) -> [u8; 2] {
+        let hash = bytes[..14]
+            .iter()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        let [a, b, c, d] = hash.to_be_bytes();
+        [a ^ c, b ^ d]
+    }
+}
+
+impl From<Uuid> for OrderId {
+    fn from(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for OrderId {
+    type Err = uuid::Error;
+
+    /// Only the hyphenated form: an id has one spelling in URLs.
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        uuid::fmt::Hyphenated::from_str(text).map(|uuid| Self(uuid.into_uuid()))
+    }
+}
+
+/// How many pieces an order asks for: 1 to [`Quantity::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Quantity(u32);
+
+impl Quantity {
+    /// 2^31 − 1, so that every client's and database's 32-bit integer holds it.
+    pub const MAX: u32 = i32::MAX as u32;
+    /// What a quantity looks like, for error messages.
+    pub const EXPECTED: &str = "an integer from 1 to 2147483647";
+
+    /// `None` when the number is out of range.
+    pub const fn new(pieces: u32) -> Option<Self> {
+        if pieces >= 1 && pieces <= Self::MAX { Some(Self(pieces)) } else { None }
+    }
+
+    /// The number of pieces.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Quantity {
+    type Error = String;
+
+    fn try_from(pieces: u32) -> Result<Self, String> {
+        Self::new(pieces).ok_or_else(|| format!("a quantity is {}", Self::EXPECTED))
+    }
+}
+
+/// An order on its way to its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewOrder {
+    /// Its name, which also says when it was created.
+    pub id: OrderId,
+    /// What is ordered.
+    pub product_id: ProductId,
+    /// How many pieces.
+    pub total: Quantity,
+    /// Until when the buyer waits for the answer.
+    pub answer_by: Timestamp,
+}
+
+/// What the lane decided on one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its pieces are reserved, committed in the database, until this time.
+    Reserved {
+        /// When the reservation ends unless it is paid.
+        expires_at: Timestamp,
+    },
+    /// Nothing was reserved.
+    Rejected(Rejection),
+}
+
+/// Why nothing was reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// Fewer pieces were available than the order asks for. Never a partial fill.
+    InsufficientStock {
+        /// Pieces that were available when it was decided.
+        available: u32,
+    },
+    /// There is no such product.
+    ProductNotFound,
+}
+
+impl Rejection {
+    /// The stable word for it, in answers and in messages.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::InsufficientStock { .. } => "insufficient_stock",
+            Self::ProductNotFound => "product_not_found",
+        }
+    }
+}
+
+/// How far an order has come. `pending`, the stage before its verdict, is not on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderStatus {
+    /// Its pieces are set aside for the buyer.
+    Reserved,
+    /// Paid; the pieces left the stock.
+    Paid,
+    /// The buyer gave it up; its pieces are available again.
+    Cancelled,
+    /// Not paid in time; its pieces are available again.
+    Expired,
+    /// Nothing was ever reserved.
+    Rejected,
+}
+
+impl OrderStatus {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 5] = [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Rejected];
+
+    /// The word for it, in answers and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Paid => "paid",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// The status of that word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+}
+
+/// An order on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Its name, which also says when it was created.
+    pub id: OrderId,
+    /// What was ordered.
+    pub product_id: ProductId,
+    /// How many pieces.
+    pub total: Quantity,
+    /// How far it has come, with what belongs to that stage.
+    pub state: OrderState,
+}
+
+/// How far an order on record has come, with what belongs to that stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderState {
+    /// Its pieces were reserved once.
+    Accepted {
+        /// What became of it since; never [`OrderStatus::Rejected`].
+        status: OrderStatus,
+        /// When the reservation ends, or would have ended.
+        expires_at: Timestamp,
+    },
+    /// Rejected after its buyer had stopped waiting.
+    Rejected {
+        /// Pieces that were available when it was decided.
+        available: u32,
+    },
+}
+
+impl Order {
+    /// How far it has come.
+    pub fn status(&self) -> OrderStatus {
+        match self.state {
+            OrderState::Accepted { status, .. } => status,
+            OrderState::Rejected { .. } => OrderStatus::Rejected,
+        }
+    }
+
+    /// The verdict that put it on record: what a redelivered order is answered with.
+    pub fn verdict(&self) -> Verdict {
+        match self.state {
+            OrderState::Accepted { expires_at, .. } => Verdict::Reserved { expires_at },
+            OrderState::Rejected { available } => {
+                Verdict::Rejected(Rejection::InsufficientStock { available })
+            }
+        }
+    }
+}
+
+/// How much earlier than [`NewOrder::answer_by`] a rejection already counts as late: the reply needs time to
+/// travel, and the clocks of two machines differ.
+const LATE_MARGIN: Duration = Duration::from_secs(2);
+
+/// The order as it goes on record with this verdict; `None` when it does not.
+///
+/// A reservation always does. A rejection does only when it may come too late for the waiting buyer, who will
+/// then ask for it; a timely one is answered and forgotten, so that a sold-out storm writes nothing.
+pub fn on_record(order: &NewOrder, verdict: Verdict, decided_at: Timestamp) -> Option<Order> {
+    let state = match verdict {
+        Verdict::Reserved { expires_at } => {
+            OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
+        }
+        Verdict::Rejected(Rejection::InsufficientStock { available })
+            if decided_at.as_millisecond() + LATE_MARGIN.as_millis() as i64
+                >= order.answer_by.as_millisecond() =>
+        {
+            OrderState::Rejected { available }
+        }
+        Verdict::Rejected(_) => return None,
+    };
+    Some(Order { id: order.id, product_id: order.product_id, total: order.total, state })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minted_id_is_a_uuid_v7_that_ascends_and_is_recognised() {
+        let mut last = OrderId::mint();
+        for _ in 0..10_000 {
+            let id = OrderId::mint();
+            assert!(id > last, "{id} after {last}");
+            assert!(id.was_given_out());
+            last = id;
+        }
+        let age = now().as_millisecond() - last.created_at().as_millisecond();
+        assert!((0..10_000).contains(&age), "{age} ms");
+        let strangers = (0..1000).filter(|_| OrderId(Uuid::now_v7()).was_given_out()).count();
+        assert!(strangers <= 3, "{strangers} of 1,000 strangers recognised");
+        assert!(!OrderId(Uuid::nil()).was_given_out());
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let id = OrderId::mint();
+        assert_eq!(id.to_string().parse::<OrderId>().unwrap(), id);
+        for bad in
+            ["", "17", "urn:uuid:0193ab5e-0000-7000-8000-000000000000", &id.uuid().simple().to_string()]
+        {
+            assert!(bad.parse::<OrderId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_late_rejection_goes_on_record() {
+        let decided_at = now();
+        let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
+        let waiting_for = |seconds: i64| NewOrder {
+            id: OrderId::mint(),
+            product_id: ProductId::new(1).unwrap(),
+            total: Quantity::new(4).unwrap(),
+            answer_by: from_millis(decided_at.as_millisecond() + seconds * 1000),
+        };
+        assert_eq!(on_record(&waiting_for(8), rejected, decided_at), None);
+        for late in [waiting_for(0), waiting_for(-5), waiting_for(1)] {
+            let order = on_record(&late, rejected, decided_at).unwrap();
+            assert_eq!((order.status(), order.verdict()), (OrderStatus::Rejected, rejected));
+        }
+        let reserved = Verdict::Reserved { expires_at: decided_at };
+        assert_eq!(on_record(&waiting_for(8), reserved, decided_at).unwrap().verdict(), reserved);
+    }
+}

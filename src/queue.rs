@@ -1,0 +1,123 @@
+//! The queue contract: a lane for each product, in which orders stand in line, and the way back for verdicts.
+//!
+//! Two adapters, [`in_process`] and [`rabbitmq`], stand behind it; `tests/it/queue_contract.rs` is what both must
+//! pass. What they promise:
+//!
+//! - Orders of one lane that one [`Submitter`] submitted one after the other are taken in that order.
+//! - At most one consumer at a time holds deliveries of a lane (RabbitMQ can break this rule for a moment in a
+//!   failover; the database's row locks stand behind it).
+//! - A delivery that is neither acknowledged nor put aside comes back when its consumer ends, in its old place.
+//! - A lane is bounded. What it does not take is refused at once.
+
+pub mod in_process;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{
+    order::{NewOrder, OrderId, Verdict},
+    product::ProductId,
+};
+
+/// The lanes, from where ends are handed out.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// An end for an API: what becomes of the orders submitted here arrives at the inbox.
+    async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError>;
+
+    /// An end for a worker.
+    async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError>;
+}
+
+/// The API's end.
+#[async_trait]
+pub trait Submitter: Send + Sync {
+    /// Puts the order at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the inbox. It
+    /// may never arrive: then nobody knows, and the order may be decided all the same.
+    fn submit(&self, order: NewOrder);
+
+    /// Opens the lane of a new product, so that workers serve it at once. Losing it does no harm: the first order
+    /// opens the lane as well, and workers look for new products every few seconds.
+    async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError>;
+
+    /// Whether an order of this age can still stand in line.
+    fn may_hold(&self, id: OrderId) -> bool;
+
+    /// Whether orders are taken now.
+    async fn ping(&self) -> Result<(), QueueError>;
+}
+
+/// Where an API hears what became of its orders.
+pub trait Inbox: Send + Sync {
+    /// Takes outcomes; must not block. Orders nobody waits for any more are passed over.
+    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>);
+}
+
+/// What became of a submitted order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A worker decided it.
+    Decided(Verdict),
+    /// It never got in line: sending it again is safe.
+    Refused(Refusal),
+}
+
+/// Why an order did not get in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many orders as the lane takes are waiting in it.
+    LaneFull,
+    /// There is no connection to the queue.
+    QueueUnavailable,
+}
+
+/// The worker's end. Dropping it gives back what it holds.
+#[async_trait]
+pub trait Consumer: Send {
+    /// Serves these lanes too, from now on. Lanes that it serves already are passed over.
+    async fn serve(&mut self, lanes: &[ProductId]) -> Result<(), QueueError>;
+
+    /// Waits until something has arrived, and takes it: up to `max_orders`, or one delivery if that alone is
+    /// larger. Cancel safe: what is not returned is not taken.
+    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError>;
+
+    /// Sends verdicts back; when it returns they are on their way for sure, or their API is gone.
+    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError>;
+
+    /// These deliveries are done.
+    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
+
+    /// Nobody can decide these: out of the way, kept for a person.
+    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
+}
+
+/// Orders of one lane that arrived together, from one API.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The lane.
+    pub product_id: ProductId,
+    /// In the order of their arrival; never empty.
+    pub orders: Vec<NewOrder>,
+    /// Where their verdicts go.
+    pub reply_to: Address,
+    /// What the adapter knows it by.
+    pub(crate) tag: u64,
+}
+
+/// Verdicts for one API.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Where they go.
+    pub to: Address,
+    /// By order.
+    pub verdicts: Vec<(OrderId, Verdict)>,
+}
+
+/// The name of an API's inbox in the queue.
+pub type Address = Arc<str>;
+
+/// The queue did not do it. Always worth trying again on a new end.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue does not answer: {0}")]
+pub struct QueueError(pub String);

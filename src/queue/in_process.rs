@@ -1,0 +1,279 @@
+//! The queue contract within one process: the embedded mode. What stands in line is lost with the process;
+//! nobody was promised anything about it yet.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use super::{Address, Consumer, Delivery, Inbox, Outcome, Queue, QueueError, Refusal, Reply, Submitter};
+use crate::{
+    order::{NewOrder, OrderId, now},
+    product::ProductId,
+};
+
+/// Lanes in memory. Cloning it gives another handle to the same lanes.
+#[derive(Clone)]
+pub struct InProcessQueue(Arc<Shared>);
+
+struct Shared {
+    /// How many orders may wait in one lane.
+    lane_capacity: usize,
+    opened_at: Timestamp,
+    state: Mutex<State>,
+    /// Something can be taken.
+    arrived: Notify,
+    /// Nothing waits and nothing is held.
+    drained: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: HashMap<ProductId, Lane>,
+    /// Lanes that nobody holds and in which orders wait, the longest waiting first.
+    ready: VecDeque<ProductId>,
+    inboxes: HashMap<Address, Arc<dyn Inbox>>,
+    /// Deliveries held by consumers.
+    held: usize,
+    last_tag: u64,
+}
+
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<(NewOrder, Address)>,
+    /// Deliveries that its one consumer has not finished. While there are any, nobody takes from this lane.
+    held: usize,
+}
+
+impl InProcessQueue {
+    /// Lanes in which up to `lane_capacity` orders may wait each.
+    pub fn new(lane_capacity: usize) -> Self {
+        Self(Arc::new(Shared {
+            lane_capacity,
+            opened_at: now(),
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            drained: Notify::new(),
+        }))
+    }
+
+    /// Waits until no order is in line or in anybody's hands.
+    pub async fn drained(&self) {
+        loop {
+            let drained = self.0.drained.notified();
+            if self.0.state().is_idle() {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics halfway through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees the lanes of finished deliveries.
+    fn finish(&self, deliveries: impl IntoIterator<Item = Held>) {
+        let mut state = self.state();
+        for delivery in deliveries {
+            state.release(delivery.product_id);
+        }
+        let (idle, ready) = (state.is_idle(), !state.ready.is_empty());
+        drop(state);
+        if ready {
+            self.arrived.notify_one();
+        }
+        if idle {
+            self.drained.notify_waiters();
+        }
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.held == 0 && self.ready.is_empty()
+    }
+
+    fn release(&mut self, product_id: ProductId) {
+        let Some(lane) = self.lanes.get_mut(&product_id) else { return };
+        lane.held -= 1;
+        self.held -= 1;
+        if lane.held == 0 && !lane.waiting.is_empty() {
+            self.ready.push_back(product_id);
+        }
+    }
+
+    /// Takes up to `max_orders` (at least one) from the front of a lane, and holds it.
+    fn take_lane(&mut self, product_id: ProductId, max_orders: usize, taken: &mut Vec<Delivery>) {
+        let Some(lane) = self.lanes.get_mut(&product_id) else { return };
+        let count = lane.waiting.len().min(max_orders);
+        for (order, reply_to) in lane.waiting.drain(..count) {
+            match taken.last_mut() {
+                Some(delivery) if delivery.product_id == product_id && delivery.reply_to == reply_to => {
+                    delivery.orders.push(order);
+                }
+                _ => {
+                    self.last_tag += 1;
+                    lane.held += 1;
+                    self.held += 1;
+                    taken.push(Delivery { product_id, orders: vec![order], reply_to, tag: self.last_tag });
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for InProcessQueue {
+    async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError> {
+        let mut state = self.0.state();
+        let address = Address::from(format!("inbox {}", state.inboxes.len() + 1));
+        state.inboxes.insert(address.clone(), inbox.clone());
+        drop(state);
+        Ok(Arc::new(InProcessSubmitter { shared: self.0.clone(), inbox, address }))
+    }
+
+    async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
+        Ok(Box::new(InProcessConsumer { shared: self.0.clone(), held: HashMap::new() }))
+    }
+}
+
+struct InProcessSubmitter {
+    shared: Arc<Shared>,
+    inbox: Arc<dyn Inbox>,
+    address: Address,
+}
+
+#[async_trait]
+impl Submitter for InProcessSubmitter {
+    fn submit(&self, order: NewOrder) {
+        let mut state = self.shared.state();
+        let lane = state.lanes.entry(order.product_id).or_default();
+        if lane.waiting.len() >= self.shared.lane_capacity {
+            drop(state);
+            return self.inbox.deliver(vec![(order.id, Outcome::Refused(Refusal::LaneFull))]);
+        }
+        lane.waiting.push_back((order, self.address.clone()));
+        if lane.waiting.len() == 1 && lane.held == 0 {
+            state.ready.push_back(order.product_id);
+            drop(state);
+            self.shared.arrived.notify_one();
+        }
+    }
+
+    async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
+        Ok(()) // A lane is there as soon as an order stands in it.
+    }
+
+    fn may_hold(&self, id: OrderId) -> bool {
+        id.created_at() >= self.shared.opened_at
+    }
+
+    async fn ping(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+struct InProcessConsumer {
+    shared: Arc<Shared>,
+    held: HashMap<u64, Held>,
+}
+
+/// What is needed to give a delivery back.
+struct Held {
+    product_id: ProductId,
+    orders: Vec<NewOrder>,
+    reply_to: Address,
+}
+
+#[async_trait]
+impl Consumer for InProcessConsumer {
+    async fn serve(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
+        Ok(()) // All lanes of the process are served.
+    }
+
+    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            let mut taken = Vec::new();
+            {
+                let mut state = self.shared.state();
+                let mut room = max_orders.max(1);
+                while room > 0 {
+                    let Some(product_id) = state.ready.pop_front() else { break };
+                    let first = taken.len();
+                    state.take_lane(product_id, room, &mut taken);
+                    room -= taken[first..].iter().map(|delivery| delivery.orders.len()).sum::<usize>();
+                }
+                if !state.ready.is_empty() {
+                    self.shared.arrived.notify_one(); // for another consumer
+                }
+            }
+            if !taken.is_empty() {
+                self.held.extend(taken.iter().map(|delivery| (delivery.tag, Held::from(delivery))));
+                return Ok(taken);
+            }
+            arrived.await;
+        }
+    }
+
+    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
+        for Reply { to, verdicts } in replies {
+            let inbox = self.shared.state().inboxes.get(&to).cloned();
+            if let Some(inbox) = inbox {
+                inbox.deliver(
+                    verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        let done: Vec<_> = deliveries.iter().filter_map(|delivery| self.held.remove(&delivery.tag)).collect();
+        self.shared.finish(done);
+        Ok(())
+    }
+
+    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        for delivery in &deliveries {
+            tracing::error!(product_id = %delivery.product_id, orders = ?delivery.orders, "put aside");
+        }
+        self.ack(deliveries).await
+    }
+}
+
+impl From<&Delivery> for Held {
+    fn from(delivery: &Delivery) -> Self {
+        Self {
+            product_id: delivery.product_id,
+            orders: delivery.orders.clone(),
+            reply_to: delivery.reply_to.clone(),
+        }
+    }
+}
+
+impl Drop for InProcessConsumer {
+    /// Gives back what is held, each lane in its old order.
+    fn drop(&mut self) {
+        let mut held: Vec<_> = mem::take(&mut self.held).into_iter().collect();
+        held.sort_unstable_by_key(|(tag, _)| *tag);
+        let mut state = self.shared.state();
+        for (_, delivery) in held.iter().rev() {
+            let lane = state.lanes.entry(delivery.product_id).or_default();
+            for order in delivery.orders.iter().rev() {
+                lane.waiting.push_front((*order, delivery.reply_to.clone()));
+            }
+        }
+        drop(state);
+        self.shared.finish(held.into_iter().map(|(_, delivery)| delivery));
+    }
+}

@@ -1,0 +1,150 @@
+//! Flags, environment and `.env`, in that order of strength.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
+/// serves all of them.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "antre", version, about, max_term_width = 100)]
+pub struct Settings {
+    /// What to run.
+    #[command(subcommand)]
+    pub role: Option<Role>,
+    /// The servers it runs on.
+    #[command(flatten)]
+    pub backends: BackendSettings,
+    /// The HTTP side.
+    #[command(flatten)]
+    pub http: HttpSettings,
+    /// What happens to orders.
+    #[command(flatten)]
+    pub orders: OrderSettings,
+    /// What it says about itself.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Subcommand)]
+pub enum Role {
+    /// Run the REST API and a worker in one process; the default
+    #[default]
+    Serve,
+    /// Bring the tables of the database up to date, and exit
+    Migrate,
+}
+
+/// Where orders stand in line and where they are kept.
+#[derive(Args, Clone, Debug)]
+pub struct BackendSettings {
+    /// The database, mysql://user:password@host/name or sqlite://file [default: sqlite://antre.db]
+    #[arg(long, env, hide_env_values = true, value_name = "URL", global = true)]
+    pub database_url: Option<String>,
+    /// The broker, amqp://user:password@host/vhost; goes with a mysql:// database
+    #[arg(long, env, hide_env_values = true, value_name = "URL", global = true)]
+    pub amqp_url: Option<String>,
+}
+
+/// The HTTP side.
+#[derive(Args, Clone, Debug)]
+pub struct HttpSettings {
+    /// Where to listen [default: 127.0.0.1:3000]
+    #[arg(long, env, value_name = "HOST:PORT", value_parser = listen_addr, global = true)]
+    pub listen_addr: Option<String>,
+    /// How long an order waits for its verdict before the answer is 202
+    #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = order_timeout, global = true)]
+    pub order_timeout: Duration,
+}
+
+impl HttpSettings {
+    /// Where an API listens when nothing is said.
+    pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3000";
+}
+
+/// What happens to orders.
+#[derive(Args, Clone, Debug)]
+pub struct OrderSettings {
+    /// How long a reservation lives unless it is paid
+    #[arg(long, env, value_name = "DURATION", default_value = "15m", value_parser = reservation_ttl, global = true)]
+    pub reservation_ttl: Duration,
+}
+
+/// What it says about itself.
+#[derive(Args, Clone, Debug)]
+pub struct LogSettings {
+    /// What to log: a level, or `target=level` parted by commas
+    #[arg(long = "log", env = "RUST_LOG", value_name = "FILTER", default_value = "info", global = true)]
+    pub filter: String,
+    /// How log lines look
+    #[arg(long, env, value_enum, default_value = "text", global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The pair of adapters to run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backends {
+    /// All in one process: an SQLite file and lanes in memory.
+    Embedded {
+        /// `sqlite://…`
+        database_url: String,
+    },
+}
+
+/// Settings that do not go together; the text says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+impl BackendSettings {
+    /// The SQLite file when nothing is said.
+    pub const DEFAULT_DATABASE_URL: &str = "sqlite://antre.db";
+
+    /// Which pair the URLs name.
+    pub fn backends(&self) -> Result<Backends, SettingsError> {
+        // An empty variable is one that is not set: compose files and shells cannot always leave one out.
+        let given = |url: &Option<String>| url.clone().filter(|url| !url.trim().is_empty());
+        match (given(&self.database_url), given(&self.amqp_url)) {
+            (None, None) => Ok(Backends::Embedded { database_url: Self::DEFAULT_DATABASE_URL.to_owned() }),
+            (Some(database_url), None) if database_url.starts_with("sqlite:") => {
+                Ok(Backends::Embedded { database_url })
+            }
+            _ => Err(SettingsError(
+                "DATABASE_URL must begin with sqlite://, and AMQP_URL must not be set".to_owned(),
+            )),
+        }
+    }
+}
+
+fn listen_addr(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("it must be HOST:PORT, for example 127.0.0.1:3000".to_owned()),
+    }
+}
+
+fn order_timeout(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(300))
+}
+
+fn reservation_ttl(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(365 * 24 * 3600))
+}
+
+fn duration(text: &str, most: Duration) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration >= Duration::from_millis(1) && duration <= most => Ok(duration),
+        Ok(_) => Err(format!("it must be at least 1ms and at most {}", humantime::format_duration(most))),
+        Err(error) => Err(format!("{error}; write it like 500ms, 10s or 15m")),
+    }
+}

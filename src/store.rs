@@ -1,0 +1,178 @@
+//! The store contract: where products, inventories and orders are kept, and the one place that decides.
+//!
+//! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/store_contract.rs` is what both must pass.
+//! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
+
+// pub mod mysql;
+pub mod sqlite;
+mod transaction;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved},
+    order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Verdict, from_millis},
+    product::{Product, ProductId, ProductName},
+};
+
+/// What a database must be able to do. Every method may be called from many tasks at once.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// A new product with an inventory of zeros.
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError>;
+
+    /// The product, if there is one.
+    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
+
+    /// Up to `limit` products in id order, beginning behind `after`.
+    async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError>;
+
+    /// The ids of all products, ascending: a lane each.
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
+
+    /// The product and its pieces, if there is such a product.
+    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
+
+    /// Sets what is stored to what the seller counted. Takes the inventory row's lock. `None`: no such product.
+    async fn recount(
+        &self,
+        id: ProductId,
+        stock: Stock,
+    ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError>;
+
+    /// The order on record, if there is one.
+    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError>;
+
+    /// Orders on record in id order, which is the order of their creation.
+    async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError>;
+
+    /// Decides a batch in one transaction; a verdict for each order, at the same index. When it returns, what it
+    /// says is committed. An order that is on record already gets the verdict on record.
+    ///
+    /// After an error nothing is known: the transaction may or may not be committed. Calling it again with the
+    /// same orders is right in either case.
+    async fn decide(
+        &self,
+        orders: &[NewOrder],
+        reservation_ttl: Duration,
+    ) -> Result<Vec<Verdict>, StoreError>;
+
+    /// Whether the database answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Closes the connections once they are idle.
+    async fn close(&self);
+}
+
+/// Which orders [`Store::orders`] lists.
+#[derive(Clone, Copy, Debug)]
+pub struct OrderPage {
+    /// Only those of this product.
+    pub product_id: Option<ProductId>,
+    /// Only those that have come this far.
+    pub status: Option<OrderStatus>,
+    /// Only those behind this one.
+    pub after: Option<OrderId>,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// Why the database did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It may work when it is tried again: no connection, a deadlock, a lock not had in time.
+    #[error("the database does not answer: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// Trying again will not help.
+    #[error("the database refuses: {0}")]
+    Refused(#[source] sqlx::Error),
+    /// What stands in the database cannot be.
+    #[error(transparent)]
+    BooksDoNotBalance(#[from] BooksDoNotBalance),
+    /// What stands in the database cannot be.
+    #[error("the database holds what it must not: {0}")]
+    Corrupt(String),
+}
+
+impl StoreError {
+    /// Whether trying again may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match &error {
+            E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
+                Self::Unavailable(error)
+            }
+            E::Database(database) if is_passing(database.as_ref()) => Self::Unavailable(error),
+            _ => Self::Refused(error),
+        }
+    }
+}
+
+/// Errors of the database that pass.
+fn is_passing(error: &dyn sqlx::error::DatabaseError) -> bool {
+    if let Some(mysql) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        // Too many connections; shutting down; lock wait timeout; deadlock; read-only (a failover); killed;
+        // closed for idleness.
+        return matches!(mysql.number(), 1040 | 1053 | 1205 | 1213 | 1290 | 1317 | 1836 | 1927 | 4031);
+    }
+    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_FULL and their extended codes: a disk may be cleaned up.
+    let code = error.code().and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
+}
+
+/// An order's columns as both databases hand them out.
+#[derive(sqlx::FromRow)]
+struct OrderRow {
+    id: uuid::Uuid,
+    product_id: i64,
+    total: i64,
+    status: String,
+    expires_at: Option<i64>,
+    rejected_available: Option<i64>,
+}
+
+impl TryFrom<OrderRow> for Order {
+    type Error = StoreError;
+
+    fn try_from(row: OrderRow) -> Result<Self, StoreError> {
+        let corrupt = || StoreError::Corrupt(format!("an order that cannot be, {}", row.id));
+        let status = OrderStatus::from_word(&row.status).ok_or_else(corrupt)?;
+        let state = match (status, row.expires_at, row.rejected_available) {
+            (OrderStatus::Rejected, None, Some(available)) => {
+                OrderState::Rejected { available: u32::try_from(available).map_err(|_| corrupt())? }
+            }
+            (OrderStatus::Rejected, ..) | (_, None, _) => return Err(corrupt()),
+            (status, Some(expires_at), _) => {
+                OrderState::Accepted { status, expires_at: from_millis(expires_at) }
+            }
+        };
+        let total = u32::try_from(row.total).ok().and_then(Quantity::new).ok_or_else(corrupt)?;
+        Ok(Self { id: row.id.into(), product_id: product_id(row.product_id)?, total, state })
+    }
+}
+
+fn product_id(column: i64) -> Result<ProductId, StoreError> {
+    u64::try_from(column)
+        .ok()
+        .and_then(ProductId::new)
+        .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
+}
+
+fn product(id: i64, name: String) -> Result<Product, StoreError> {
+    let name = ProductName::try_from(name)
+        .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
+    Ok(Product { id: product_id(id)?, name })
+}
+
+/// A product id as the databases want it.
+fn column(id: ProductId) -> i64 {
+    id.get().cast_signed() // at most 2^53 − 1
+}

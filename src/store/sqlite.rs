@@ -1,0 +1,251 @@
+//! The store contract on an SQLite file: the embedded mode.
+//!
+//! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
+//! `synchronous=FULL`, so that a commit is on the disk before anybody hears of it.
+
+use std::{str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    QueryBuilder, Sqlite, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{
+    OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    transaction::{self, Begin, InsertError, Transaction, json},
+};
+use crate::{
+    batch::Inventories,
+    inventory::{Inventory, Stock, StockBelowReserved},
+    order::{NewOrder, Order, OrderId, Verdict},
+    product::{Product, ProductId, ProductName},
+};
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Connections that only read.
+const READERS: u32 = 2;
+/// How long a writer waits for another process that has the file open.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The store on an SQLite file.
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the file of a `sqlite://` URL, creates it if there is none, and brings its tables up to date.
+    pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
+        let options = SqliteConnectOptions::from_str(url)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .optimize_on_close(true, None);
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await?;
+        MIGRATIONS.run(&writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.read_only(true).optimize_on_close(false, None))
+            .await?;
+        Ok(Self { writer, readers })
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+        let mut transaction = self.begin().await?.0;
+        let id: i64 = sqlx::query_scalar("INSERT INTO products (name) VALUES (?) RETURNING id")
+            .bind(name.as_str())
+            .fetch_one(&mut *transaction)
+            .await?;
+        sqlx::query("INSERT INTO inventories (product_id) VALUES (?)")
+            .bind(id)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Product { id: product_id(id)?, name })
+    }
+
+    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
+        let name: Option<String> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
+            .bind(column(id))
+            .fetch_optional(&self.readers)
+            .await?;
+        name.map(|name| product(column(id), name)).transpose()
+    }
+
+    async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
+        let rows: Vec<(i64, String)> =
+            sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
+                .bind(after.map_or(0, column))
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await?;
+        rows.into_iter().map(|(id, name)| product(id, name)).collect()
+    }
+
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
+        let ids: Vec<i64> =
+            sqlx::query_scalar("SELECT id FROM products ORDER BY id").fetch_all(&self.readers).await?;
+        ids.into_iter().map(product_id).collect()
+    }
+
+    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
+        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+            "SELECT name, stored_stock, available_stock, reserved_stock
+             FROM products JOIN inventories ON product_id = id WHERE id = ?",
+        )
+        .bind(column(id))
+        .fetch_optional(&self.readers)
+        .await?;
+        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
+        Ok(Some((product(column(id), name)?, Inventory::from_columns(stored, available, reserved)?)))
+    }
+
+    async fn recount(
+        &self,
+        id: ProductId,
+        stock: Stock,
+    ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
+        let mut transaction = self.begin().await?;
+        let mut inventories = transaction.lock_inventories(json(&[id])).await?;
+        let Some(mut inventory) = inventories.remove(&id) else { return Ok(None) };
+        if let Err(below) = inventory.recount(stock) {
+            return Ok(Some(Err(below)));
+        }
+        let mut transaction = transaction.0;
+        let name: String = sqlx::query_scalar(
+            "UPDATE inventories SET stored_stock = ?, available_stock = ? WHERE product_id = ?
+             RETURNING (SELECT name FROM products WHERE id = product_id)",
+        )
+        .bind(inventory.stored())
+        .bind(inventory.available())
+        .bind(column(id))
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Some(Ok((product(column(id), name)?, inventory))))
+    }
+
+    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
+        let row: Option<OrderRow> = sqlx::query_as("SELECT * FROM orders WHERE id = ?")
+            .bind(id.uuid())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(Order::try_from).transpose()
+    }
+
+    async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
+        let mut query = QueryBuilder::new("SELECT * FROM orders WHERE id > ");
+        query.push_bind(page.after.map_or(uuid::Uuid::nil(), OrderId::uuid));
+        if let Some(id) = page.product_id {
+            query.push(" AND product_id = ").push_bind(column(id));
+        }
+        if let Some(status) = page.status {
+            query.push(" AND status = ").push_bind(status.as_str());
+        }
+        query.push(" ORDER BY id LIMIT ").push_bind(page.limit);
+        let rows: Vec<OrderRow> = query.build_query_as().fetch_all(&self.readers).await?;
+        rows.into_iter().map(Order::try_from).collect()
+    }
+
+    async fn decide(
+        &self,
+        orders: &[NewOrder],
+        reservation_ttl: Duration,
+    ) -> Result<Vec<Verdict>, StoreError> {
+        transaction::decide(self, orders, reservation_ttl).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+impl Begin for SqliteStore {
+    type Transaction = SqliteTransaction;
+
+    async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
+        // A transaction that begins by reading and writes later fails at once when another process wrote in
+        // between, whatever the busy timeout: take the write lock at the start.
+        Ok(SqliteTransaction(self.writer.begin_with("BEGIN IMMEDIATE").await?))
+    }
+}
+
+pub(super) struct SqliteTransaction(sqlx::Transaction<'static, Sqlite>);
+
+impl Transaction for SqliteTransaction {
+    async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
+        // The write lock of the file is held since the beginning.
+        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, stored_stock, available_stock, reserved_stock
+             FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
+        )
+        .bind(products)
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.into_iter()
+            .map(|(id, stored, available, reserved)| {
+                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
+            })
+            .collect()
+    }
+
+    async fn orders_on_record(&mut self, ids: String) -> Result<Vec<Order>, StoreError> {
+        let rows: Vec<OrderRow> = sqlx::query_as(
+            "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.id = unhex(batch.value)",
+        )
+        .bind(ids)
+        .fetch_all(&mut *self.0)
+        .await?;
+        rows.into_iter().map(Order::try_from).collect()
+    }
+
+    async fn insert_orders(&mut self, rows: String) -> Result<(), InsertError> {
+        sqlx::query(
+            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available)
+             SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
+             FROM json_each(?)",
+        )
+        .bind(rows)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn move_stock(&mut self, differences: String) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE inventories
+             SET stored_stock    = stored_stock    + (batch.value ->> 1),
+                 available_stock = available_stock + (batch.value ->> 2),
+                 reserved_stock  = reserved_stock  + (batch.value ->> 3)
+             FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0",
+        )
+        .bind(differences)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.0.commit().await?)
+    }
+}

@@ -1,0 +1,171 @@
+//! The worker: takes what has arrived, decides it, replies, acknowledges. In that order, each confirmed before
+//! the next: a crash anywhere in between means that the orders come back, and an order that comes back gets the
+//! verdict on record.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    order::{NewOrder, Verdict},
+    queue::{Address, Consumer, Delivery, Queue, QueueError, Reply},
+    store::{Store, StoreError},
+};
+
+/// How many orders one transaction decides at most. There is no least: a lone order never waits for company.
+const MAX_BATCH: usize = 1_000;
+/// How often the products are looked through for lanes that no message told of.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// Serves lanes until it is told to stop.
+pub struct Worker {
+    /// Where orders stand in line.
+    pub queue: Arc<dyn Queue>,
+    /// What decides them.
+    pub store: Arc<dyn Store>,
+    /// How long a reservation lives unless it is paid.
+    pub reservation_ttl: Duration,
+    /// Finish the batch in hand, then end.
+    pub stop: CancellationToken,
+}
+
+impl Worker {
+    /// Runs until [`Worker::stop`]. A connection that dies is made anew, for as long as it takes.
+    pub async fn run(self) {
+        let mut delays = backoff();
+        while !self.stop.is_cancelled() {
+            match self.serve_lanes().await {
+                Ok(()) => return,
+                Err(Lost::AfterWork(error)) => {
+                    delays = backoff();
+                    tracing::warn!(%error, "lost the queue; what was in hand comes back");
+                }
+                Err(Lost::BeforeWork(error)) => tracing::warn!(%error, "no queue yet"),
+            }
+            self.pause(delays.next()).await;
+        }
+    }
+
+    /// One consumer's life.
+    async fn serve_lanes(&self) -> Result<(), Lost> {
+        let mut consumer = self.queue.consumer().await.map_err(Lost::BeforeWork)?;
+        let mut rescan = interval(RESCAN);
+        rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                _ = rescan.tick() => self.look_for_lanes(&mut *consumer).await.map_err(Lost::BeforeWork)?,
+                taken = consumer.take(MAX_BATCH) => {
+                    let deliveries = taken.map_err(Lost::AfterWork)?;
+                    self.settle(&mut *consumer, deliveries).await.map_err(Lost::AfterWork)?;
+                }
+            }
+        }
+    }
+
+    async fn look_for_lanes(&self, consumer: &mut dyn Consumer) -> Result<(), QueueError> {
+        match self.store.product_ids().await {
+            Ok(products) => consumer.serve(&products).await,
+            Err(error) => {
+                tracing::warn!(%error, "could not look for new products");
+                Ok(())
+            }
+        }
+    }
+
+    /// Decide, reply, acknowledge.
+    async fn settle(&self, consumer: &mut dyn Consumer, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        let orders: Vec<NewOrder> =
+            deliveries.iter().flat_map(|delivery| &delivery.orders).copied().collect();
+        match self.decide(&orders).await {
+            Decided::All(verdicts) => {
+                consumer.reply(replies(&deliveries, &verdicts)).await?;
+                consumer.ack(deliveries).await
+            }
+            Decided::Impossible(error) if deliveries.len() == 1 => {
+                tracing::error!(%error, product_id = %deliveries[0].product_id, "putting orders aside");
+                consumer.put_aside(deliveries).await
+            }
+            Decided::Impossible(error) => {
+                tracing::warn!(%error, "deciding the deliveries of this batch one by one");
+                for delivery in deliveries {
+                    Box::pin(self.settle(consumer, vec![delivery])).await?;
+                }
+                Ok(())
+            }
+            // Unacknowledged, they come back when the consumer ends.
+            Decided::Stopped => Err(QueueError("stopped while the database was away".to_owned())),
+        }
+    }
+
+    /// Asks the store until it answers.
+    async fn decide(&self, orders: &[NewOrder]) -> Decided {
+        let mut delays = backoff();
+        loop {
+            match self.store.decide(orders, self.reservation_ttl).await {
+                Ok(verdicts) => return Decided::All(verdicts),
+                Err(error) if !error.is_transient() => return Decided::Impossible(error),
+                Err(error) => tracing::warn!(%error, orders = orders.len(), "deciding again"),
+            }
+            if self.stop.is_cancelled() {
+                return Decided::Stopped;
+            }
+            self.pause(delays.next()).await;
+        }
+    }
+
+    /// Waits, but not beyond the stop.
+    async fn pause(&self, delay: Option<Duration>) {
+        tokio::select! {
+            () = sleep(delay.unwrap_or(MAX_DELAY)) => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+}
+
+/// A consumer ended.
+enum Lost {
+    /// It never got as far as taking anything.
+    BeforeWork(QueueError),
+    /// It was at work.
+    AfterWork(QueueError),
+}
+
+/// What became of a batch at the store.
+enum Decided {
+    All(Vec<Verdict>),
+    /// Trying again will not help.
+    Impossible(StoreError),
+    /// The worker was told to stop while the database was away.
+    Stopped,
+}
+
+const MAX_DELAY: Duration = Duration::from_secs(2);
+
+/// Growing delays with jitter, so that many workers do not come back in step.
+fn backoff() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(MAX_DELAY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// One reply for each API, whatever the number of its deliveries.
+fn replies(deliveries: &[Delivery], verdicts: &[Verdict]) -> Vec<Reply> {
+    let mut replies: Vec<Reply> = Vec::new();
+    let mut rest = verdicts.iter().copied();
+    for delivery in deliveries {
+        let decided = delivery.orders.iter().map(|order| order.id).zip(rest.by_ref());
+        match replies.iter_mut().find(|reply| reply.to == delivery.reply_to) {
+            Some(reply) => reply.verdicts.extend(decided),
+            None => {
+                replies.push(Reply { to: Address::clone(&delivery.reply_to), verdicts: decided.collect() });
+            }
+        }
+    }
+    replies
+}
