@@ -4,8 +4,9 @@
 #   scripts/schemathesis.sh target/debug/antre
 #
 # Takes about a minute. Needs python3 (3.10 or newer); installs schemathesis under target/ the first time.
-# SCHEMATHESIS_SEED=<number> runs what an earlier run ran. In CI the seed is fixed, so that a red run is the
-# change's doing; elsewhere it is random, so that every run looks somewhere else.
+# In CI the seed is fixed, so that a red run is the change's doing; elsewhere it is random, so that every run looks
+# somewhere else. SCHEMATHESIS_SEED=<number> sets it. The same seed generates the same requests as far as the time
+# reaches, save for the order ids that antre makes up anew.
 # Exits with schemathesis's own code: 0 is good, 1 means that it found something. 2 means that it never started.
 set -euo pipefail
 
@@ -84,7 +85,7 @@ create_products() {
 
 run_schemathesis() {
     local seed=${SCHEMATHESIS_SEED:-$([ -n "${CI:-}" ] && echo 1 || echo $RANDOM)} code=0
-    echo "seed $seed; the same again: SCHEMATHESIS_SEED=$seed scripts/schemathesis.sh <antre>"
+    echo "seed $seed; again with the same: SCHEMATHESIS_SEED=$seed scripts/schemathesis.sh <antre>"
     export HYPOTHESIS_STORAGE_DIRECTORY=$dir/hypothesis
     # Schemathesis leaves out the call that it got the contract from, unless a filter asks for it.
     timeout --kill-after=10 300 "$venv/bin/st" --config-file scripts/schemathesis.toml run "$url/apispec.json" \
