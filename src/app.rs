@@ -6,19 +6,24 @@ use std::{
     time::Duration,
 };
 
-use axum::serve::ListenerExt;
+use axum::{Router, serve::ListenerExt};
 use tokio::{
     net::TcpListener,
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    http::{self, Api},
+    http::{self, Api, Probes},
     placement::Placement,
-    queue::in_process::InProcessQueue,
-    settings::{Backends, HttpSettings, LogFormat, Role, Settings, SettingsError},
-    store::{Store, sqlite::SqliteStore},
+    queue::{
+        Queue,
+        in_process::InProcessQueue,
+        rabbitmq::{RabbitMqQueue, RabbitMqSettings},
+    },
+    settings::{Backends, Database, LogFormat, Role, Settings, SettingsError},
+    store::{Store, mysql::MySqlStore, sqlite::SqliteStore},
     worker::Worker,
 };
 
@@ -42,16 +47,33 @@ pub enum AppError {
 
 /// Runs the role that the settings name until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppError> {
-    match (settings.role.unwrap_or_default(), settings.backends.backends()?) {
-        (Role::Serve, Backends::Embedded { database_url }) => {
+    let role = settings.role.unwrap_or_default();
+    if role == Role::Migrate {
+        return migrate(&settings).await;
+    }
+    match (settings.backends.backends()?, role) {
+        (Backends::Embedded { database_url }, Role::Serve | Role::Migrate) => {
             serve_embedded(&settings, &database_url, stop).await
         }
-        (Role::Migrate, Backends::Embedded { database_url }) => {
-            open_sqlite(&database_url).await?.close().await;
-            say(&settings, &[format!("The tables of {database_url} are up to date.")]);
-            Ok(())
+        (Backends::Servers { database_url, amqp_url }, role) => {
+            run_on_servers(&settings, role, &database_url, &amqp_url, stop).await
         }
+        (Backends::Embedded { .. }, Role::Api | Role::Worker) => Err(SettingsError(
+            "DATABASE_URL (mysql://…) and AMQP_URL are missing: API and worker on their own meet on servers; \
+             to run both in one process without any, use antre serve"
+                .to_owned(),
+        )
+        .into()),
     }
+}
+
+async fn migrate(settings: &Settings) -> Result<(), AppError> {
+    match settings.backends.database()? {
+        Database::Sqlite(url) => open_sqlite(&url).await?.close().await,
+        Database::MySql(url) => open_mysql(&url).await?.close().await,
+    }
+    say(settings, &["The tables are up to date.".to_owned()]);
+    Ok(())
 }
 
 /// API and worker in one process, with an SQLite file and lanes in memory.
@@ -60,53 +82,125 @@ async fn serve_embedded(
     database_url: &str,
     stop: CancellationToken,
 ) -> Result<(), AppError> {
-    let listener = listen(&settings.http).await?;
+    let listener = listen(settings.http.listen_addr_or_default()).await?;
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
     let queue = InProcessQueue::new(LANE_CAPACITY);
-    let placement = Placement::new(store.clone(), &queue, settings.http.order_timeout)
-        .await
-        .map_err(|error| AppError::Start(error.to_string()))?;
-    let worker_stop = CancellationToken::new();
-    let worker = tokio::spawn(
-        Worker {
-            queue: Arc::new(queue.clone()),
-            store: store.clone(),
-            reservation_ttl: settings.orders.reservation_ttl,
-            stop: worker_stop.clone(),
-        }
-        .run(),
-    );
+    let api = api(settings, &store, &queue).await?;
+    let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     say(
         settings,
         &[
-            format!("antre {} is open: API and worker in one process.", env!("CARGO_PKG_VERSION")),
+            banner("API and worker in one process"),
             "  orders in line   in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)"
                 .into(),
             format!("  orders on record {database_url}"),
-            format!("  try              curl {}/api/products", url(&listener)?),
+            invitation(&listener)?,
         ],
     );
-    let api = Api { store: store.clone(), placement: Arc::new(placement) };
-    let deadline = serve_http(listener, api, stop).await?;
+    let deadline = serve_http(listener, http::router(api), stop).await?;
 
     // Nobody comes in any more. Those in line are served, then the worker may go.
     let _ = timeout_at(deadline, queue.drained()).await;
-    worker_stop.cancel();
-    let _ = timeout_at(deadline, worker).await;
+    worker.stop(deadline).await;
     let _ = timeout_at(deadline, store.close()).await;
     Ok(())
 }
 
+/// One role or two, on MySQL and RabbitMQ.
+async fn run_on_servers(
+    settings: &Settings,
+    role: Role,
+    database_url: &str,
+    amqp_url: &str,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let address = match role {
+        Role::Worker => settings.http.listen_addr.as_deref(),
+        _ => Some(settings.http.listen_addr_or_default()),
+    };
+    let listener = match address {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let store: Arc<dyn Store> = open_mysql(database_url).await?;
+    let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
+    let router = match role {
+        Role::Worker => http::health_router(Probes { store: store.clone(), queue: queue.clone() }),
+        _ => http::router(api(settings, &store, &*queue).await?),
+    };
+    let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue));
+    let mut lines = vec![
+        banner(match role {
+            Role::Api => "the API; orders wait for a worker (antre worker)",
+            Role::Worker => "a worker",
+            _ => "API and worker in one process",
+        }),
+        format!("  orders in line   {}", without_password(amqp_url)),
+        format!("  orders on record {}", without_password(database_url)),
+    ];
+    if let Some(listener) = &listener {
+        lines.push(if role == Role::Worker { health_invitation(listener)? } else { invitation(listener)? });
+    }
+    say(settings, &lines);
+    let deadline = match listener {
+        Some(listener) => serve_http(listener, router, stop).await?,
+        None => {
+            stop.cancelled().await;
+            Instant::now() + GRACE
+        }
+    };
+    if let Some(worker) = worker {
+        worker.stop(deadline).await;
+    }
+    let _ = timeout_at(deadline, store.close()).await;
+    Ok(())
+}
+
+async fn api(settings: &Settings, store: &Arc<dyn Store>, queue: &dyn Queue) -> Result<Api, AppError> {
+    let placement = Placement::new(store.clone(), queue, settings.http.order_timeout)
+        .await
+        .map_err(|error| AppError::Start(error.to_string()))?;
+    Ok(Api { store: store.clone(), placement: Arc::new(placement) })
+}
+
+struct RunningWorker {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl RunningWorker {
+    fn start(settings: &Settings, store: &Arc<dyn Store>, queue: Arc<dyn Queue>) -> Self {
+        let stop = CancellationToken::new();
+        let worker = Worker {
+            queue,
+            store: store.clone(),
+            reservation_ttl: settings.orders.reservation_ttl,
+            stop: stop.clone(),
+        };
+        Self { stop, task: tokio::spawn(worker.run()) }
+    }
+
+    /// Lets it finish the batch in its hands.
+    async fn stop(self, deadline: Instant) {
+        self.stop.cancel();
+        let _ = timeout_at(deadline, self.task).await;
+    }
+}
+
 /// Answers requests until `stop`, then finishes those in flight. Returns by when the rest of the process must have
 /// finished too.
-async fn serve_http(listener: TcpListener, api: Api, stop: CancellationToken) -> Result<Instant, AppError> {
+async fn serve_http(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) -> Result<Instant, AppError> {
     // Answers are small and complete: waiting for more to send (Nagle) would only delay them.
     let listener = listener.tap_io(|connection| {
         let _ = connection.set_nodelay(true);
     });
     let stopping = stop.clone();
     let mut serving = tokio::spawn(
-        axum::serve(listener, http::router(api))
+        axum::serve(listener, router)
             .with_graceful_shutdown(async move { stopping.cancelled().await })
             .into_future(),
     );
@@ -127,8 +221,7 @@ async fn serve_http(listener: TcpListener, api: Api, stop: CancellationToken) ->
     Ok(deadline)
 }
 
-async fn listen(settings: &HttpSettings) -> Result<TcpListener, AppError> {
-    let address = settings.listen_addr.as_deref().unwrap_or(HttpSettings::DEFAULT_LISTEN_ADDR);
+async fn listen(address: &str) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).await.map_err(|error| {
         AppError::Start(format!(
             "cannot listen on {address}: {error}. Set LISTEN_ADDR (--listen-addr) to another HOST:PORT"
@@ -143,6 +236,51 @@ async fn open_sqlite(url: &str) -> Result<Arc<SqliteStore>, AppError> {
              user can write, in a directory that exists"
         ))
     })
+}
+
+async fn open_mysql(url: &str) -> Result<Arc<MySqlStore>, AppError> {
+    MySqlStore::open(url).await.map(Arc::new).map_err(|error| {
+        AppError::Start(format!(
+            "cannot open the database {}: {error}. Check that the server runs, and DATABASE_URL (--database-url)",
+            without_password(url)
+        ))
+    })
+}
+
+async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, AppError> {
+    let settings = RabbitMqSettings {
+        url: url.to_owned(),
+        prefix: settings.backends.queue_prefix.clone(),
+        lanes: settings.backends.lanes,
+        lane_capacity: RabbitMqSettings::LANE_CAPACITY,
+    };
+    RabbitMqQueue::connect(settings).await.map_err(|error| {
+        AppError::Start(format!(
+            "cannot open the queue {}: {error}. Check that the broker runs, and AMQP_URL (--amqp-url)",
+            without_password(url)
+        ))
+    })
+}
+
+/// A URL as it may be shown: scheme, host and path.
+fn without_password(url: &str) -> String {
+    let shown = url.split(['?', '#']).next().unwrap_or_default();
+    match (shown.split_once("://"), shown.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        _ => shown.to_owned(),
+    }
+}
+
+fn banner(what: &str) -> String {
+    format!("antre {} is open: {what}.", env!("CARGO_PKG_VERSION"))
+}
+
+fn invitation(listener: &TcpListener) -> Result<String, AppError> {
+    Ok(format!("  try              curl {}/api/products", url(listener)?))
+}
+
+fn health_invitation(listener: &TcpListener) -> Result<String, AppError> {
+    Ok(format!("  health           curl {}/health/ready", url(listener)?))
 }
 
 /// The URL at which a person can try it.

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{FromRef, Request},
     http::{HeaderName, HeaderValue, Method, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -24,6 +24,7 @@ use crate::{placement::Placement, store::Store};
 use envelope::{ApiError, Reason};
 
 pub use docs::CONTRACT;
+pub use health::Probes;
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -32,6 +33,12 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     /// The way into the lanes.
     pub placement: Arc<Placement>,
+}
+
+impl FromRef<Api> for Probes {
+    fn from_ref(api: &Api) -> Self {
+        Self { store: api.store.clone(), queue: api.placement.probe() }
+    }
 }
 
 /// Every path of the contract and what answers there. A test holds it against `apispec.json`.
@@ -50,12 +57,24 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
 
 /// The whole API.
 pub fn router(api: Api) -> Router {
-    routes()
+    finish(routes(), api)
+}
+
+/// What a worker answers: only how it is.
+pub fn health_router(probes: Probes) -> Router {
+    finish(vec![("/health/live", get(health::live)), ("/health/ready", get(health::ready))], probes)
+}
+
+fn finish<S: Clone + Send + Sync + 'static>(
+    routes: Vec<(&'static str, MethodRouter<S>)>,
+    state: S,
+) -> Router {
+    routes
         .into_iter()
         .fold(Router::new(), |router, (path, methods)| router.route(path, methods))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(route_not_found)
-        .with_state(api)
+        .with_state(state)
         .layer(CatchPanicLayer::custom(|_| ApiError::internal("a handler panicked").into_response()))
         .layer(middleware::from_fn(observe))
 }

@@ -115,8 +115,8 @@ impl TryFrom<u32> for Quantity {
     }
 }
 
-/// An order on its way to its verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An order on its way to its verdict. Serialized, times are Unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewOrder {
     /// Its name, which also says when it was created.
     pub id: OrderId,
@@ -125,6 +125,7 @@ pub struct NewOrder {
     /// How many pieces.
     pub total: Quantity,
     /// Until when the buyer waits for the answer.
+    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     pub answer_by: Timestamp,
 }
 

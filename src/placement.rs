@@ -15,7 +15,7 @@ use crate::{
         NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis, now,
     },
     product::ProductId,
-    queue::{Inbox, Outcome, Queue, QueueError, Refusal, Submitter},
+    queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     store::{Store, StoreError},
 };
 
@@ -94,8 +94,8 @@ impl Placement {
     }
 
     /// Whether orders get in line now.
-    pub async fn ping(&self) -> Result<(), QueueError> {
-        self.submitter.ping().await
+    pub fn probe(&self) -> Arc<dyn Ping> {
+        self.submitter.clone()
     }
 
     async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {

@@ -10,6 +10,8 @@
 //! - A lane is bounded. What it does not take is refused at once.
 
 pub mod in_process;
+mod message;
+pub mod rabbitmq;
 
 use std::sync::Arc;
 
@@ -20,9 +22,16 @@ use crate::{
     product::ProductId,
 };
 
+/// What can be asked whether it works.
+#[async_trait]
+pub trait Ping: Send + Sync {
+    /// Whether orders and verdicts get through now.
+    async fn ping(&self) -> Result<(), QueueError>;
+}
+
 /// The lanes, from where ends are handed out.
 #[async_trait]
-pub trait Queue: Send + Sync {
+pub trait Queue: Ping {
     /// An end for an API: what becomes of the orders submitted here arrives at the inbox.
     async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError>;
 
@@ -32,7 +41,7 @@ pub trait Queue: Send + Sync {
 
 /// The API's end.
 #[async_trait]
-pub trait Submitter: Send + Sync {
+pub trait Submitter: Ping {
     /// Puts the order at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the inbox. It
     /// may never arrive: then nobody knows, and the order may be decided all the same.
     fn submit(&self, order: NewOrder);
@@ -43,9 +52,6 @@ pub trait Submitter: Send + Sync {
 
     /// Whether an order of this age can still stand in line.
     fn may_hold(&self, id: OrderId) -> bool;
-
-    /// Whether orders are taken now.
-    async fn ping(&self) -> Result<(), QueueError>;
 }
 
 /// Where an API hears what became of its orders.
@@ -95,8 +101,6 @@ pub trait Consumer: Send {
 /// Orders of one lane that arrived together, from one API.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The lane.
-    pub product_id: ProductId,
     /// In the order of their arrival; never empty.
     pub orders: Vec<NewOrder>,
     /// Where their verdicts go.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::queue::rabbitmq::LaneMode;
+
 /// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
 /// serves all of them.
 #[derive(Clone, Debug, Parser)]
@@ -32,6 +34,10 @@ pub enum Role {
     /// Run the REST API and a worker in one process; the default
     #[default]
     Serve,
+    /// Run the REST API alone; needs DATABASE_URL and AMQP_URL
+    Api,
+    /// Run a worker alone, as many as you like; needs DATABASE_URL and AMQP_URL
+    Worker,
     /// Bring the tables of the database up to date, and exit
     Migrate,
 }
@@ -45,6 +51,12 @@ pub struct BackendSettings {
     /// The broker, amqp://user:password@host/vhost; goes with a mysql:// database
     #[arg(long, env, hide_env_values = true, value_name = "URL", global = true)]
     pub amqp_url: Option<String>,
+    /// What the names of all queues and exchanges begin with, so that installations can share a broker
+    #[arg(long, env, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = queue_prefix, global = true)]
+    pub queue_prefix: String,
+    /// Which orders stand in one queue: `product`, or `hash:N` for N queues that share all products
+    #[arg(long, env, value_name = "MODE", default_value = "product", value_parser = str::parse::<LaneMode>, global = true)]
+    pub lanes: LaneMode,
 }
 
 /// The HTTP side.
@@ -61,6 +73,11 @@ pub struct HttpSettings {
 impl HttpSettings {
     /// Where an API listens when nothing is said.
     pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3000";
+
+    /// Where an API listens.
+    pub fn listen_addr_or_default(&self) -> &str {
+        self.listen_addr.as_deref().unwrap_or(Self::DEFAULT_LISTEN_ADDR)
+    }
 }
 
 /// What happens to orders.
@@ -99,12 +116,28 @@ pub enum Backends {
         /// `sqlite://…`
         database_url: String,
     },
+    /// A MySQL server and a RabbitMQ broker, for any number of processes.
+    Servers {
+        /// `mysql://…`
+        database_url: String,
+        /// `amqp://…`
+        amqp_url: String,
+    },
+}
+
+/// A database, by the scheme of its URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// `sqlite://…`
+    Sqlite(String),
+    /// `mysql://…`
+    MySql(String),
 }
 
 /// Settings that do not go together; the text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct SettingsError(String);
+pub struct SettingsError(pub String);
 
 impl BackendSettings {
     /// The SQLite file when nothing is said.
@@ -112,17 +145,53 @@ impl BackendSettings {
 
     /// Which pair the URLs name.
     pub fn backends(&self) -> Result<Backends, SettingsError> {
-        // An empty variable is one that is not set: compose files and shells cannot always leave one out.
-        let given = |url: &Option<String>| url.clone().filter(|url| !url.trim().is_empty());
-        match (given(&self.database_url), given(&self.amqp_url)) {
-            (None, None) => Ok(Backends::Embedded { database_url: Self::DEFAULT_DATABASE_URL.to_owned() }),
-            (Some(database_url), None) if database_url.starts_with("sqlite:") => {
-                Ok(Backends::Embedded { database_url })
+        let amqp_url = given(&self.amqp_url);
+        if amqp_url.as_ref().is_some_and(|url| !url.starts_with("amqp://") && !url.starts_with("amqps://")) {
+            return Err(wrong("AMQP_URL (--amqp-url) must begin with amqp:// or amqps://"));
+        }
+        match (self.database()?, amqp_url) {
+            (Database::Sqlite(database_url), None) => Ok(Backends::Embedded { database_url }),
+            (Database::MySql(database_url), Some(amqp_url)) => {
+                Ok(Backends::Servers { database_url, amqp_url })
             }
-            _ => Err(SettingsError(
-                "DATABASE_URL must begin with sqlite://, and AMQP_URL must not be set".to_owned(),
+            (Database::MySql(_), None) => Err(wrong(
+                "AMQP_URL (--amqp-url) is missing: a mysql:// DATABASE_URL goes with a RabbitMQ broker",
+            )),
+            (Database::Sqlite(_), Some(_)) if given(&self.database_url).is_none() => {
+                Err(wrong("DATABASE_URL (--database-url) is missing: AMQP_URL goes with a mysql:// database"))
+            }
+            (Database::Sqlite(_), Some(_)) => Err(wrong(
+                "AMQP_URL goes with a mysql:// DATABASE_URL: an SQLite file is for one process, without a broker",
             )),
         }
+    }
+
+    /// The database alone.
+    pub fn database(&self) -> Result<Database, SettingsError> {
+        let url = given(&self.database_url).unwrap_or_else(|| Self::DEFAULT_DATABASE_URL.to_owned());
+        match url.split_once(':') {
+            Some(("sqlite", _)) => Ok(Database::Sqlite(url)),
+            Some(("mysql" | "mariadb", _)) => Ok(Database::MySql(url)),
+            _ => Err(wrong("DATABASE_URL (--database-url) must begin with mysql:// or sqlite://")),
+        }
+    }
+}
+
+/// An empty variable is one that is not set: compose files and shells cannot always leave one out.
+fn given(url: &Option<String>) -> Option<String> {
+    url.clone().filter(|url| !url.trim().is_empty())
+}
+
+fn wrong(what: &str) -> SettingsError {
+    SettingsError(what.to_owned())
+}
+
+fn queue_prefix(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if text.len() <= 64 && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("it may have up to 64 letters, digits, dots, dashes and underscores".to_owned())
     }
 }
 

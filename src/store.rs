@@ -3,7 +3,7 @@
 //! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/store_contract.rs` is what both must pass.
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
-// pub mod mysql;
+pub mod mysql;
 pub mod sqlite;
 mod transaction;
 

@@ -1,6 +1,6 @@
 //! Logs.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
@@ -11,7 +11,7 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
-    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

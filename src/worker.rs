@@ -85,7 +85,7 @@ impl Worker {
                 consumer.ack(deliveries).await
             }
             Decided::Impossible(error) if deliveries.len() == 1 => {
-                tracing::error!(%error, product_id = %deliveries[0].product_id, "putting orders aside");
+                tracing::error!(%error, orders = ?deliveries[0].orders, "putting orders aside");
                 consumer.put_aside(deliveries).await
             }
             Decided::Impossible(error) => {

@@ -1,15 +1,22 @@
 //! Whether the process runs, and whether what it needs answers.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{
-    Api,
-    envelope::{ApiError, success},
-};
+use super::envelope::{ApiError, success};
+use crate::{queue::Ping, store::Store};
+
+/// What a process needs to do its work.
+#[derive(Clone)]
+pub struct Probes {
+    /// Its database.
+    pub store: Arc<dyn Store>,
+    /// Its broker.
+    pub queue: Arc<dyn Ping>,
+}
 
 /// How long the database and the broker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,8 +46,8 @@ enum Answer {
 }
 
 /// `GET /health/ready`
-pub(super) async fn ready(State(api): State<Api>) -> Result<Response, ApiError> {
-    let (database, queue) = tokio::join!(ask(api.store.ping()), ask(api.placement.ping()));
+pub(super) async fn ready(State(probes): State<Probes>) -> Result<Response, ApiError> {
+    let (database, queue) = tokio::join!(ask(probes.store.ping()), ask(probes.queue.ping()));
     let readiness = Readiness { database, queue };
     if [database, queue].contains(&Answer::Unavailable) {
         return Err(ApiError::not_ready(readiness));

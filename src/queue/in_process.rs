@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use super::{Address, Consumer, Delivery, Inbox, Outcome, Queue, QueueError, Refusal, Reply, Submitter};
+use super::{
+    Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter,
+};
 use crate::{
     order::{NewOrder, OrderId, now},
     product::ProductId,
@@ -117,14 +119,14 @@ impl State {
         let count = lane.waiting.len().min(max_orders);
         for (order, reply_to) in lane.waiting.drain(..count) {
             match taken.last_mut() {
-                Some(delivery) if delivery.product_id == product_id && delivery.reply_to == reply_to => {
+                Some(delivery) if delivery.lane() == product_id && delivery.reply_to == reply_to => {
                     delivery.orders.push(order);
                 }
                 _ => {
                     self.last_tag += 1;
                     lane.held += 1;
                     self.held += 1;
-                    taken.push(Delivery { product_id, orders: vec![order], reply_to, tag: self.last_tag });
+                    taken.push(Delivery { orders: vec![order], reply_to, tag: self.last_tag });
                 }
             }
         }
@@ -176,7 +178,17 @@ impl Submitter for InProcessSubmitter {
     fn may_hold(&self, id: OrderId) -> bool {
         id.created_at() >= self.shared.opened_at
     }
+}
 
+#[async_trait]
+impl Ping for InProcessSubmitter {
+    async fn ping(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Ping for InProcessQueue {
     async fn ping(&self) -> Result<(), QueueError> {
         Ok(())
     }
@@ -245,16 +257,23 @@ impl Consumer for InProcessConsumer {
 
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         for delivery in &deliveries {
-            tracing::error!(product_id = %delivery.product_id, orders = ?delivery.orders, "put aside");
+            tracing::error!(orders = ?delivery.orders, "put aside");
         }
         self.ack(deliveries).await
+    }
+}
+
+impl Delivery {
+    /// In process, a lane is a product's.
+    fn lane(&self) -> ProductId {
+        self.orders[0].product_id
     }
 }
 
 impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
         Self {
-            product_id: delivery.product_id,
+            product_id: delivery.lane(),
             orders: delivery.orders.clone(),
             reply_to: delivery.reply_to.clone(),
         }

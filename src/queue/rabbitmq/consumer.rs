@@ -1,0 +1,291 @@
+//! The worker's end: consumes every lane, and publishes verdicts.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    stream::{self, BoxStream, SelectAll},
+};
+use lapin::{
+    Acker, BasicProperties, Channel, Confirmation, Connection,
+    options::{
+        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
+        ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    failed,
+    topology::{Lane, Topology},
+    within,
+};
+use crate::{
+    order::OrderId,
+    product::ProductId,
+    queue::{
+        Consumer, Delivery, QueueError, Reply,
+        message::{self, JSON, VERDICTS_V1},
+    },
+};
+
+/// How many messages of one lane are on their way to this worker or in its hands. Enough to fill the next batch
+/// while one is decided; few enough that a thousand busy lanes fit into memory.
+const PREFETCH_PER_LANE: u16 = 16;
+/// How many lanes are declared and consumed at a time.
+const LANES_AT_ONCE: usize = 64;
+
+/// The worker's end.
+pub(super) struct RabbitMqConsumer {
+    end: Arc<End>,
+    /// Lanes that are consumed, or about to be.
+    served: HashSet<Lane>,
+    arrivals: SelectAll<BoxStream<'static, Arrival>>,
+    /// Lanes that are opened beside the work.
+    opened: mpsc::UnboundedReceiver<Result<BoxStream<'static, Arrival>, QueueError>>,
+    opening: mpsc::UnboundedSender<Result<BoxStream<'static, Arrival>, QueueError>>,
+    unacked: HashMap<u64, Acker>,
+}
+
+/// Connections and channels. Verdicts leave on another connection than orders arrive on: a broker that is short of
+/// memory stops reading from those who publish.
+struct End {
+    topology: Arc<Topology>,
+    worker: String,
+    _consuming: Connection,
+    orders: Channel,
+    _publishing: Connection,
+    verdicts: Channel,
+    declarations: Channel,
+}
+
+enum Arrival {
+    Orders(Result<lapin::message::Delivery, lapin::Error>),
+    News(Result<lapin::message::Delivery, lapin::Error>),
+    /// The broker cancelled a consumer, or the connection is gone.
+    End,
+}
+
+impl RabbitMqConsumer {
+    pub(super) async fn start(topology: Arc<Topology>) -> Result<Self, QueueError> {
+        let consuming = topology.connect("worker: orders").await?;
+        let publishing = topology.connect("worker: verdicts").await?;
+        let orders = within(consuming.create_channel()).await?;
+        within(orders.basic_qos(PREFETCH_PER_LANE, BasicQosOptions::default())).await?;
+        let verdicts = within(publishing.create_channel()).await?;
+        within(verdicts.confirm_select(ConfirmSelectOptions::default())).await?;
+        let declarations = within(publishing.create_channel()).await?;
+        within(topology.declare_shared(&declarations)).await?;
+        let news = within(news(&topology, &consuming)).await?;
+        let (opening, opened) = mpsc::unbounded_channel();
+        Ok(Self {
+            end: Arc::new(End {
+                topology,
+                worker: OrderId::mint().to_string(),
+                _consuming: consuming,
+                orders,
+                _publishing: publishing,
+                verdicts,
+                declarations,
+            }),
+            served: HashSet::new(),
+            arrivals: SelectAll::from_iter([news]),
+            opened,
+            opening,
+            unacked: HashMap::new(),
+        })
+    }
+
+    /// Takes what has arrived; `None` when that was no orders.
+    fn receive(&mut self, arrival: Arrival) -> Result<Option<Delivery>, QueueError> {
+        match arrival {
+            Arrival::Orders(delivery) => Ok(self.accept(delivery.map_err(failed)?)),
+            Arrival::News(news) => {
+                self.open_beside(&news.map_err(failed)?);
+                Ok(None)
+            }
+            Arrival::End => Err(QueueError("the broker ended a consumer".to_owned())),
+        }
+    }
+
+    /// Decodes a message. What nobody can decode goes to the dead letters.
+    fn accept(&mut self, delivery: lapin::message::Delivery) -> Option<Delivery> {
+        let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+        match message::decode_orders(&delivery.data, kind) {
+            Ok(orders) => {
+                let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
+                let taken = Delivery { orders, reply_to: reply_to.into(), tag: delivery.delivery_tag };
+                self.unacked.insert(taken.tag, delivery.acker);
+                Some(taken)
+            }
+            Err(error) => {
+                tracing::error!(%error, lane = delivery.routing_key.as_str(), "a message goes to the dead letters");
+                tokio::spawn(
+                    async move { delivery.acker.reject(BasicRejectOptions { requeue: false }).await },
+                );
+                None
+            }
+        }
+    }
+
+    /// Opens the lane of a new product without holding up the others. On its own task: a consumer that is being
+    /// started when the caller goes away would be left behind, active and deaf.
+    fn open_beside(&mut self, news: &lapin::message::Delivery) {
+        let kind = news.properties.kind().as_ref().map(|kind| kind.as_str());
+        match message::decode_product(&news.data, kind) {
+            Ok(product_id) => {
+                let lane = self.end.topology.lane_of(product_id);
+                if self.served.insert(lane) {
+                    let (end, opening) = (self.end.clone(), self.opening.clone());
+                    tokio::spawn(async move { opening.send(end.consume(lane).await) });
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a message about lanes"),
+        }
+    }
+}
+
+impl End {
+    /// Starts to consume a lane.
+    async fn consume(&self, lane: Lane) -> Result<BoxStream<'static, Arrival>, QueueError> {
+        within(self.topology.declare_lane(&self.declarations, lane)).await?;
+        let name = self.topology.lane_name(lane);
+        let orders = within(self.orders.basic_consume(
+            name.clone(),
+            name, // the tag: unique on this channel
+            BasicConsumeOptions::default(),
+            Topology::priority(&self.worker, lane),
+        ))
+        .await?;
+        Ok(orders.map(Arrival::Orders).chain(stream::once(async { Arrival::End })).boxed())
+    }
+}
+
+/// News of products: a queue that is only this connection's, bound to the fanout exchange.
+async fn news(
+    topology: &Topology,
+    connection: &Connection,
+) -> Result<BoxStream<'static, Arrival>, lapin::Error> {
+    let channel = connection.create_channel().await?;
+    let options =
+        QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+    let name = queue.name().clone();
+    channel
+        .queue_bind(
+            name.clone(),
+            topology.news_name(),
+            "".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await?;
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let news = channel.basic_consume(name, "news".into(), options, FieldTable::default()).await?;
+    Ok(news.map(Arrival::News).chain(stream::once(async { Arrival::End })).boxed())
+}
+
+#[async_trait]
+impl Consumer for RabbitMqConsumer {
+    async fn serve(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
+        let lanes: Vec<_> = products
+            .iter()
+            .map(|product_id| self.end.topology.lane_of(*product_id))
+            .filter(|lane| self.served.insert(*lane))
+            .collect();
+        let end = &self.end;
+        let consumed: Vec<_> = stream::iter(lanes)
+            .map(|lane| async move { end.consume(lane).await })
+            .buffer_unordered(LANES_AT_ONCE)
+            .try_collect()
+            .await?;
+        self.arrivals.extend(consumed);
+        Ok(())
+    }
+
+    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError> {
+        loop {
+            let first = tokio::select! {
+                Some(opened) = self.opened.recv() => {
+                    self.arrivals.push(opened?);
+                    continue;
+                }
+                arrival = self.arrivals.next() => arrival.unwrap_or(Arrival::End),
+            };
+            let Some(first) = self.receive(first)? else { continue };
+            let mut room = max_orders.saturating_sub(first.orders.len());
+            let mut taken = vec![first];
+            // All that has arrived, and no waiting for more.
+            while room > 0
+                && let Some(Some(arrival)) = self.arrivals.next().now_or_never()
+            {
+                if let Some(delivery) = self.receive(arrival)? {
+                    room = room.saturating_sub(delivery.orders.len());
+                    taken.push(delivery);
+                }
+            }
+            return Ok(taken);
+        }
+    }
+
+    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
+        let mut confirms = Vec::with_capacity(replies.len());
+        for Reply { to, verdicts } in replies.into_iter().filter(|reply| !reply.to.is_empty()) {
+            let properties =
+                BasicProperties::default().with_content_type(JSON.into()).with_type(VERDICTS_V1.into());
+            let payload = message::encode_verdicts(&verdicts);
+            // Not mandatory: an API that is gone took its queue with it, and nobody waits.
+            let options = BasicPublishOptions::default();
+            let published =
+                self.end.verdicts.basic_publish("".into(), to.as_ref().into(), options, &payload, properties);
+            confirms.push(within(published).await?);
+        }
+        for confirm in confirms {
+            match within(confirm).await? {
+                Confirmation::Ack(_) => {}
+                refused => return Err(QueueError(format!("verdicts were not taken: {refused:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        for delivery in deliveries {
+            let Some(acker) = self.unacked.remove(&delivery.tag) else { continue };
+            // One by one: tags of several lanes interleave, and "multiple" would cover what is not done yet.
+            if !within(acker.ack(BasicAckOptions::default())).await? {
+                return Err(QueueError("the channel was gone before the ack".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        for delivery in deliveries {
+            let Some(acker) = self.unacked.remove(&delivery.tag) else { continue };
+            if !within(acker.reject(BasicRejectOptions { requeue: false })).await? {
+                return Err(QueueError("the channel was gone before the reject".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RabbitMqConsumer {
+    /// Closes the channel before the consumers go: a consumer that is cancelled leaves its lane to the next one while
+    /// its own messages are still out, and they would come back behind others.
+    fn drop(&mut self) {
+        let (end, consumers) = (self.end.clone(), std::mem::take(&mut self.arrivals));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = within(end.orders.close(200, "done".into())).await;
+                drop(consumers);
+            });
+        }
+    }
+}

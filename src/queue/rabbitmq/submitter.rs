@@ -1,0 +1,405 @@
+//! The API's end: publishes orders, and receives verdicts in a queue of its own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use deadpool_lapin::{Object, Pool};
+use futures_util::StreamExt;
+use lapin::{
+    BasicProperties, Channel, Confirmation,
+    message::BasicReturnMessage,
+    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use tokio::{sync::oneshot, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    failed,
+    topology::{Lane, MAX_AGE, Topology},
+    within,
+};
+use crate::{
+    order::{NewOrder, OrderId, now},
+    product::ProductId,
+    queue::{
+        Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter,
+        message::{self, JSON, ORDERS_V1, PRODUCT_V1},
+    },
+};
+
+/// How many orders one message carries at most: some 25 kB.
+const MAX_ORDERS_PER_MESSAGE: usize = 256;
+
+/// The API's end.
+pub(super) struct RabbitMqSubmitter {
+    shared: Arc<Shared>,
+    _receiving: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    topology: Arc<Topology>,
+    publishers: Pool,
+    inbox: Arc<dyn Inbox>,
+    /// Where verdicts find this process; `None` while it has no connection to receive them on.
+    reply_to: RwLock<Option<Address>>,
+    /// Lanes with a publish under way.
+    lanes: Mutex<HashMap<Lane, Gathering>>,
+    publishing: tokio::sync::Mutex<Option<Arc<Publishing>>>,
+}
+
+/// What gathers for a lane while a publish is under way. It leaves as one message when the confirm arrives, so a lone
+/// order never waits, and a flood becomes few messages. One publish at a time keeps the lane in order.
+#[derive(Default)]
+struct Gathering {
+    orders: Vec<NewOrder>,
+    /// Nobody knows whether the publish under way arrived; what comes now is refused instead of waiting behind it.
+    stuck: bool,
+}
+
+/// A connection to publish on.
+struct Publishing {
+    connection: Object,
+    orders: Channel,
+    /// A channel of its own: a declaration that is refused closes its channel.
+    declarations: Channel,
+    declared: Mutex<HashSet<Lane>>,
+}
+
+/// What is known of a publish.
+enum Published {
+    /// The broker has it.
+    Confirmed,
+    /// The lane is full.
+    Nacked,
+    /// It never left.
+    NotSent(QueueError),
+    /// It left, and the connection died before the confirm.
+    Unknown(QueueError),
+}
+
+impl RabbitMqSubmitter {
+    pub(super) async fn start(
+        topology: Arc<Topology>,
+        publishers: Pool,
+        inbox: Arc<dyn Inbox>,
+    ) -> Result<Self, QueueError> {
+        let shared = Arc::new(Shared {
+            topology,
+            publishers,
+            inbox,
+            reply_to: RwLock::default(),
+            lanes: Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
+        });
+        let (ready, is_ready) = oneshot::channel();
+        let receiving = tokio::spawn(shared.clone().receive_forever(ready));
+        let submitter = Self { shared, _receiving: AbortOnDropHandle::new(receiving) };
+        is_ready.await.map_err(failed)??;
+        Ok(submitter)
+    }
+}
+
+#[async_trait]
+impl Submitter for RabbitMqSubmitter {
+    fn submit(&self, order: NewOrder) {
+        let refused = |refusal| self.shared.inbox.deliver(vec![(order.id, Outcome::Refused(refusal))]);
+        if self.shared.reply_to().is_none() {
+            return refused(Refusal::QueueUnavailable);
+        }
+        let lane = self.shared.topology.lane_of(order.product_id);
+        let mut lanes = self.shared.lanes();
+        let Some(gathering) = lanes.get_mut(&lane) else {
+            lanes.insert(lane, Gathering::default());
+            drop(lanes);
+            tokio::spawn(self.shared.clone().publish_lane(lane, vec![order]));
+            return;
+        };
+        let refusal = if gathering.stuck {
+            Refusal::QueueUnavailable
+        } else if gathering.orders.len() >= self.shared.topology.lane_capacity() {
+            Refusal::LaneFull
+        } else {
+            return gathering.orders.push(order);
+        };
+        drop(lanes);
+        refused(refusal);
+    }
+
+    async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
+        let publishing = self.shared.publishing().await?;
+        within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
+        let payload = message::encode_product(product_id);
+        let published = publishing.orders.basic_publish(
+            self.shared.topology.news_name(),
+            "".into(),
+            BasicPublishOptions::default(),
+            &payload,
+            BasicProperties::default().with_content_type(JSON.into()).with_type(PRODUCT_V1.into()),
+        );
+        within(async { published.await?.await }).await.map(drop)
+    }
+
+    fn may_hold(&self, id: OrderId) -> bool {
+        let age_ms = now().as_millisecond() - id.created_at().as_millisecond();
+        age_ms <= MAX_AGE.as_millis() as i64
+    }
+}
+
+#[async_trait]
+impl Ping for RabbitMqSubmitter {
+    async fn ping(&self) -> Result<(), QueueError> {
+        if self.shared.reply_to().is_none() {
+            return Err(QueueError("verdicts cannot be received now".to_owned()));
+        }
+        let publishing = self.shared.publishing().await?;
+        if publishing.connection.status().blocked() {
+            return Err(QueueError("the broker blocks publishers: it is short of memory or disk".to_owned()));
+        }
+        // A round trip, not only a look at the socket.
+        within(self.shared.topology.declare_shared(&publishing.declarations)).await
+    }
+}
+
+impl Shared {
+    fn reply_to(&self) -> Option<Address> {
+        self.reply_to.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_reply_to(&self, address: Option<Address>) {
+        *self.reply_to.write().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Lane, Gathering>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, orders: &[NewOrder], refusal: Refusal) {
+        self.inbox.deliver(orders.iter().map(|order| (order.id, Outcome::Refused(refusal))).collect());
+    }
+
+    /// Publishes what gathers for one lane, message by message, until nothing does.
+    async fn publish_lane(self: Arc<Self>, lane: Lane, first: Vec<NewOrder>) {
+        let mut orders = first;
+        loop {
+            self.publish_surely(lane, &orders).await;
+            let mut lanes = self.lanes();
+            let Some(gathering) = lanes.get_mut(&lane) else { return };
+            gathering.stuck = false;
+            if gathering.orders.is_empty() {
+                lanes.remove(&lane);
+                return;
+            }
+            let rest = gathering.orders.split_off(gathering.orders.len().min(MAX_ORDERS_PER_MESSAGE));
+            orders = mem::replace(&mut gathering.orders, rest);
+        }
+    }
+
+    /// Publishes one message until it is known what became of it, or until nobody waits for it any more. Sending
+    /// it again is safe: an order that is decided twice gets the verdict on record.
+    async fn publish_surely(&self, lane: Lane, orders: &[NewOrder]) {
+        let payload = message::encode_orders(orders);
+        let mut may_have_arrived = false;
+        let mut delays = retries();
+        loop {
+            let error = match self.publish(lane, &payload).await {
+                Published::Confirmed => return,
+                Published::Nacked => return self.refuse(orders, Refusal::LaneFull),
+                Published::NotSent(error) if !may_have_arrived => {
+                    tracing::warn!(%error, lane, orders = orders.len(), "orders did not get in line");
+                    return self.refuse(orders, Refusal::QueueUnavailable);
+                }
+                Published::NotSent(error) | Published::Unknown(error) => error,
+            };
+            may_have_arrived = true;
+            let behind = self.lanes().get_mut(&lane).map(|gathering| {
+                gathering.stuck = true;
+                mem::take(&mut gathering.orders)
+            });
+            self.refuse(&behind.unwrap_or_default(), Refusal::QueueUnavailable);
+            if orders.iter().all(|order| order.answer_by < now()) {
+                tracing::warn!(%error, lane, orders = orders.len(), "giving up on orders that may be in line");
+                return;
+            }
+            tracing::debug!(%error, lane, orders = orders.len(), "publishing again");
+            sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
+        }
+    }
+
+    async fn publish(&self, lane: Lane, payload: &[u8]) -> Published {
+        let publishing = match self.publishing().await {
+            Ok(publishing) => publishing,
+            Err(error) => return Published::NotSent(error),
+        };
+        let Some(reply_to) = self.reply_to() else {
+            return Published::NotSent(QueueError("verdicts cannot be received now".to_owned()));
+        };
+        if publishing.connection.status().blocked() {
+            return Published::NotSent(QueueError("the broker blocks publishers".to_owned()));
+        }
+        if let Err(error) = within(self.declare_lane(&publishing, lane)).await {
+            return Published::NotSent(error);
+        }
+        let confirmed = within(async {
+            let properties = BasicProperties::default()
+                .with_content_type(JSON.into())
+                .with_type(ORDERS_V1.into())
+                .with_reply_to(reply_to.as_ref().into());
+            publishing
+                .orders
+                .basic_publish(
+                    "".into(),
+                    self.topology.lane_name(lane),
+                    // A lane that somebody deleted returns the message instead of losing it.
+                    BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
+                    payload,
+                    properties,
+                )
+                .await?
+                .await
+        })
+        .await;
+        match confirmed {
+            Ok(Confirmation::Nack(_)) => Published::Nacked,
+            Ok(Confirmation::Ack(None)) => Published::Confirmed,
+            Ok(Confirmation::Ack(Some(returned))) => {
+                self.take_back(&publishing, &returned);
+                Published::Confirmed
+            }
+            Ok(Confirmation::NotRequested) => {
+                Published::Unknown(QueueError("the channel is not in confirm mode".to_owned()))
+            }
+            Err(error) => {
+                // Half a publish may be stuck in this connection: the next one goes elsewhere.
+                *self.publishing.lock().await = None;
+                Published::Unknown(error)
+            }
+        }
+    }
+
+    /// A message that found no lane. lapin hands it out with whichever confirm comes next, so what it says about
+    /// itself is what counts, not whose confirm it came with.
+    fn take_back(&self, publishing: &Publishing, returned: &BasicReturnMessage) {
+        tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
+        publishing.declared().clear();
+        let kind = returned.delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+        match message::decode_orders(&returned.delivery.data, kind) {
+            Ok(orders) => self.refuse(&orders, Refusal::QueueUnavailable),
+            Err(error) => tracing::error!(%error, "a returned message"),
+        }
+    }
+
+    async fn declare_lane(&self, publishing: &Publishing, lane: Lane) -> Result<(), QueueError> {
+        if !publishing.declared().contains(&lane) {
+            self.topology.declare_lane(&publishing.declarations, lane).await?;
+            publishing.declared().insert(lane);
+        }
+        Ok(())
+    }
+
+    /// The connection to publish on, or a new one.
+    async fn publishing(&self) -> Result<Arc<Publishing>, QueueError> {
+        let mut current = self.publishing.lock().await;
+        if let Some(publishing) = current.as_ref().filter(|publishing| publishing.is_usable()) {
+            return Ok(publishing.clone());
+        }
+        *current = None;
+        let connection = self.publishers.get().await.map_err(failed)?;
+        let (orders, declarations) = within(async {
+            Ok::<_, lapin::Error>((connection.create_channel().await?, connection.create_channel().await?))
+        })
+        .await?;
+        within(orders.confirm_select(ConfirmSelectOptions::default())).await?;
+        within(self.topology.declare_shared(&declarations)).await?;
+        let publishing =
+            Arc::new(Publishing { connection, orders, declarations, declared: Mutex::default() });
+        *current = Some(publishing.clone());
+        Ok(publishing)
+    }
+
+    /// Receives verdicts. A connection that ends is made anew, under a new name: the old queue may still be there,
+    /// locked by the connection that died.
+    async fn receive_forever(self: Arc<Self>, ready: oneshot::Sender<Result<(), QueueError>>) {
+        let instance = OrderId::mint().uuid().simple().to_string();
+        let mut ready = Some(ready);
+        let mut delays = retries();
+        for incarnation in 1.. {
+            let result = self.receive(&instance, incarnation, &mut ready).await;
+            if self.reply_to().is_some() {
+                self.set_reply_to(None);
+                delays = retries();
+            }
+            let Err(error) = result;
+            if let Some(ready) = ready.take() {
+                let _ = ready.send(Err(error)); // at the start, the caller decides
+                return;
+            }
+            tracing::warn!(%error, "lost the queue; orders are refused until it is back");
+            sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
+        }
+    }
+
+    async fn receive(
+        &self,
+        instance: &str,
+        incarnation: u32,
+        ready: &mut Option<oneshot::Sender<Result<(), QueueError>>>,
+    ) -> Result<std::convert::Infallible, QueueError> {
+        let connection = self.topology.connect("api: verdicts").await?;
+        let channel = within(connection.create_channel()).await?;
+        let name = self.topology.replies_name(instance, incarnation);
+        // It dies with its connection, as do those who wait for what is in it.
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        within(channel.queue_declare(name.clone(), options, FieldTable::default())).await?;
+        // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let mut verdicts =
+            within(channel.basic_consume(name.clone(), "verdicts".into(), options, FieldTable::default()))
+                .await?;
+        self.set_reply_to(Some(name.as_str().into()));
+        match ready.take() {
+            Some(ready) => drop(ready.send(Ok(()))),
+            None => tracing::info!("the queue is back"),
+        }
+        while let Some(delivery) = verdicts.next().await {
+            let delivery = delivery.map_err(failed)?;
+            let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+            match message::decode_verdicts(&delivery.data, kind) {
+                Ok(verdicts) => self.inbox.deliver(
+                    verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
+                ),
+                Err(error) => tracing::error!(%error, "a message in the queue of verdicts"),
+            }
+        }
+        Err(QueueError("the broker ended the consumer of verdicts".to_owned()))
+    }
+}
+
+impl Publishing {
+    fn is_usable(&self) -> bool {
+        self.connection.status().connected()
+            && self.orders.status().connected()
+            && self.declarations.status().connected()
+    }
+
+    fn declared(&self) -> MutexGuard<'_, HashSet<Lane>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Growing delays with jitter, so that many APIs do not come back in step.
+fn retries() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(1))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

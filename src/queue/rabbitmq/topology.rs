@@ -1,0 +1,252 @@
+//! The queues and exchanges, each option with its reason. Every name begins with the prefix.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    num::NonZeroU32,
+    str::FromStr,
+    time::Duration,
+};
+
+use lapin::{
+    Channel, Connection, ConnectionProperties, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+    uri::AMQPUri,
+};
+
+use super::{failed, within};
+use crate::{product::ProductId, queue::QueueError};
+
+/// How RabbitMQ is used.
+#[derive(Clone, Debug)]
+pub struct RabbitMqSettings {
+    /// `amqp://user:password@host/vhost`
+    pub url: String,
+    /// What every queue and exchange name begins with; may be empty.
+    pub prefix: String,
+    /// Which orders stand in one lane.
+    pub lanes: LaneMode,
+    /// How many messages (each of one or more orders) may wait in one lane. All processes must agree on it: the
+    /// broker refuses a lane that is declared differently.
+    pub lane_capacity: u32,
+}
+
+impl RabbitMqSettings {
+    /// What [`RabbitMqSettings::lane_capacity`] is in production.
+    pub const LANE_CAPACITY: u32 = 10_000;
+}
+
+/// Which orders stand in one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneMode {
+    /// Those of one product.
+    Product,
+    /// Those of all products whose id has the same remainder: for catalogues of more than some 5,000 live
+    /// products, where a queue each is too much for a broker.
+    Hash(NonZeroU32),
+}
+
+impl LaneMode {
+    /// The most lanes that make sense in [`LaneMode::Hash`].
+    pub const MAX_LANES: u32 = 1024;
+}
+
+impl FromStr for LaneMode {
+    type Err = String;
+
+    /// `product` or `hash:N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lanes = match text.split_once(':') {
+            None if text == "product" => return Ok(Self::Product),
+            Some(("hash", lanes)) => {
+                lanes.parse().ok().filter(|lanes: &NonZeroU32| lanes.get() <= Self::MAX_LANES)
+            }
+            _ => None,
+        };
+        lanes
+            .map(Self::Hash)
+            .ok_or_else(|| format!("it must be product, or hash:N with N from 1 to {}", Self::MAX_LANES))
+    }
+}
+
+/// A lane's number: the product's id, or its remainder.
+pub(super) type Lane = u64;
+
+/// How long an order can stand in line before it is moved to the dead letters.
+pub(super) const MAX_AGE: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+pub(super) struct Topology {
+    settings: RabbitMqSettings,
+    url: String,
+}
+
+impl Topology {
+    pub(super) fn new(settings: RabbitMqSettings) -> Result<Self, QueueError> {
+        // The parser's own error would show the URL, and with it the password.
+        let mut uri = AMQPUri::from_str(&settings.url)
+            .map_err(|_| QueueError("AMQP_URL is not amqp://user:password@host:port/vhost".to_owned()))?;
+        // The broker's own 60 s would leave a dead process's lanes unserved for two minutes.
+        uri.query.heartbeat.get_or_insert(10);
+        uri.query.connection_timeout.get_or_insert(5_000);
+        let url = uri.to_string();
+        Ok(Self { settings, url })
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Lets an operator see in the broker's pages whose connection it is. No automatic recovery: it would hide from
+    /// a consumer that its messages were given to somebody else.
+    pub(super) fn properties(purpose: &str) -> ConnectionProperties {
+        ConnectionProperties::default().with_connection_name(format!("antre {purpose}").into())
+    }
+
+    pub(super) async fn connect(&self, purpose: &str) -> Result<Connection, QueueError> {
+        within(Connection::connect(&self.url, Self::properties(purpose))).await
+    }
+
+    pub(super) fn lane_of(&self, product_id: ProductId) -> Lane {
+        match self.settings.lanes {
+            LaneMode::Product => product_id.get(),
+            LaneMode::Hash(lanes) => product_id.get() % u64::from(lanes.get()),
+        }
+    }
+
+    pub(super) fn lane_name(&self, lane: Lane) -> ShortString {
+        match self.settings.lanes {
+            LaneMode::Product => self.name(&format!("orders.product.{lane}")),
+            LaneMode::Hash(_) => self.name(&format!("orders.lane.{lane}")),
+        }
+    }
+
+    /// The dead letters: messages that nobody could decode, or that exhausted their deliveries or their time.
+    pub(super) fn dead_name(&self) -> ShortString {
+        self.name("orders.dead")
+    }
+
+    /// The fanout exchange that tells workers of new products.
+    pub(super) fn news_name(&self) -> ShortString {
+        self.name("lanes")
+    }
+
+    /// The queue in which one connection of one API gets its verdicts.
+    pub(super) fn replies_name(&self, instance: &str, incarnation: u32) -> ShortString {
+        self.name(&format!("replies.{instance}.{incarnation}"))
+    }
+
+    /// How many orders an API gathers for one lane while a publish is under way.
+    pub(super) fn lane_capacity(&self) -> usize {
+        self.settings.lane_capacity as usize
+    }
+
+    fn name(&self, name: &str) -> ShortString {
+        format!("{}{name}", self.settings.prefix).into()
+    }
+
+    /// What all lanes share. Must be there before the first lane.
+    pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), QueueError> {
+        channel
+            .exchange_declare(
+                self.news_name(),
+                ExchangeKind::Fanout,
+                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() },
+                FieldTable::default(),
+            )
+            .await
+            .map_err(failed)?;
+        // Kept until a person has looked: quorum, so that it outlives a node, and without a limit of its own, since
+        // what arrives here was bounded before.
+        let arguments = table([("x-queue-type", text("quorum"))]);
+        channel
+            .queue_declare(self.dead_name(), QueueDeclareOptions::durable(), arguments)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// A lane. Declaring one that is there changes nothing.
+    pub(super) async fn declare_lane(&self, channel: &Channel, lane: Lane) -> Result<(), QueueError> {
+        let arguments = table([
+            // Replicated, always persistent, and it hands unacknowledged messages back in their old order.
+            ("x-queue-type", text("quorum")),
+            // One server at a time, chosen by consumer priority, replaced when its connection dies.
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+            // Back-pressure: a full lane answers a publish with a nack, and the buyer gets 503 at once.
+            ("x-max-length", AMQPValue::LongLongInt(self.settings.lane_capacity.into())),
+            ("x-overflow", text("reject-publish")),
+            // Poison: a message that takes its worker down this often goes out of the way. Finite, because with
+            // no limit requeued messages would go to the back of the lane.
+            ("x-delivery-limit", AMQPValue::LongLongInt(100)),
+            // An hour without any worker: the buyers are gone. Their orders are kept for a person.
+            ("x-message-ttl", AMQPValue::LongLongInt(MAX_AGE.as_millis() as i64)),
+            // To the dead letters through the default exchange, safely: this strategy needs reject-publish.
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", AMQPValue::LongString(self.dead_name().as_str().into())),
+            ("x-dead-letter-strategy", text("at-least-once")),
+        ]);
+        channel
+            .queue_declare(self.lane_name(lane), QueueDeclareOptions::durable(), arguments)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Rendezvous hashing, done by the broker: it makes the consumer with the highest priority the active one, so
+    /// lanes spread over the workers, and a join or a death moves only those that it must.
+    pub(super) fn priority(worker: &str, lane: Lane) -> FieldTable {
+        let mut hasher = DefaultHasher::new();
+        (worker, lane).hash(&mut hasher);
+        let priority = (hasher.finish() % 1_000_000) as i32;
+        table([("x-priority", AMQPValue::LongInt(priority))])
+    }
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in entries {
+        table.insert(key.into(), value);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_product_or_hash() {
+        assert_eq!("product".parse(), Ok(LaneMode::Product));
+        assert_eq!("hash:16".parse(), Ok(LaneMode::Hash(NonZeroU32::new(16).unwrap())));
+        for bad in ["", "Product", "hash", "hash:", "hash:0", "hash:-1", "hash:1025", "hash:1:2", "product:1"]
+        {
+            assert!(bad.parse::<LaneMode>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn priorities_spread_lanes_evenly_and_a_join_moves_only_its_share() {
+        let best = |workers: &[&str], lane: Lane| {
+            workers
+                .iter()
+                .max_by_key(|worker| Topology::priority(worker, lane).inner()["x-priority"].as_long_int())
+                .map(|worker| (*worker).to_owned())
+        };
+        let (mut moved, mut of_c) = (0, 0);
+        for lane in 0..3000 {
+            let (before, after) = (best(&["a", "b"], lane), best(&["a", "b", "c"], lane));
+            if after.as_deref() == Some("c") {
+                of_c += 1;
+            } else if before != after {
+                moved += 1;
+            }
+        }
+        assert_eq!(moved, 0);
+        assert!((900..1100).contains(&of_c), "{of_c}");
+    }
+}
