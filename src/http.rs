@@ -21,7 +21,7 @@ use axum::{
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{placement::Placement, store::Store};
-use envelope::{ApiError, Reason};
+use envelope::{ApiError, Logged, Reason};
 
 pub use docs::CONTRACT;
 pub use health::Probes;
@@ -96,19 +96,17 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id = request_id(&request);
-    // Only the log lines need these, so only they pay for them.
-    let logged = tracing::enabled!(tracing::Level::DEBUG);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut response = next.run(request).await;
-    if let Some(reason) = response.extensions().get::<Reason>() {
-        let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+    let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+    if let Some(Logged { reason, cause }) = response.extensions().get() {
+        let (reason, cause) = (reason.as_str(), cause.as_deref());
         if status >= 500 {
-            tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+            tracing::warn!(request_id = id, %method, %uri, status, reason, cause, "answered with an error");
         } else {
-            tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+            tracing::debug!(request_id = id, %method, %uri, status, reason, "answered with an error");
         }
-    } else if logged {
-        let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+    } else {
         tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
     }
     response.headers_mut().insert(REQUEST_ID, request_id);

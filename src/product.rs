@@ -48,9 +48,9 @@ impl TryFrom<u64> for ProductId {
 impl FromStr for ProductId {
     type Err = InvalidProductId;
 
-    /// Decimal digits only: no sign, no blanks.
+    /// Decimal digits only: no sign, no blanks, no zeros in front. An id has one spelling in URLs.
     fn from_str(text: &str) -> Result<Self, InvalidProductId> {
-        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        if text.starts_with('0') || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(InvalidProductId);
         }
         text.parse().ok().and_then(Self::new).ok_or(InvalidProductId)
@@ -108,9 +108,19 @@ mod tests {
     fn an_id_is_digits_in_range() {
         assert_eq!("17".parse(), Ok(ProductId(17)));
         assert_eq!("9007199254740991".parse(), Ok(ProductId(ProductId::MAX)));
-        for bad in
-            ["", "0", "-1", "+1", " 1", "1.0", "1e3", "abc", "9007199254740992", "99999999999999999999"]
-        {
+        for bad in [
+            "",
+            "0",
+            "017",
+            "-1",
+            "+1",
+            " 1",
+            "1.0",
+            "1e3",
+            "abc",
+            "9007199254740992",
+            "99999999999999999999",
+        ] {
             assert_eq!(bad.parse::<ProductId>(), Err(InvalidProductId), "{bad:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! Request bodies: small JSON objects, parsed once into types that cannot be invalid.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use axum::{
     body::{BodyDataStream, Bytes},
@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::envelope::{ApiError, Reason};
 
@@ -98,11 +98,11 @@ async fn discard(mut chunks: BodyDataStream) {
 
 /// Why the body is no `T`: looked into only when it is none.
 fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
-    let value: Value = match serde_json::from_slice(bytes) {
-        Ok(value) => value,
-        Err(error) => return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}")),
-    };
-    let Value::Object(fields) = value else {
+    // Raw values: only the syntax is looked at, so that a number beyond all ranges is blamed on its field.
+    if let Err(error) = serde_json::from_slice::<&RawValue>(bytes) {
+        return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}"));
+    }
+    let Ok(fields) = serde_json::from_slice::<HashMap<String, &RawValue>>(bytes) else {
         return ApiError::new(Reason::InvalidBody, "the body must be a JSON object");
     };
     if let Some(unknown) = fields.keys().find(|key| T::FIELDS.iter().all(|(name, ..)| name != key)) {

@@ -122,6 +122,16 @@ pub(super) struct ApiError {
     reserved_stock: Option<u32>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<super::health::Readiness>,
+    /// For the log only.
+    #[serde(skip)]
+    cause: Option<String>,
+}
+
+/// What the log says about an answer with an error.
+#[derive(Clone)]
+pub(super) struct Logged {
+    pub(super) reason: Reason,
+    pub(super) cause: Option<String>,
 }
 
 impl ApiError {
@@ -134,6 +144,7 @@ impl ApiError {
             available_stock: None,
             reserved_stock: None,
             readiness: None,
+            cause: None,
         }
     }
 
@@ -147,12 +158,9 @@ impl ApiError {
     }
 
     /// A bug. What it is goes to the log, not to the client.
-    pub(super) fn internal(what: impl std::fmt::Display) -> Self {
-        tracing::error!(error = %what, "internal error");
-        Self::new(
-            Reason::InternalError,
-            "something is wrong on our side; the log tells more under this x-request-id",
-        )
+    pub(super) fn internal(cause: impl std::fmt::Display) -> Self {
+        let message = "something is wrong on our side; the log tells more under this x-request-id";
+        Self { cause: Some(cause.to_string()), ..Self::new(Reason::InternalError, message) }
     }
 
     pub(super) fn product_not_found(id: ProductId) -> Self {
@@ -209,12 +217,11 @@ impl From<StockBelowReserved> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        if error.is_transient() {
-            tracing::warn!(%error, "the store failed");
-            Self::new(Reason::DatabaseUnavailable, "the database does not answer now; try again later")
-        } else {
-            Self::internal(error)
+        if !error.is_transient() {
+            return Self::internal(error);
         }
+        let message = "the database does not answer now; try again later";
+        Self { cause: Some(error.to_string()), ..Self::new(Reason::DatabaseUnavailable, message) }
     }
 }
 
@@ -226,7 +233,7 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
-        response.extensions_mut().insert(self.reason);
+        response.extensions_mut().insert(Logged { reason: self.reason, cause: self.cause });
         response
     }
 }

@@ -98,8 +98,8 @@ impl ListQuery {
     /// How many rows a page has: `limit`, 1 to 100.
     pub(super) fn limit(&self) -> Result<u32, ApiError> {
         let in_range = |text: &str| {
-            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-            text.parse().ok().filter(|limit| digits && (1..=Self::MAX_LIMIT).contains(limit))
+            let plain = !text.starts_with(['0', '+']);
+            text.parse().ok().filter(|limit| plain && (1..=Self::MAX_LIMIT).contains(limit))
         };
         let limit = self.get("limit", Reason::InvalidLimit, "an integer from 1 to 100", in_range)?;
         Ok(limit.unwrap_or(Self::DEFAULT_LIMIT))

@@ -253,12 +253,13 @@ impl Transaction for MySqlTransaction {
     async fn move_stock(&mut self, differences: String) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-                 id BIGINT PATH '$[0]', stored BIGINT PATH '$[1]', available BIGINT PATH '$[2]', reserved BIGINT PATH '$[3]'
+                 id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
+                 more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
              )) AS batch
              STRAIGHT_JOIN inventories ON product_id = batch.id
-             SET stored_stock    = stored_stock    + batch.stored,
-                 available_stock = available_stock + batch.available,
-                 reserved_stock  = reserved_stock  + batch.reserved",
+             SET stored_stock    = stored_stock    + more_stored,
+                 available_stock = available_stock + more_available,
+                 reserved_stock  = reserved_stock  + more_reserved",
         )
         .bind(differences)
         .execute(&mut *self.0)

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Runs every check there is: format, lints, all tests (also those on a real MySQL and RabbitMQ, which it gets by
+# itself), documentation links, dependencies, and the contract against the running binary.
+#
+# For a quick answer while you work, `cargo test` alone runs what needs no server.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "Format"
+cargo fmt --check
+
+step "Lints"
+cargo clippy --all-targets --locked -- -D warnings
+
+step "Documentation links"
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+
+step "Dependencies: licences, sources, duplicates"
+if ! cargo deny --version >/dev/null 2>&1; then
+    cargo install cargo-deny --locked
+fi
+# The check for advisories needs GitHub: `cargo deny check advisories` where it can be reached.
+cargo deny check bans licenses sources
+
+step "The contract, against the running binary"
+cargo build --locked
+scripts/schemathesis.sh target/debug/antre
+
+step "Tests, with servers"
+scripts/build-test-images.sh
+cargo test --locked -- --include-ignored
