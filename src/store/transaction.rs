@@ -86,15 +86,23 @@ pub(super) async fn decide<B: Begin>(
     }
 }
 
-/// The usual way: none of the orders is on record.
+/// The usual way: none of the orders is on record. For those that go on record now, their insertion tells; for the
+/// others it takes a look, because the very order that took the last piece is rejected when it comes back.
 async fn decide_new<B: Begin>(
     store: &B,
     orders: &[NewOrder],
     reservation_ttl: Duration,
 ) -> Result<Vec<Verdict>, InsertError> {
+    if one_stands_twice(orders) {
+        return Err(InsertError::Duplicate);
+    }
     let mut transaction = store.begin().await?;
     let inventories = transaction.lock_inventories(products_of(orders)).await?;
-    let verdicts = apply(&mut transaction, inventories, orders, reservation_ttl).await?;
+    let Applied { verdicts, forgotten } =
+        apply(&mut transaction, inventories, orders, reservation_ttl).await?;
+    if !forgotten.is_empty() && !transaction.orders_on_record(ids(&forgotten)).await?.is_empty() {
+        return Err(InsertError::Duplicate);
+    }
     transaction.commit().await?;
     Ok(verdicts)
 }
@@ -109,15 +117,18 @@ async fn decide_redelivered<B: Begin>(
 ) -> Result<Vec<Verdict>, StoreError> {
     let mut transaction = store.begin().await?;
     let inventories = transaction.lock_inventories(products_of(orders)).await?;
-    let ids = json(&orders.iter().map(|order| order.id.uuid().simple()).collect::<Vec<_>>());
-    let mut verdicts: HashMap<OrderId, Verdict> =
-        transaction.orders_on_record(ids).await?.iter().map(|order| (order.id, order.verdict())).collect();
+    let mut verdicts: HashMap<OrderId, Verdict> = transaction
+        .orders_on_record(ids(orders))
+        .await?
+        .iter()
+        .map(|order| (order.id, order.verdict()))
+        .collect();
 
     // A message may even stand twice in one batch: it is decided once.
     let mut seen: HashSet<OrderId> = verdicts.keys().copied().collect();
     let rest: Vec<_> = orders.iter().copied().filter(|order| seen.insert(order.id)).collect();
     let decided = match apply(&mut transaction, inventories, &rest, reservation_ttl).await {
-        Ok(decided) => decided,
+        Ok(Applied { verdicts, .. }) => verdicts,
         Err(InsertError::Store(error)) => return Err(error),
         Err(InsertError::Duplicate) => {
             return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
@@ -128,24 +139,34 @@ async fn decide_redelivered<B: Begin>(
     Ok(orders.iter().map(|order| verdicts[&order.id]).collect())
 }
 
+/// A batch that is decided and written, but not committed.
+struct Applied {
+    /// One for each order, at the same index.
+    verdicts: Vec<Verdict>,
+    /// Those of an existing product that do not go on record.
+    forgotten: Vec<NewOrder>,
+}
+
 /// Decides in memory, then writes what changed. A batch that changes nothing writes nothing.
 async fn apply(
     transaction: &mut impl Transaction,
     before: Inventories,
     orders: &[NewOrder],
     reservation_ttl: Duration,
-) -> Result<Vec<Verdict>, InsertError> {
+) -> Result<Applied, InsertError> {
     let decided_at = now();
     let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
     let expires_at = from_millis(decided_at.as_millisecond().saturating_add(ttl_ms));
     let Decision { verdicts, inventories: after } = batch::decide(before.clone(), orders, expires_at);
 
-    let rows: Vec<_> = orders
-        .iter()
-        .zip(&verdicts)
-        .filter_map(|(order, verdict)| on_record(order, *verdict, decided_at))
-        .map(row)
-        .collect();
+    let (mut rows, mut forgotten) = (Vec::new(), Vec::new());
+    for (order, verdict) in orders.iter().zip(&verdicts) {
+        match on_record(order, *verdict, decided_at) {
+            Some(order) => rows.push(row(order)),
+            None if before.contains_key(&order.product_id) => forgotten.push(*order),
+            None => {}
+        }
+    }
     if !rows.is_empty() {
         transaction.insert_orders(json(&rows)).await?;
     }
@@ -153,7 +174,17 @@ async fn apply(
     if !differences.is_empty() {
         transaction.move_stock(json(&differences)).await?;
     }
-    Ok(verdicts)
+    Ok(Applied { verdicts, forgotten })
+}
+
+fn one_stands_twice(orders: &[NewOrder]) -> bool {
+    let mut ids: Vec<_> = orders.iter().map(|order| order.id).collect();
+    ids.sort_unstable(); // almost sorted already: orders arrive about as they were created
+    ids.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+fn ids(orders: &[NewOrder]) -> String {
+    json(&orders.iter().map(|order| order.id.uuid().simple()).collect::<Vec<_>>())
 }
 
 fn products_of(orders: &[NewOrder]) -> String {
