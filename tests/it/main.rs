@@ -1,0 +1,9 @@
+//! Black-box tests: the real program, spoken to over HTTP, signals and its command line.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test says no")]
+
+#[macro_use]
+mod harness;
+
+mod contract;
+mod http;
+mod race;
