@@ -1,6 +1,6 @@
 //! Request bodies: small JSON objects, parsed once into types that cannot be invalid.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use axum::{
     body::{BodyDataStream, Bytes},
@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::envelope::{ApiError, Reason};
 
@@ -36,16 +36,24 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
             ));
         }
         let bytes = read(request).await?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| explain::<T>(&bytes, &error))
+        match serde_json::from_slice(&bytes) {
+            Ok(fields) if is_object(&bytes) => Ok(Self(fields)),
+            Ok(_) | Err(_) => Err(explain::<T>(&bytes)),
+        }
     }
 }
 
+/// Exactly one header that says so: of two, nobody could tell which one is true.
 fn is_json(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (given.next(), given.next()) else { return false };
+    let essence = value.to_str().ok().and_then(|value| value.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// Serde takes `[1, 1]` as well for an object with two fields.
+fn is_object(json: &[u8]) -> bool {
+    json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
@@ -97,10 +105,15 @@ async fn discard(mut chunks: BodyDataStream) {
 }
 
 /// Why the body is no `T`: looked into only when it is none.
-fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
+fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     let value: Value = match serde_json::from_slice(bytes) {
         Ok(value) => value,
-        Err(error) => return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}")),
+        Err(error) => {
+            return match beyond_numbers::<T>(bytes) {
+                Some(field) => wrong(field),
+                None => ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}")),
+            };
+        }
     };
     let Value::Object(fields) = value else {
         return ApiError::new(Reason::InvalidBody, "the body must be a JSON object");
@@ -119,12 +132,29 @@ fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
     }
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let _ = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let parsed = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
     let path = track.path().to_string();
-    match T::FIELDS.iter().find(|(name, ..)| *name == path) {
-        Some((name, reason, expected)) => {
-            ApiError::field(*reason, *name, format!("{name} must be {expected}"))
+    match (T::FIELDS.iter().find(|(name, ..)| *name == path), parsed.err()) {
+        (Some(field), _) => wrong(field),
+        (None, error) => {
+            let what = error.map(|error| error.to_string()).unwrap_or_default();
+            ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {what}"))
         }
-        None => ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {error}")),
     }
+}
+
+fn wrong((name, reason, expected): &(&'static str, Reason, &'static str)) -> ApiError {
+    ApiError::field(*reason, *name, format!("{name} must be {expected}"))
+}
+
+/// The first field with a number that no 64 bits hold, like 1e400. It is JSON all the same (RFC 8259 leaves the
+/// range of numbers to the reader), though serde_json counts it among the syntax errors.
+fn beyond_numbers<T: Fields>(bytes: &[u8]) -> Option<&'static (&'static str, Reason, &'static str)> {
+    let fields: HashMap<String, &RawValue> = serde_json::from_slice(bytes).ok()?;
+    T::FIELDS.iter().find(|(name, ..)| {
+        fields.get(*name).is_some_and(|value| {
+            let is_number = value.get().starts_with(|first: char| first == '-' || first.is_ascii_digit());
+            is_number && serde_json::from_str::<Value>(value.get()).is_err()
+        })
+    })
 }
