@@ -5,5 +5,6 @@
 mod harness;
 
 mod contract;
+mod faults;
 mod http;
 mod race;
