@@ -4,7 +4,10 @@
 #[macro_use]
 mod harness;
 
+mod bad_input;
+mod cli;
 mod contract;
 mod faults;
 mod http;
 mod race;
+mod routes;
