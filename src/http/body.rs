@@ -30,6 +30,7 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
+            pass_over(request).await;
             return Err(ApiError::new(
                 Reason::UnsupportedMediaType,
                 "the Content-Type header must be application/json",
@@ -59,17 +60,13 @@ fn is_object(json: &[u8]) -> bool {
 async fn read(request: Request) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(Reason::BodyTooLarge, format!("a body may have {MAX_BYTES} bytes at the most"));
-    let expects_go_ahead = request.headers().contains_key(header::EXPECT);
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = request.into_body();
     if announced.is_some_and(|bytes: usize| bytes > MAX_BYTES) {
-        if !expects_go_ahead {
-            discard(body.into_data_stream()).await;
-        }
+        pass_over(request).await;
         return Err(too_large());
     }
-    let mut chunks = body.into_data_stream();
+    let mut chunks = request.into_body().into_data_stream();
     let mut whole = Vec::with_capacity(announced.unwrap_or_default());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
@@ -85,6 +82,14 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.into())
+}
+
+/// Takes in the body of a request that is refused whatever stands in it.
+pub(super) async fn pass_over(request: Request) {
+    // Who asks first whether to send it has not sent it yet.
+    if !request.headers().contains_key(header::EXPECT) {
+        discard(request.into_body().into_data_stream()).await;
+    }
 }
 
 /// Reads on without keeping anything, within limits: a client that is still sending when the connection closes

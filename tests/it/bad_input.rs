@@ -277,6 +277,15 @@ async fn bodies_that_are_too_large(pair: Pair) {
         assert_eq!((answer.status, answer.reason()), (413, "body_too_large"), "{} bytes", body.len());
         target.is_unharmed("a large body").await;
     }
+    // What is refused for another reason is refused in words as well, not by a reset while it is being sent.
+    let large = padded(5_000_000);
+    for (method, path, headers, reason) in [
+        ("POST", "/api/orders", "Content-Type: text/plain\r\n", "unsupported_media_type"),
+        ("DELETE", "/api/orders", JSON, "method_not_allowed"),
+        ("POST", "/nowhere", JSON, "route_not_found"),
+    ] {
+        assert_eq!(target.send(method, path, headers, &large).await.reason(), reason);
+    }
     let answer = send_chunked(&target, &padded(MAX_BODY)).await;
     assert_eq!((answer.status, answer.reason()), (400, "insufficient_stock"));
     target.is_unharmed("large bodies").await;
