@@ -79,11 +79,13 @@ fn finish<S: Clone + Send + Sync + 'static>(
         .layer(middleware::from_fn(observe))
 }
 
-async fn route_not_found(uri: Uri) -> ApiError {
+async fn route_not_found(uri: Uri, request: Request) -> ApiError {
+    body::pass_over(request).await;
     ApiError::new(Reason::RouteNotFound, format!("there is nothing at {}; see /apispec.json", uri.path()))
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+async fn method_not_allowed(method: Method, uri: Uri, request: Request) -> ApiError {
+    body::pass_over(request).await;
     ApiError::new(
         Reason::MethodNotAllowed,
         format!("{method} is not for {}; see the Allow header", uri.path()),

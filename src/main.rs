@@ -16,6 +16,13 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match dotenvy::dotenv() {
+        // Not the line itself: it may hold a password.
+        Err(dotenvy::Error::LineParse(..)) => {
+            return complain(
+                "cannot read .env: a line in it is not NAME=value, or a quote stays open",
+                USAGE,
+            );
+        }
         Err(error) if !error.not_found() => return complain(&format!("cannot read .env: {error}"), USAGE),
         _ => {}
     }

@@ -30,38 +30,43 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
+            pass_over(request).await;
             return Err(ApiError::new(
                 Reason::UnsupportedMediaType,
                 "the Content-Type header must be application/json",
             ));
         }
         let bytes = read(request).await?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| explain::<T>(&bytes, &error))
+        match serde_json::from_slice(&bytes) {
+            Ok(fields) if is_object(&bytes) => Ok(Self(fields)),
+            Ok(_) | Err(_) => Err(explain::<T>(&bytes)),
+        }
     }
 }
 
+/// Exactly one header that says so: of two, nobody could tell which one is true.
 fn is_json(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (given.next(), given.next()) else { return false };
+    let essence = value.to_str().ok().and_then(|value| value.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// Serde takes `[1, 1]` as well for an object with two fields.
+fn is_object(json: &[u8]) -> bool {
+    json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(Reason::BodyTooLarge, format!("a body may have {MAX_BYTES} bytes at the most"));
-    let expects_go_ahead = request.headers().contains_key(header::EXPECT);
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = request.into_body();
     if announced.is_some_and(|bytes: usize| bytes > MAX_BYTES) {
-        if !expects_go_ahead {
-            discard(body.into_data_stream()).await;
-        }
+        pass_over(request).await;
         return Err(too_large());
     }
-    let mut chunks = body.into_data_stream();
+    let mut chunks = request.into_body().into_data_stream();
     let mut whole = Vec::with_capacity(announced.unwrap_or_default());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| {
@@ -77,6 +82,14 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.into())
+}
+
+/// Takes in the body of a request that is refused whatever stands in it.
+pub(super) async fn pass_over(request: Request) {
+    // Who asks first whether to send it has not sent it yet.
+    if !request.headers().contains_key(header::EXPECT) {
+        discard(request.into_body().into_data_stream()).await;
+    }
 }
 
 /// Reads on without keeping anything, within limits: a client that is still sending when the connection closes
@@ -97,7 +110,7 @@ async fn discard(mut chunks: BodyDataStream) {
 }
 
 /// Why the body is no `T`: looked into only when it is none.
-fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
+fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     // Raw values: only the syntax is looked at, so that a number beyond all ranges is blamed on its field.
     if let Err(error) = serde_json::from_slice::<&RawValue>(bytes) {
         return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}"));
@@ -119,12 +132,15 @@ fn explain<T: Fields>(bytes: &[u8], error: &serde_json::Error) -> ApiError {
     }
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let _ = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let parsed = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
     let path = track.path().to_string();
-    match T::FIELDS.iter().find(|(name, ..)| *name == path) {
-        Some((name, reason, expected)) => {
+    match (T::FIELDS.iter().find(|(name, ..)| *name == path), parsed.err()) {
+        (Some((name, reason, expected)), _) => {
             ApiError::field(*reason, *name, format!("{name} must be {expected}"))
         }
-        None => ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {error}")),
+        (None, error) => {
+            let what = error.map(|error| error.to_string()).unwrap_or_default();
+            ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {what}"))
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! [`calls`] is for asking whether the tests touched every call.
 //!
 //! Answers that belong to no call (404 `route_not_found`, 405 `method_not_allowed`) are not in the contract, so
-//! they are not for `check`.
+//! they are not for `check`; [`has`] tells.
 #![allow(clippy::panic, clippy::expect_used, reason = "this is test code, and a panic is how a test says no")]
 
 use std::{collections::BTreeMap, sync::OnceLock};
@@ -33,6 +33,11 @@ pub(crate) fn check(method: &str, path: &str, status: u16, headers: &HeaderMap, 
 /// Every call in the contract: the method in capitals and the path template.
 pub(crate) fn calls() -> Vec<(String, String)> {
     Contract::get().calls.iter().map(|call| (call.method.clone(), call.template.clone())).collect()
+}
+
+/// Whether the contract has this call. `path` may carry a query.
+pub(crate) fn has(method: &str, path: &str) -> bool {
+    Contract::get().call(method, path).is_some()
 }
 
 struct Contract {
@@ -79,6 +84,15 @@ impl Contract {
         Self { calls }
     }
 
+    fn call(&self, method: &str, path: &str) -> Option<&Call> {
+        let path = path.split('?').next().unwrap_or_default();
+        // A literal path wins over a template (OpenAPI 3.0.3, "Path Templating Matching").
+        self.calls
+            .iter()
+            .filter(|call| call.method == method && matches(&call.template, path))
+            .min_by_key(|call| call.template.matches('{').count())
+    }
+
     fn breaches(
         &self,
         method: &str,
@@ -87,13 +101,8 @@ impl Contract {
         headers: &HeaderMap,
         body: &[u8],
     ) -> Result<(), Vec<String>> {
-        let path = path.split('?').next().unwrap_or_default();
-        // A literal path wins over a template (OpenAPI 3.0.3, "Path Templating Matching").
         let call = self
-            .calls
-            .iter()
-            .filter(|call| call.method == method && matches(&call.template, path))
-            .min_by_key(|call| call.template.matches('{').count())
+            .call(method, path)
             .ok_or_else(|| vec!["there is no such call in the contract".to_owned()])?;
         let answer = call.answers.get(&status).ok_or_else(|| {
             let declared = call.answers.keys().map(u16::to_string).collect::<Vec<_>>().join(", ");

@@ -1,0 +1,237 @@
+//! Kills and stops under load: what was answered 201 is on record, and the books balance.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::future::join_all;
+use reqwest::StatusCode;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::harness::{App, Client, PATIENCE, Pair, Wire};
+
+on_both_pairs!(
+    killed_under_load_again_and_again,
+    stopped_under_load,
+    what_is_in_flight_is_finished,
+    a_client_that_stalls_does_not_hold_up_the_end,
+);
+
+/// How many buyers order at a time.
+const BUYERS: usize = 64;
+
+/// Buyers who order one after the other, 1 to 3 pieces each time, until nobody answers any more.
+struct Rush {
+    buyers: JoinSet<()>,
+    seen: Arc<watch::Sender<Seen>>,
+}
+
+/// What the buyers of a rush were told.
+#[derive(Default)]
+struct Seen {
+    /// Total by order id, for each product.
+    accepted: BTreeMap<u64, BTreeMap<String, u64>>,
+    accepted_count: usize,
+    refused_count: usize,
+}
+
+impl Rush {
+    fn start(client: &Client, products: &[u64]) -> Self {
+        let seen = Arc::new(watch::Sender::new(Seen::default()));
+        let mut buyers = JoinSet::new();
+        for buyer in 0..BUYERS {
+            let (client, seen, product) = (client.clone(), seen.clone(), products[buyer % products.len()]);
+            buyers.spawn(async move {
+                let mut total = 1 + buyer as u64 % 3;
+                while let Ok(answer) = client.try_order(product, total).await {
+                    match answer.status {
+                        201 => seen.send_modify(|seen| {
+                            let id = answer.data()["id"].as_str().unwrap().to_owned();
+                            assert_eq!(answer.data()["total"], total);
+                            let before = seen.accepted.entry(product).or_default().insert(id, total);
+                            assert_eq!(before, None, "two buyers got one order");
+                            seen.accepted_count += 1;
+                        }),
+                        400 if answer.reason() == "insufficient_stock" => {
+                            seen.send_modify(|seen| seen.refused_count += 1);
+                        }
+                        _ => panic!("{answer:?}"),
+                    }
+                    total = total % 3 + 1;
+                }
+            });
+        }
+        Self { buyers, seen }
+    }
+
+    /// Waits until the buyers have seen this.
+    async fn until(&self, enough: impl FnMut(&Seen) -> bool) {
+        timeout(PATIENCE, self.seen.subscribe().wait_for(enough))
+            .await
+            .expect("it never comes so far")
+            .unwrap();
+    }
+
+    /// Waits until no buyer gets an answer any more.
+    async fn over(mut self) -> Seen {
+        while let Some(buyer) = self.buyers.join_next().await {
+            buyer.unwrap();
+        }
+        self.seen.send_replace(Seen::default())
+    }
+}
+
+/// The moments are told by what buyers have seen, from the first answer to long after the stock ran out. What a
+/// buyer was not told may be on record or not; what he was told is.
+async fn killed_under_load_again_and_again(pair: Pair) {
+    const SCARCE: u64 = 1_000;
+    const PLENTY: u64 = 1_000_000;
+    let moments: [fn(&Seen) -> bool; 8] = [
+        |seen| seen.accepted_count >= 1,
+        |seen| seen.accepted_count >= 10,
+        |seen| seen.accepted_count >= 100,
+        |seen| seen.accepted_count >= 333,
+        |seen| seen.refused_count >= 1,
+        |seen| seen.refused_count >= 200,
+        |seen| seen.accepted_count >= 1,
+        |seen| seen.accepted_count >= 500,
+    ];
+    let mut app = App::start(pair).await;
+    let scarce = app.create_stocked("Kaos Polos", SCARCE).await;
+    let plenty = app.create_stocked("Kaos Garis", PLENTY).await;
+    let mut promised: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();
+
+    for (round, moment) in moments.into_iter().enumerate() {
+        let rush = Rush::start(&app, &[scarce, plenty]);
+        rush.until(moment).await;
+        app.kill9().await;
+        for (product, orders) in rush.over().await.accepted {
+            promised.entry(product).or_default().extend(orders);
+        }
+        app.restart().await;
+
+        let mut untold = 0;
+        for (product, stock) in [(scarce, SCARCE), (plenty, PLENTY)] {
+            app.lane_served(product).await;
+            let books = app.books(product).await;
+            assert_eq!(books.stored, stock, "round {round}");
+            let promised = promised.entry(product).or_default();
+            for (id, total) in &*promised {
+                assert_eq!(
+                    books.orders.get(id),
+                    Some(total),
+                    "round {round}: a promised order is lost: {id}"
+                );
+            }
+            untold += books.orders.len() - promised.len();
+        }
+        assert!(untold <= (round + 1) * BUYERS, "round {round}: {untold} orders that nobody waited for");
+    }
+    assert!(app.inventory(scarce).await[1] < 3, "the scarce product was never sold out");
+    let orders: Vec<_> = promised.into_values().flatten().collect();
+    for (id, total) in orders.iter().step_by(29) {
+        let found = app.get(&format!("/api/orders/{id}")).await;
+        assert_eq!((found.status, &found.data()["total"]), (200, &json!(total)));
+    }
+}
+
+/// A request that the program took gets its answer. So after a stop, what is on record is what buyers were told,
+/// no more and no less.
+async fn stopped_under_load(pair: Pair) {
+    const STOCK: u64 = 1_000_000;
+    let mut app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", STOCK).await;
+    let mut promised = BTreeMap::new();
+    for round in 0..3 {
+        let rush = Rush::start(&app, &[product]);
+        rush.until(|seen| seen.accepted_count >= 200).await;
+        let asked = Instant::now();
+        let status = app.terminate().await;
+        assert_eq!(status.code(), Some(0), "round {round}");
+        assert!(asked.elapsed().as_secs() < 10, "round {round}: it took {:?}", asked.elapsed());
+        promised.append(rush.over().await.accepted.get_mut(&product).unwrap());
+        app.restart().await;
+
+        let books = app.books(product).await;
+        assert_eq!(books.stored, STOCK);
+        assert_eq!(books.orders, promised, "round {round}");
+    }
+}
+
+/// Like [`stopped_under_load`], where it is certain how far each request had come: its head is read, its body is
+/// not yet sent.
+async fn what_is_in_flight_is_finished(pair: Pair) {
+    let mut app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", 100).await;
+    let body = json!({"product_id": product, "total": 1}).to_string();
+    let mut in_flight = join_all((0..50).map(async |_| in_flight(&app, body.len()).await)).await;
+    app.signal(Signal::TERM);
+    app.closed_its_door().await;
+    for wire in &mut in_flight {
+        wire.send(body.as_bytes()).await;
+    }
+    for mut wire in in_flight {
+        let answer = wire.answer("POST", "/api/orders").await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert!(wire.read().await.is_none(), "the connection stays open");
+    }
+    assert_eq!(app.exited().await.code(), Some(0));
+    app.restart().await;
+    assert_eq!(app.inventory(product).await, [100, 50, 50]);
+    assert_eq!(app.books(product).await.orders.len(), 50);
+}
+
+/// A request for an order whose head is read for certain: the program asks for the body.
+async fn in_flight(client: &Client, body_length: usize) -> Wire {
+    let mut wire = Wire::open(client).await;
+    let head = format!(
+        "POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\n\
+         Content-Length: {body_length}\r\nExpect: 100-continue\r\n\r\n"
+    );
+    wire.send(head.as_bytes()).await;
+    assert_eq!(wire.read().await.unwrap().0, StatusCode::CONTINUE);
+    wire
+}
+
+/// The first signal leaves it time, but not for ever; the second one leaves none.
+async fn a_client_that_stalls_does_not_hold_up_the_end(pair: Pair) {
+    let mut app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", 100).await;
+
+    let _idle = Wire::open(&app).await;
+    let stalled = in_flight(&app, 100).await;
+    app.signal(Signal::TERM);
+    app.closed_its_door().await;
+    let asked = Instant::now();
+    assert_eq!(app.terminate().await.code(), Some(128 + 15));
+    assert!(asked.elapsed().as_secs() < 2, "the second signal took {:?}", asked.elapsed());
+    drop(stalled);
+
+    app.restart().await;
+    let _idle = Wire::open(&app).await;
+    let _stalled = in_flight(&app, 100).await;
+    let asked = Instant::now();
+    assert_eq!(app.terminate().await.code(), Some(0));
+    assert!(asked.elapsed().as_secs() < 10, "it took {:?}", asked.elapsed());
+
+    app.restart().await;
+    assert_eq!(app.books(product).await.available, 100);
+}
+
+/// A connection on which nothing happens is no reason to stay.
+#[tokio::test]
+async fn idle_connections_do_not_hold_up_the_end() {
+    let mut app = App::start(Pair::Embedded).await;
+    let _silent = Wire::open(&app).await;
+    let mut idle = Wire::open(&app).await;
+    idle.send(b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n").await;
+    idle.answer("GET", "/health/live").await;
+    let asked = Instant::now();
+    assert_eq!(app.terminate().await.code(), Some(0));
+    assert!(asked.elapsed().as_secs() < 2, "it took {:?}", asked.elapsed());
+    assert!(idle.read().await.is_none());
+}
