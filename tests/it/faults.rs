@@ -6,13 +6,14 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::json;
+use sqlx::Connection;
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
-use crate::harness::{App, Client, PATIENCE, Pair, Wire};
+use crate::harness::{App, Client, PATIENCE, Pair, Wire, order_request};
 
 on_both_pairs!(
     killed_under_load_again_and_again,
@@ -234,4 +235,60 @@ async fn idle_connections_do_not_hold_up_the_end() {
     assert_eq!(app.terminate().await.code(), Some(0));
     assert!(asked.elapsed().as_secs() < 2, "it took {:?}", asked.elapsed());
     assert!(idle.read().await.is_none());
+}
+
+/// The database does not answer, and the buyers keep coming: when the lane is full they are sent away at once,
+/// and only those who did get in line are served later.
+#[tokio::test]
+async fn a_full_lane_says_so_at_once() {
+    const CAPACITY: usize = 10_000;
+    const IN_HAND: usize = 1_000; // what a worker takes at most
+    let app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
+    let product = app.create_stocked("Kaos Polos", 100).await;
+    let other = app.create_stocked("Kaos Garis", 100).await;
+    let database = app.hold_the_database().await;
+
+    const CONNECTIONS: usize = 50;
+    const EACH: usize = (CAPACITY + IN_HAND) / CONNECTIONS + 2;
+    let requests = order_request(product, 1).repeat(EACH);
+    let buyers = join_all((0..CONNECTIONS).map(async |_| {
+        let mut wire = Wire::open(&app).await;
+        wire.send(requests.as_bytes()).await;
+        let mut pending = 0;
+        for _ in 0..EACH {
+            match wire.read().await.unwrap().0 {
+                202 => pending += 1,
+                status => assert_eq!(status, 503),
+            }
+        }
+        pending
+    }));
+    let pending: usize = buyers.await.into_iter().sum();
+    assert!((CAPACITY..=CAPACITY + IN_HAND).contains(&pending), "{pending} got in line");
+
+    let refused = app.order(product, 1).await;
+    assert_eq!((refused.status, refused.reason(), refused.header("retry-after")), (503, "lane_full", "1"));
+    assert_eq!(app.order(other, 1).await.status, 202, "another lane has nothing to do with it");
+    assert_eq!(app.inventory(product).await, [100, 100, 0]);
+
+    database.close().await.unwrap();
+    app.lane_served(product).await;
+    assert_eq!(app.books(product).await.reserved, 100);
+    app.lane_served(other).await;
+    assert_eq!(app.books(other).await.reserved, 1);
+}
+
+/// A stop is bounded, whatever stays away.
+#[tokio::test]
+async fn a_database_that_stays_away_does_not_hold_up_the_end() {
+    let mut app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
+    let product = app.create_stocked("Kaos Polos", 100).await;
+    let database = app.hold_the_database().await;
+    assert_eq!(app.order(product, 1).await.status, 202);
+    let asked = Instant::now();
+    assert_eq!(app.terminate().await.code(), Some(0));
+    assert!(asked.elapsed().as_secs() < 10, "it took {:?}", asked.elapsed());
+    database.close().await.unwrap();
+    app.restart().await;
+    assert_eq!(app.inventory(product).await, [100, 100, 0]);
 }

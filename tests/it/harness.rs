@@ -19,6 +19,7 @@ use reqwest::{
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, SqliteConnection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
@@ -136,6 +137,14 @@ impl App {
     /// A file in its directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// Takes the write lock of its SQLite file, as another process would; closing the connection gives it back.
+    pub(crate) async fn hold_the_database(&self) -> SqliteConnection {
+        let url = format!("sqlite://{}", self.file("antre.db").display());
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        connection.execute("BEGIN IMMEDIATE").await.unwrap();
+        connection
     }
 
     /// Sends it a signal.
@@ -350,11 +359,25 @@ impl Client {
             let answer = self.order(product, MAX_TOTAL).await;
             match answer.status {
                 400 if answer.reason() == "insufficient_stock" => Some(()),
-                202 | 503 => None,
+                202 => {
+                    self.verdict(answer.header("location")).await;
+                    Some(())
+                }
+                503 => None,
                 _ => panic!("{answer:?}"),
             }
         })
         .await;
+    }
+
+    /// A pending order once it is decided.
+    pub(crate) async fn verdict(&self, location: &str) -> Value {
+        eventually("it stays pending", async || {
+            let found = self.get(location).await;
+            assert_eq!(found.status, 200, "{found:?}");
+            (found.data()["status"] != "pending").then(|| found.data().clone())
+        })
+        .await
     }
 
     /// The books of a product: its inventory and the totals of its reserved orders by id, once they are held
@@ -447,6 +470,16 @@ impl Answer {
         let next = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\""));
         Some(next.unwrap_or_else(|| panic!("not a link to the next page: {link}")).to_owned())
     }
+}
+
+/// The bytes of a request that places an order.
+pub(crate) fn order_request(product: u64, total: u64) -> String {
+    let body = json!({"product_id": product, "total": total}).to_string();
+    let length = body.len();
+    format!(
+        "POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
 }
 
 /// A connection on which the test writes each byte itself.

@@ -4,9 +4,9 @@
 use jiff::{Timestamp, ToSpan};
 use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::Connection;
 
-use crate::harness::{App, MAX_TOTAL, Pair, Wire, eventually};
+use crate::harness::{App, MAX_TOTAL, Pair, Wire};
 
 on_both_pairs!(
     a_product_is_created_and_found,
@@ -351,21 +351,12 @@ async fn the_program_tells_its_contract_and_its_health(pair: Pair) {
     assert_eq!(app.get("/health/ready").await.data(), &json!({"database": "ok", "queue": "ok"}));
 }
 
-/// The database as another process sees it that keeps everybody from writing, until this is dropped.
-async fn hold_the_database(app: &App) -> SqliteConnection {
-    let file = app.file("antre.db");
-    let mut connection = SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap();
-    connection.execute("PRAGMA busy_timeout = 5000").await.unwrap();
-    connection.execute("BEGIN IMMEDIATE").await.unwrap();
-    connection
-}
-
 /// What is not known is not guessed: 202, and the verdict stands at the URL later.
 #[tokio::test]
 async fn an_order_without_a_verdict_in_time_is_pending() {
     let app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "20ms")]).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
-    let database = hold_the_database(&app).await;
+    let database = app.hold_the_database().await;
     let [first, second] = [app.order(product, 3).await, app.order(product, 3).await];
     for placed in [&first, &second] {
         let id = placed.data()["id"].as_str().unwrap();
@@ -380,15 +371,8 @@ async fn an_order_without_a_verdict_in_time_is_pending() {
     assert_eq!(app.all("/api/orders").await, [] as [Value; 0], "what is in line is not on record");
     database.close().await.unwrap();
 
-    let decided = async |location: &str| {
-        eventually("it stays pending", async || {
-            let found = app.get(location).await;
-            assert_eq!(found.status, 200, "{found:?}");
-            (found.data()["status"] != "pending").then(|| found.data().clone())
-        })
-        .await
-    };
-    let (first, second) = (decided(first.header("location")).await, decided(second.header("location")).await);
+    let first = app.verdict(first.header("location")).await;
+    let second = app.verdict(second.header("location")).await;
     assert_eq!((&first["status"], &first["total"]), (&json!("reserved"), &json!(3)));
     // Nobody was there to be told: a refusal stays on record.
     assert_eq!((&second["status"], &second["expires_at"]), (&json!("rejected"), &Value::Null));
@@ -426,7 +410,7 @@ async fn a_body_is_asked_for_when_it_is_wanted() {
 async fn a_database_that_cannot_be_written_is_said_so() {
     let app = App::start(Pair::Embedded).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
-    let database = hold_the_database(&app).await;
+    let database = app.hold_the_database().await;
     let refused = app.stock(product, 9).await;
     assert_eq!((refused.status, refused.reason()), (503, "database_unavailable"), "{refused:?}");
     assert_eq!(

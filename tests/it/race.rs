@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, App, Pair, Wire};
+use crate::harness::{Answer, App, Pair, Wire, order_request};
 
 on_both_pairs!(
     two_thousand_orders_for_a_hundred_pieces,
@@ -36,15 +36,6 @@ async fn rush(app: &App, orders: &[(u64, u64)]) -> Vec<Answer> {
         })
     });
     join_all(buyers.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap).collect()
-}
-
-fn order_request(product: u64, total: u64) -> String {
-    let body = json!({"product_id": product, "total": total}).to_string();
-    let length = body.len();
-    format!(
-        "POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    )
 }
 
 async fn two_thousand_orders_for_a_hundred_pieces(pair: Pair) {
