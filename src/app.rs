@@ -68,11 +68,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppE
 }
 
 async fn migrate(settings: &Settings) -> Result<(), AppError> {
-    match settings.backends.database()? {
-        Database::Sqlite(url) => open_sqlite(&url).await?.close().await,
-        Database::MySql(url) => open_mysql(&url).await?.close().await,
-    }
-    say(settings, &["The tables are up to date.".to_owned()]);
+    let url = match settings.backends.database()? {
+        Database::Sqlite(url) => {
+            open_sqlite(&url).await?.close().await;
+            url
+        }
+        Database::MySql(url) => {
+            open_mysql(&url).await?.close().await;
+            url
+        }
+    };
+    say(settings, &[format!("The tables of {} are up to date.", without_password(&url))]);
     Ok(())
 }
 

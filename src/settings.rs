@@ -157,18 +157,23 @@ impl BackendSettings {
             (Database::MySql(_), None) => Err(wrong(
                 "AMQP_URL (--amqp-url) is missing: a mysql:// DATABASE_URL goes with a RabbitMQ broker",
             )),
-            (Database::Sqlite(_), Some(_)) if given(&self.database_url).is_none() => {
-                Err(wrong("DATABASE_URL (--database-url) is missing: AMQP_URL goes with a mysql:// database"))
-            }
             (Database::Sqlite(_), Some(_)) => Err(wrong(
-                "AMQP_URL goes with a mysql:// DATABASE_URL: an SQLite file is for one process, without a broker",
+                "AMQP_URL goes with a mysql:// database, and DATABASE_URL names an SQLite file: that is for one process, without a broker",
             )),
         }
     }
 
     /// The database alone.
     pub fn database(&self) -> Result<Database, SettingsError> {
-        let url = given(&self.database_url).unwrap_or_else(|| Self::DEFAULT_DATABASE_URL.to_owned());
+        let url = match (given(&self.database_url), given(&self.amqp_url)) {
+            (Some(url), _) => url,
+            (None, None) => Self::DEFAULT_DATABASE_URL.to_owned(),
+            (None, Some(_)) => {
+                return Err(wrong(
+                    "DATABASE_URL (--database-url) is missing: AMQP_URL goes with a mysql:// database",
+                ));
+            }
+        };
         match url.split_once(':') {
             Some(("sqlite", _)) => Ok(Database::Sqlite(url)),
             Some(("mysql" | "mariadb", _)) => Ok(Database::MySql(url)),

@@ -108,12 +108,14 @@ async fn bodies_that_are_no_order(pair: Pair) {
     refuses(&utf16, "invalid_json", None).await;
 
     // Too deep: a parser that calls itself for each bracket would run out of stack.
-    for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+    for (open, close, reason, field) in
+        [("[", "]", "invalid_body", None), ("{\"a\":", "}", "invalid_field", Some("a"))]
+    {
         for depth in [200, 2_500] {
             let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
-            refuses(nested.as_bytes(), "invalid_json", None).await;
+            refuses(nested.as_bytes(), reason, field).await;
             let inside = format!("{{\"product_id\":{id},\"total\":{nested}}}");
-            refuses(inside.as_bytes(), "invalid_json", None).await;
+            refuses(inside.as_bytes(), "invalid_total", Some("total")).await;
         }
     }
     refuses("[".repeat(5_000).as_bytes(), "invalid_json", None).await;
@@ -203,7 +205,7 @@ async fn bodies_that_are_no_product(pair: Pair) {
     }
     // A text of no characters: half a surrogate pair.
     for half in ["\\ud83d", "\\udc55", "\\udc55\\ud83d", "a\\ud83dz", "\\ud83d\\u0041"] {
-        refuses(format!("{{\"name\":\"{half}\"}}").as_bytes(), "invalid_json", None).await;
+        refuses(format!("{{\"name\":\"{half}\"}}").as_bytes(), "invalid_name", Some("name")).await;
     }
     let (too_long, too_wide) = (format!("\"{}\"", "x".repeat(101)), format!("\"{}\"", "👕".repeat(101)));
     for value in [
