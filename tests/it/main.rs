@@ -12,4 +12,6 @@ mod faults;
 mod http;
 mod race;
 mod routes;
+mod queue_contract;
+mod servers;
 mod store_contract;

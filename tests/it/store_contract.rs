@@ -15,12 +15,14 @@ use antre::{
     inventory::{Inventory, Stock, StockBelowReserved},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
     product::{Product, ProductId, ProductName},
-    store::{OrderPage, Store, StoreError, sqlite::SqliteStore},
+    store::{OrderPage, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
 };
 use jiff::{SignedDuration, Timestamp};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestRunner};
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, SqliteConnection};
 use tokio::task::{JoinSet, block_in_place};
+
+use crate::servers::{Place, servers};
 
 /// One test for each function and adapter, so that a failure says which of them it was. A function that is not in
 /// the list is dead code, and the compiler says so.
@@ -31,6 +33,15 @@ macro_rules! suite {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
                     super::$test(super::Database::sqlite().await).await;
+                }
+            )*
+        }
+        mod mysql {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+                async fn $test() {
+                    super::$test(super::Database::mysql().await).await;
                 }
             )*
         }
@@ -83,11 +94,16 @@ struct Database {
 /// Where it is.
 enum Home {
     Sqlite { directory: tempfile::TempDir },
+    MySql { place: Place },
 }
 
 impl Database {
     async fn sqlite() -> Self {
         Self::at(Home::Sqlite { directory: tempfile::tempdir().unwrap() }).await
+    }
+
+    async fn mysql() -> Self {
+        Self::at(Home::MySql { place: servers().await.fresh().await }).await
     }
 
     async fn at(home: Home) -> Self {
@@ -155,12 +171,14 @@ impl Home {
     async fn open(&self) -> Arc<dyn Store> {
         match self {
             Self::Sqlite { .. } => Arc::new(SqliteStore::open(&self.url()).await.unwrap()),
+            Self::MySql { place } => Arc::new(MySqlStore::open(&place.database_url).await.unwrap()),
         }
     }
 
     fn url(&self) -> String {
         match self {
             Self::Sqlite { directory } => format!("sqlite://{}", directory.path().join("antre.db").display()),
+            Self::MySql { place } => place.database_url.clone(),
         }
     }
 
@@ -169,6 +187,11 @@ impl Home {
         match self {
             Self::Sqlite { .. } => {
                 let mut connection = SqliteConnection::connect(&self.url()).await?;
+                sqlx::raw_sql(statement).execute(&mut connection).await?;
+                connection.close().await
+            }
+            Self::MySql { .. } => {
+                let mut connection = MySqlConnection::connect(&self.url()).await?;
                 sqlx::raw_sql(statement).execute(&mut connection).await?;
                 connection.close().await
             }
@@ -181,6 +204,10 @@ impl Home {
             Self::Sqlite { .. } => format!(
                 "CREATE TRIGGER refuse_{change}_{table} BEFORE {change} ON {table}
                  BEGIN SELECT RAISE(ABORT, 'refused by hand'); END"
+            ),
+            Self::MySql { .. } => format!(
+                "CREATE TRIGGER refuse_{change}_{table} BEFORE {change} ON {table} FOR EACH ROW
+                 SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused by hand'"
             ),
         }
     }

@@ -1,0 +1,779 @@
+//! The queue contract as one suite, run on every adapter: what lanes behind [`Queue`] must do.
+//!
+//! A consumer serves its lanes before it takes. What has arrived, and in how many deliveries, is the adapter's to say:
+//! a broker needs a moment, and gathers orders into messages.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex},
+    task::Poll,
+    time::Duration,
+};
+
+use antre::{
+    order::{NewOrder, OrderId, Quantity, Rejection, Verdict, now},
+    product::ProductId,
+    queue::{
+        Consumer, Delivery, Inbox, Outcome, Queue, Refusal, Reply, Submitter,
+        in_process::InProcessQueue,
+        rabbitmq::{LaneMode, RabbitMqQueue, RabbitMqSettings},
+    },
+};
+use jiff::SignedDuration;
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, yield_now},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::servers::{Place, Server, servers};
+
+/// One test for each function and adapter, so that a failure says which of them it was. A function that is not in
+/// the list is dead code, and the compiler says so.
+macro_rules! suite {
+    ($($test:ident,)*) => {
+        suite!(in_process, super::Adapter::InProcess, [], $($test,)*);
+        suite!(rabbitmq, super::Adapter::rabbitmq("product").await, [#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]], $($test,)*);
+        suite!(rabbitmq_hashed, super::Adapter::rabbitmq("hash:3").await, [#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]], $($test,)*);
+    };
+    ($module:ident, $adapter:expr, $attributes:tt, $($test:ident,)*) => {
+        mod $module {
+            $(suite!(one $test, $adapter, $attributes);)*
+        }
+    };
+    (one $test:ident, $adapter:expr, [$($attribute:tt)*]) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $($attribute)*
+        async fn $test() {
+            super::$test($adapter).await;
+        }
+    };
+}
+
+suite! {
+    orders_of_a_lane_are_taken_in_the_order_of_their_arrival,
+    verdicts_reach_the_api_that_submitted,
+    one_take_spans_several_lanes,
+    a_take_waits_for_an_order,
+    a_take_that_is_dropped_takes_nothing,
+    a_take_keeps_to_its_limit,
+    what_is_not_acknowledged_comes_back_in_its_old_place,
+    a_lane_goes_to_the_next_consumer_when_its_own_ends,
+    one_consumer_at_a_time_holds_a_lane,
+    a_lane_that_is_held_holds_up_no_other,
+    a_full_lane_refuses_at_once_and_keeps_what_it_has,
+    what_is_put_aside_is_out_of_the_way,
+    ten_thousand_orders_are_decided_once_each_in_order,
+    an_answer_to_nobody_does_no_harm,
+    a_young_order_may_stand_in_line_and_an_ancient_one_may_not,
+    a_lane_may_be_opened_and_served_any_number_of_times,
+    a_new_lane_is_served_as_soon_as_it_is_opened,
+    every_end_says_that_it_works,
+}
+
+/// What makes queues.
+enum Adapter {
+    InProcess,
+    RabbitMq { place: Place, lanes: LaneMode },
+}
+
+impl Adapter {
+    async fn rabbitmq(lanes: &str) -> Self {
+        Self::RabbitMq { place: servers().await.fresh().await, lanes: lanes.parse().unwrap() }
+    }
+
+    /// Lanes that no test of the suite fills.
+    async fn queue(&self) -> Arc<dyn Queue> {
+        self.queue_of(20_000).await
+    }
+
+    /// Lanes in which so many orders or messages may wait each. Once for a test.
+    async fn queue_of(&self, lane_capacity: u32) -> Arc<dyn Queue> {
+        match self {
+            Self::InProcess => Arc::new(InProcessQueue::new(lane_capacity as usize)),
+            Self::RabbitMq { place, lanes } => rabbitmq_queue(place, *lanes, lane_capacity).await,
+        }
+    }
+}
+
+async fn rabbitmq_queue(place: &Place, lanes: LaneMode, lane_capacity: u32) -> Arc<dyn Queue> {
+    let (url, prefix) = (place.amqp_url.clone(), place.queue_prefix.clone());
+    let settings = RabbitMqSettings { url, prefix, lanes, lane_capacity };
+    Arc::new(RabbitMqQueue::connect(settings).await.unwrap())
+}
+
+/// No test waits longer than this for something to arrive.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+async fn in_time<T>(arrival: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, arrival).await.expect("it did not arrive in time")
+}
+
+/// The first, and only the first, poll.
+async fn poll_once<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
+}
+
+fn product(number: u64) -> ProductId {
+    ProductId::new(number).unwrap()
+}
+
+fn products(count: u64) -> Vec<ProductId> {
+    (1..=count).map(product).collect()
+}
+
+fn order(product_id: ProductId, total: u32) -> NewOrder {
+    let answer_by = now() + SignedDuration::from_hours(1);
+    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), answer_by }
+}
+
+/// What these tests decide on an order: something that only this order gets.
+fn verdict(order: &NewOrder) -> Verdict {
+    match order.total.get() {
+        even if even.is_multiple_of(2) => Verdict::Reserved { expires_at: order.answer_by },
+        odd => Verdict::Rejected(Rejection::InsufficientStock { available: odd }),
+    }
+}
+
+/// An API that hears what becomes of its orders.
+struct Api {
+    submitter: Arc<dyn Submitter>,
+    outcomes: mpsc::UnboundedReceiver<(OrderId, Outcome)>,
+}
+
+struct Ear(mpsc::UnboundedSender<(OrderId, Outcome)>);
+
+impl Inbox for Ear {
+    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
+        for outcome in outcomes {
+            let _ = self.0.send(outcome); // the test may be over
+        }
+    }
+}
+
+impl Api {
+    async fn open(queue: &Arc<dyn Queue>) -> Self {
+        let (ear, outcomes) = mpsc::unbounded_channel();
+        Self { submitter: queue.submitter(Arc::new(Ear(ear))).await.unwrap(), outcomes }
+    }
+
+    fn submit(&self, product_id: ProductId, total: u32) -> NewOrder {
+        let order = order(product_id, total);
+        self.submitter.submit(order);
+        order
+    }
+
+    /// So many orders for one product, one after the other.
+    fn submit_many(&self, product_id: ProductId, count: u32) -> Vec<NewOrder> {
+        (1..=count).map(|total| self.submit(product_id, total)).collect()
+    }
+
+    async fn hear(&mut self) -> (OrderId, Outcome) {
+        in_time(self.outcomes.recv()).await.unwrap()
+    }
+
+    /// Exactly the verdicts on these orders arrive, and nothing else.
+    async fn hears_verdicts_on(&mut self, orders: &[NewOrder]) {
+        let mut expected: HashMap<OrderId, Outcome> =
+            orders.iter().map(|order| (order.id, Outcome::Decided(verdict(order)))).collect();
+        while !expected.is_empty() {
+            let (id, outcome) = self.hear().await;
+            assert_eq!(expected.remove(&id), Some(outcome), "of order {id}");
+        }
+        self.hears_nothing();
+    }
+
+    fn hears_nothing(&mut self) {
+        assert_eq!(self.outcomes.try_recv(), Err(mpsc::error::TryRecvError::Empty));
+    }
+}
+
+async fn consumer(queue: &Arc<dyn Queue>, lanes: &[ProductId]) -> Box<dyn Consumer> {
+    let mut consumer = queue.consumer().await.unwrap();
+    consumer.serve(lanes).await.unwrap();
+    consumer
+}
+
+async fn take(consumer: &mut Box<dyn Consumer>, max_orders: usize) -> Vec<Delivery> {
+    let taken = in_time(consumer.take(max_orders)).await.unwrap();
+    assert!(!taken.is_empty() && taken.iter().all(|delivery| !delivery.orders.is_empty()));
+    taken
+}
+
+/// Takes until so many orders are in hand. All of them are submitted before: while a lane is held, it may well hand
+/// out no more.
+async fn hold(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Delivery> {
+    let mut held = Vec::new();
+    while orders_of(&held).len() < count {
+        held.extend(take(consumer, usize::MAX).await);
+    }
+    assert_eq!(orders_of(&held).len(), count);
+    held
+}
+
+/// Takes and settles until so many orders are done.
+async fn work_off(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<NewOrder> {
+    let mut done = Vec::new();
+    while done.len() < count {
+        let taken = take(consumer, usize::MAX).await;
+        done.extend(orders_of(&taken));
+        settle(consumer, taken).await;
+    }
+    assert_eq!(done.len(), count);
+    done
+}
+
+fn orders_of(deliveries: &[Delivery]) -> Vec<NewOrder> {
+    deliveries.iter().flat_map(|delivery| delivery.orders.clone()).collect()
+}
+
+/// Replies and acknowledges.
+async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
+    let reply = |delivery: &Delivery| Reply {
+        to: delivery.reply_to.clone(),
+        verdicts: delivery.orders.iter().map(|order| (order.id, verdict(order))).collect(),
+    };
+    consumer.reply(deliveries.iter().map(reply).collect()).await.unwrap();
+    consumer.ack(deliveries).await.unwrap();
+}
+
+async fn orders_of_a_lane_are_taken_in_the_order_of_their_arrival(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let mut submitted = api.submit_many(product(1), 250);
+    let mut consumer = consumer(&queue, &products(1)).await;
+    let mut taken = Vec::new();
+    while taken.len() < 500 {
+        let deliveries = take(&mut consumer, 37).await;
+        if taken.is_empty() {
+            submitted.extend(api.submit_many(product(1), 250));
+        }
+        taken.extend(orders_of(&deliveries));
+        settle(&mut consumer, deliveries).await;
+    }
+    assert_eq!(taken, submitted);
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn verdicts_reach_the_api_that_submitted(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut apis = [Api::open(&queue).await, Api::open(&queue).await, Api::open(&queue).await];
+    let mut submitted = [Vec::new(), Vec::new(), Vec::new()];
+    for round in 0..60 {
+        let (lane, api) = (product(1 + round % 2), (round % 3) as usize);
+        submitted[api].push(apis[api].submit(lane, 1 + round as u32));
+    }
+    let mut consumer = consumer(&queue, &products(2)).await;
+    work_off(&mut consumer, 60).await;
+    for (api, submitted) in apis.iter_mut().zip(&submitted) {
+        api.hears_verdicts_on(submitted).await;
+    }
+}
+
+async fn one_take_spans_several_lanes(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let lanes = products(8);
+    let mut consumer = consumer(&queue, &lanes).await;
+    let deadline = Instant::now() + DEADLINE;
+    let mut widest = 0;
+    // A broker may hand out the first order before the others are there: then once more.
+    while widest < 4 {
+        assert!(Instant::now() < deadline, "never more than {widest} of 8 lanes at once");
+        let submitted: Vec<NewOrder> = lanes.iter().map(|lane| api.submit(*lane, 1)).collect();
+        let mut done = 0;
+        while done < lanes.len() {
+            let taken = take(&mut consumer, 1_000).await;
+            let spanned: HashSet<ProductId> =
+                orders_of(&taken).iter().map(|order| order.product_id).collect();
+            widest = widest.max(spanned.len());
+            done += orders_of(&taken).len();
+            settle(&mut consumer, taken).await;
+        }
+        api.hears_verdicts_on(&submitted).await;
+    }
+}
+
+async fn a_take_waits_for_an_order(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let api = Api::open(&queue).await;
+    let mut consumer = consumer(&queue, &products(2)).await;
+    for round in 1..=5 {
+        let taken = {
+            let mut taking = pin!(consumer.take(10));
+            assert!(poll_once(&mut taking).await.is_pending());
+            let order = api.submit(product(1 + u64::from(round % 2)), round);
+            let taken = in_time(taking).await.unwrap();
+            assert_eq!(orders_of(&taken), [order]);
+            taken
+        };
+        settle(&mut consumer, taken).await;
+    }
+}
+
+async fn a_take_that_is_dropped_takes_nothing(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let mut consumer = consumer(&queue, &products(1)).await;
+    let (mut submitted, mut taken) = (Vec::new(), Vec::new());
+    for total in 1..=100 {
+        let deliveries = {
+            let mut taking = pin!(consumer.take(3));
+            // Dropped before it is asked; while it waits; when it was woken; and, every fourth time, not at all.
+            let asked = if total % 4 == 0 { Poll::Pending } else { poll_once(&mut taking).await };
+            submitted.push(api.submit(product(1), total));
+            match (asked, total % 4) {
+                (Poll::Ready(deliveries), _) => Some(deliveries),
+                (Poll::Pending, 3) => Some(in_time(taking).await),
+                (Poll::Pending, 2) => {
+                    yield_now().await;
+                    None
+                }
+                (Poll::Pending, _) => None,
+            }
+        };
+        if let Some(deliveries) = deliveries {
+            let deliveries = deliveries.unwrap();
+            taken.extend(orders_of(&deliveries));
+            settle(&mut consumer, deliveries).await;
+        }
+    }
+    let rest = submitted.len() - taken.len();
+    taken.extend(work_off(&mut consumer, rest).await);
+    assert_eq!(taken, submitted);
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn a_take_keeps_to_its_limit(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let lanes = products(5);
+    let mut submitted = Vec::new();
+    for lane in &lanes {
+        submitted.extend(api.submit_many(*lane, 12));
+    }
+    let mut consumer = consumer(&queue, &lanes).await;
+    let mut taken: Vec<NewOrder> = Vec::new();
+    for max_orders in [1, 2, 7, 20].into_iter().cycle() {
+        if taken.len() == submitted.len() {
+            break;
+        }
+        let deliveries = take(&mut consumer, max_orders).await;
+        let count = orders_of(&deliveries).len();
+        // The last delivery may go beyond, but none begins there.
+        let before_last = count - deliveries.last().unwrap().orders.len();
+        assert!(before_last < max_orders, "{count} orders in {} deliveries", deliveries.len());
+        taken.extend(orders_of(&deliveries));
+        settle(&mut consumer, deliveries).await;
+    }
+    for lane in lanes {
+        let of_lane = |order: &&NewOrder| order.product_id == lane;
+        assert!(taken.iter().filter(of_lane).eq(submitted.iter().filter(of_lane)));
+    }
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn what_is_not_acknowledged_comes_back_in_its_old_place(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut apis = [Api::open(&queue).await, Api::open(&queue).await];
+    let mut submitted: Vec<NewOrder> = Vec::new();
+    for total in 1..=6 {
+        submitted.extend(apis.iter().map(|api| api.submit(product(1), total)));
+    }
+    let mut first = consumer(&queue, &products(1)).await;
+    let mut held = hold(&mut first, 12).await;
+    let line = orders_of(&held);
+    let done = held.remove(0);
+    settle(&mut first, vec![done.clone()]).await;
+    // They come while the others are held, and stand behind them. Then the consumer ends without a word.
+    for total in 7..=9 {
+        submitted.extend(apis.iter().map(|api| api.submit(product(1), total)));
+    }
+    drop(first);
+    let mut second = consumer(&queue, &products(1)).await;
+    let taken = work_off(&mut second, 18 - done.orders.len()).await;
+    assert_eq!(taken[..12 - done.orders.len()], line[done.orders.len()..]);
+    drop(held);
+    let all = [done.orders, taken].concat();
+    assert_eq!(all.iter().map(|order| order.id).collect::<HashSet<_>>().len(), 18);
+    for (at, api) in apis.iter_mut().enumerate() {
+        let own: Vec<NewOrder> = submitted.iter().skip(at).step_by(2).copied().collect();
+        let ids: HashSet<OrderId> = own.iter().map(|order| order.id).collect();
+        assert!(all.iter().filter(|order| ids.contains(&order.id)).eq(&own));
+        api.hears_verdicts_on(&own).await;
+    }
+}
+
+async fn a_lane_goes_to_the_next_consumer_when_its_own_ends(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let lanes = products(4);
+    let mut first = consumer(&queue, &lanes).await;
+    let submit = |api: &Api| lanes.iter().map(|lane| api.submit(*lane, 2)).collect::<Vec<_>>();
+    let submitted = submit(&api);
+    work_off(&mut first, 4).await;
+    api.hears_verdicts_on(&submitted).await;
+    // As long as the first one has them in hand, the second gets none of them.
+    let submitted = submit(&api);
+    let held = hold(&mut first, 4).await;
+    let mut second = consumer(&queue, &lanes).await;
+    assert!(poll_once(&mut pin!(second.take(10))).await.is_pending());
+    drop(first);
+    let ids = |orders: &[NewOrder]| orders.iter().map(|order| order.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&work_off(&mut second, 4).await), ids(&orders_of(&held)));
+    api.hears_verdicts_on(&submitted).await;
+    let submitted = submit(&api);
+    assert_eq!(ids(&work_off(&mut second, 4).await), ids(&submitted));
+    api.hears_verdicts_on(&submitted).await;
+}
+
+/// Who holds which lane, to be found out by all of them at once.
+type Held = Arc<Mutex<BTreeMap<ProductId, usize>>>;
+
+async fn one_consumer_at_a_time_holds_a_lane(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let lanes = products(6);
+    let held = Held::default();
+    let stop = CancellationToken::new();
+    let mut consumers = JoinSet::new();
+    for number in 0..3 {
+        let mut consumer = consumer(&queue, &lanes).await;
+        let (held, stop) = (held.clone(), stop.clone());
+        consumers.spawn(async move {
+            loop {
+                let deliveries = tokio::select! {
+                    () = stop.cancelled() => return,
+                    taken = consumer.take(5) => taken.unwrap(),
+                };
+                let lanes: BTreeSet<ProductId> =
+                    orders_of(&deliveries).iter().map(|order| order.product_id).collect();
+                for lane in &lanes {
+                    let other = held.lock().unwrap().insert(*lane, number);
+                    assert_eq!(other, None, "lane {lane} is held by {number} as well");
+                }
+                for _ in 0..5 {
+                    yield_now().await;
+                }
+                for lane in &lanes {
+                    assert_eq!(held.lock().unwrap().remove(lane), Some(number));
+                }
+                settle(&mut consumer, deliveries).await;
+            }
+        });
+    }
+    let mut apis = [Api::open(&queue).await, Api::open(&queue).await, Api::open(&queue).await];
+    for round in 0..4 {
+        let mut submitted = [Vec::new(), Vec::new(), Vec::new()];
+        for total in 1..=25 {
+            for (api, submitted) in apis.iter().zip(&mut submitted) {
+                submitted.extend(lanes.iter().map(|lane| api.submit(*lane, total + round)));
+            }
+            yield_now().await;
+        }
+        for (api, submitted) in apis.iter_mut().zip(&submitted) {
+            api.hears_verdicts_on(submitted).await;
+        }
+    }
+    stop.cancel();
+    consumers.join_all().await;
+}
+
+async fn a_lane_that_is_held_holds_up_no_other(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let mut consumer = consumer(&queue, &products(3)).await;
+    let first = api.submit(product(1), 1);
+    let held = hold(&mut consumer, 1).await;
+    let others = [api.submit(product(2), 2), api.submit(product(3), 3)];
+    let taken = work_off(&mut consumer, 2).await;
+    assert!(others.iter().all(|order| taken.contains(order)));
+    api.hears_verdicts_on(&others).await;
+    settle(&mut consumer, held).await;
+    api.hears_verdicts_on(&[first]).await;
+}
+
+async fn a_full_lane_refuses_at_once_and_keeps_what_it_has(adapter: Adapter) {
+    const CAPACITY: u32 = 5;
+    let queue = adapter.queue_of(CAPACITY).await;
+    let mut api = Api::open(&queue).await;
+    let (full, other) = (product(1), product(2));
+    api.submitter.open_lane(full).await.unwrap();
+    // Nobody serves it. At the latest after some thousands it says no: a broker counts messages, and one may carry
+    // hundreds of orders.
+    let mut submitted = Vec::new();
+    let mut refused = Vec::new();
+    while refused.is_empty() {
+        assert!(submitted.len() < 10_000, "the lane takes everything");
+        submitted.push(api.submit(full, 1 + submitted.len() as u32));
+        if let Ok(outcome) = timeout(Duration::from_millis(2), api.outcomes.recv()).await {
+            refused.push(outcome.unwrap());
+        }
+    }
+    // Another lane is not full.
+    let elsewhere = api.submit(other, 1);
+    let mut consumer = consumer(&queue, &[full, other]).await;
+    // What was not refused stands in line.
+    let mut done = Vec::new();
+    while done.len() + refused.len() < submitted.len() + 1 {
+        tokio::select! {
+            outcome = api.hear() => {
+                if let (_, Outcome::Refused(_)) = outcome {
+                    refused.push(outcome);
+                }
+            }
+            deliveries = take(&mut consumer, 1_000) => {
+                done.extend(orders_of(&deliveries));
+                settle(&mut consumer, deliveries).await;
+            }
+        }
+    }
+    assert!(
+        refused.iter().all(|(_, outcome)| *outcome == Outcome::Refused(Refusal::LaneFull)),
+        "{refused:?}"
+    );
+    let refused: HashSet<OrderId> = refused.iter().map(|(id, _)| *id).collect();
+    assert!(submitted.len() - refused.len() >= CAPACITY as usize, "{} refused", refused.len());
+    let kept = submitted.iter().filter(|order| !refused.contains(&order.id));
+    assert!(done.iter().filter(|order| order.product_id == full).eq(kept));
+    assert!(done.contains(&elsewhere));
+    // There is room again.
+    let late = api.submit(full, 1);
+    assert_eq!(work_off(&mut consumer, 1).await, [late]);
+}
+
+async fn what_is_put_aside_is_out_of_the_way(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let mut first = consumer(&queue, &products(1)).await;
+    let poison = api.submit(product(1), 1);
+    let held = hold(&mut first, 1).await;
+    assert_eq!(orders_of(&held), [poison]);
+    first.put_aside(held).await.unwrap();
+    // It is not in the way of others, and does not come back: not here, and not at the next consumer.
+    let submitted = api.submit_many(product(1), 3);
+    assert_eq!(work_off(&mut first, 3).await, submitted);
+    api.hears_verdicts_on(&submitted).await;
+    drop(first);
+    let mut second = consumer(&queue, &products(1)).await;
+    let submitted = [api.submit(product(1), 4)];
+    assert_eq!(work_off(&mut second, 1).await, submitted);
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn ten_thousand_orders_are_decided_once_each_in_order(adapter: Adapter) {
+    const ORDERS: usize = 10_000;
+    let queue = adapter.queue().await;
+    let lanes = products(5);
+    let stop = CancellationToken::new();
+    let line: Arc<Mutex<BTreeMap<ProductId, Vec<NewOrder>>>> = Arc::default();
+    let mut consumers = JoinSet::new();
+    for _ in 0..2 {
+        let mut consumer = consumer(&queue, &lanes).await;
+        let (line, stop) = (line.clone(), stop.clone());
+        consumers.spawn(async move {
+            loop {
+                let deliveries = tokio::select! {
+                    () = stop.cancelled() => return,
+                    taken = consumer.take(300) => taken.unwrap(),
+                };
+                for order in orders_of(&deliveries) {
+                    line.lock().unwrap().entry(order.product_id).or_default().push(order);
+                }
+                settle(&mut consumer, deliveries).await;
+            }
+        });
+    }
+    let mut apis = JoinSet::new();
+    for _ in 0..2 {
+        let (mut api, lanes) = (Api::open(&queue).await, lanes.clone());
+        apis.spawn(async move {
+            let mut submitted = Vec::new();
+            for number in 0..ORDERS / 2 {
+                submitted.push(api.submit(lanes[number * number % lanes.len()], 1 + number as u32));
+                if number % 10 == 0 {
+                    yield_now().await;
+                }
+            }
+            api.hears_verdicts_on(&submitted).await;
+            (api, submitted)
+        });
+    }
+    let apis = in_time(apis.join_all()).await;
+    stop.cancel();
+    consumers.join_all().await;
+    let line = line.lock().unwrap();
+    assert_eq!(line.values().map(Vec::len).sum::<usize>(), ORDERS);
+    for (mut api, submitted) in apis {
+        api.hears_nothing();
+        let own: HashSet<OrderId> = submitted.iter().map(|order| order.id).collect();
+        for (lane, line) in line.iter() {
+            let expected = submitted.iter().filter(|order| order.product_id == *lane);
+            assert!(line.iter().filter(|order| own.contains(&order.id)).eq(expected), "of lane {lane}");
+        }
+    }
+}
+
+async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let (gone, mut api) = (Api::open(&queue).await, Api::open(&queue).await);
+    let mut consumer = consumer(&queue, &products(1)).await;
+    gone.submit(product(1), 1);
+    let orphans = hold(&mut consumer, 1).await;
+    drop(gone);
+    let submitted = [api.submit(product(1), 2)];
+    // Before and behind an answer to somebody, and to a name that never was.
+    settle(&mut consumer, orphans.clone()).await;
+    let mut deliveries = hold(&mut consumer, 1).await;
+    let nobody = Reply { to: "nobody".into(), verdicts: vec![(submitted[0].id, verdict(&submitted[0]))] };
+    consumer.reply(vec![nobody.clone()]).await.unwrap();
+    api.hears_nothing();
+    let late = Reply { to: orphans[0].reply_to.clone(), ..nobody.clone() };
+    let answer = Reply { to: deliveries[0].reply_to.clone(), ..nobody.clone() };
+    consumer.reply(vec![nobody, late.clone(), answer, late]).await.unwrap();
+    api.hears_verdicts_on(&submitted).await;
+    consumer.ack(vec![deliveries.remove(0)]).await.unwrap();
+    let submitted = [api.submit(product(1), 3)];
+    assert_eq!(work_off(&mut consumer, 1).await, submitted);
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn a_young_order_may_stand_in_line_and_an_ancient_one_may_not(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let api = Api::open(&queue).await;
+    assert!(api.submitter.may_hold(OrderId::mint()));
+    let day = SignedDuration::from_hours(24);
+    for created_at in [0, (now() - day).as_millisecond() as u64] {
+        let ancient = uuid::Builder::from_unix_timestamp_millis(created_at, &[7; 10]).into_uuid();
+        assert!(!api.submitter.may_hold(ancient.into()), "{ancient}");
+    }
+    assert!(!api.submitter.may_hold(uuid::Uuid::new_v4().into()));
+}
+
+async fn a_lane_may_be_opened_and_served_any_number_of_times(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let (mut api, other) = (Api::open(&queue).await, Api::open(&queue).await);
+    let mut consumer = consumer(&queue, &products(2)).await;
+    let (one, two) = tokio::join!(api.submitter.open_lane(product(1)), other.submitter.open_lane(product(1)));
+    one.and(two).unwrap();
+    let mut submitted = vec![api.submit(product(1), 1)];
+    // Also while orders stand in it.
+    api.submitter.open_lane(product(1)).await.unwrap();
+    consumer.serve(&products(2)).await.unwrap();
+    consumer.serve(&[]).await.unwrap();
+    consumer.serve(&[product(2), product(2)]).await.unwrap();
+    submitted.push(api.submit(product(1), 2));
+    assert_eq!(work_off(&mut consumer, 2).await, submitted);
+    api.hears_verdicts_on(&submitted).await;
+}
+
+async fn a_new_lane_is_served_as_soon_as_it_is_opened(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut api = Api::open(&queue).await;
+    let mut consumer = consumer(&queue, &[]).await;
+    for number in 1..=5 {
+        let (submitted, taken) = {
+            let mut taking = pin!(consumer.take(10));
+            assert!(poll_once(&mut taking).await.is_pending());
+            api.submitter.open_lane(product(number)).await.unwrap();
+            (api.submit(product(number), number as u32), in_time(taking).await.unwrap())
+        };
+        assert_eq!(orders_of(&taken), [submitted]);
+        settle(&mut consumer, taken).await;
+        api.hears_verdicts_on(&[submitted]).await;
+    }
+}
+
+async fn every_end_says_that_it_works(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    queue.ping().await.unwrap();
+    Api::open(&queue).await.submitter.ping().await.unwrap();
+}
+
+/// What is true of the broker alone.
+mod broker {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[tokio::test]
+    #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+    async fn lanes_are_declared_as_they_must_be() {
+        let place = servers().await.fresh().await;
+        let prefix = &place.queue_prefix;
+        let queue = rabbitmq_queue(&place, LaneMode::Product, 7).await;
+        let api = Api::open(&queue).await;
+        api.submitter.open_lane(product(17)).await.unwrap();
+        let _consumers = [consumer(&queue, &[product(17)]).await, consumer(&queue, &[product(17)]).await];
+        let subscribed = format!("{prefix}orders.product.17");
+        let queues = servers()
+            .await
+            .queues_when(prefix, |queues| {
+                queues.iter().any(|queue| queue.name == subscribed && queue.consumers == 2)
+            })
+            .await;
+        let [dead, lane, replies] = &queues[..] else { panic!("{queues:#?}") };
+        assert_eq!(
+            (dead.name.as_str(), dead.kind.as_str()),
+            (format!("{prefix}orders.dead").as_str(), "quorum")
+        );
+        assert_eq!((lane.name.as_str(), lane.kind.as_str()), (subscribed.as_str(), "quorum"));
+        for queue in [dead, lane] {
+            assert!(queue.durable && !queue.exclusive && !queue.auto_delete, "{queue:?}");
+        }
+        for (argument, value) in [
+            ("x-single-active-consumer", json!(true)),
+            ("x-max-length", json!(7)),
+            ("x-overflow", json!("reject-publish")),
+            ("x-dead-letter-exchange", json!("")),
+            ("x-dead-letter-routing-key", json!(dead.name)),
+            ("x-dead-letter-strategy", json!("at-least-once")),
+        ] {
+            assert_eq!(lane.arguments.get(argument), Some(&value), "{argument}");
+        }
+        // Finite: without a limit, what comes back would stand at the end of its lane.
+        let limit = lane.arguments.get("x-delivery-limit").and_then(Value::as_i64);
+        assert!(limit.is_some_and(|limit| limit > 20), "{limit:?}");
+        // It goes with its API.
+        assert!(replies.name.starts_with(&format!("{prefix}replies.")) && replies.exclusive, "{replies:?}");
+        drop(api);
+        servers().await.queues_when(prefix, |queues| queues.len() == 2).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+    async fn what_is_put_aside_is_kept_among_the_dead_letters() {
+        let place = servers().await.fresh().await;
+        let queue = rabbitmq_queue(&place, LaneMode::Product, 100).await;
+        let api = Api::open(&queue).await;
+        let mut consumer = consumer(&queue, &products(1)).await;
+        api.submit(product(1), 1);
+        let held = hold(&mut consumer, 1).await;
+        consumer.put_aside(held).await.unwrap();
+        let queues = servers()
+            .await
+            .queues_when(&place.queue_prefix, |queues| {
+                queues.iter().any(|queue| queue.name.ends_with("orders.dead") && queue.messages_ready == 1)
+            })
+            .await;
+        let lane = queues.iter().find(|queue| queue.name.ends_with("orders.product.1")).unwrap();
+        assert_eq!(lane.messages_unacknowledged, 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+    async fn what_stands_in_line_survives_the_death_of_the_broker() {
+        let alone = servers().await.alone().await;
+        let queue = rabbitmq_queue(&alone.place, LaneMode::Product, 1_000).await;
+        let api = Api::open(&queue).await;
+        let submitted = api.submit_many(product(1), 100);
+        // The first order left alone; the others went as one message when its confirm had arrived.
+        let waiting = |queues: &[crate::servers::QueueInfo]| queues.iter().any(|queue| queue.messages == 2);
+        servers().await.queues_when(&alone.place.queue_prefix, waiting).await;
+        alone.restart(Server::Broker).await;
+        let mut consumer = consumer(&queue, &products(1)).await;
+        assert_eq!(work_off(&mut consumer, 100).await, submitted);
+    }
+}
