@@ -135,8 +135,9 @@ ensure_docker() {
         systemctl start docker || die "systemd could not start the Docker daemon: see $log."
     elif has dockerd; then
         log=/var/log/dockerd.log
-        # It outlives this script, so it must not inherit the lock.
+        # It outlives this script: it must not inherit the lock, and be no job that clean_up ends.
         setsid dockerd >>"$log" 2>&1 </dev/null 9<&- &
+        disown
     else
         die "The Docker daemon does not answer and there is no dockerd to start: install docker.io, then run this again."
     fi
@@ -165,13 +166,14 @@ install_packages() { # what for, packages...
         die "$what is missing, and only root on Debian can have it installed here: install it, then run this again."
     fi
     say "installing $*"
-    # Often the package lists are there and good. Fetching them is for when they are not, and on a mirror that stands
-    # still their date of expiry has passed.
-    local install=(env DEBIAN_FRONTEND=noninteractive apt-get --option DPkg::Lock::Timeout=300
-        install --yes --no-install-recommends "$@")
-    if ! "${install[@]}" >/dev/null 2>&1 9<&-; then
-        apt-get --option Acquire::Check-Valid-Until=false --option DPkg::Lock::Timeout=300 update >&2 9<&- || true
-        "${install[@]}" >&2 9<&- || die "$what is missing and apt-get could not install it: see above."
+    # Often the package lists are there and good: they are fetched when it does not work without, whatever their date of
+    # expiry, which has passed on a mirror that stands still.
+    local apt_get=(env DEBIAN_FRONTEND=noninteractive apt-get --option DPkg::Lock::Timeout=300
+        --option Acquire::Check-Valid-Until=false)
+    local install=("${apt_get[@]}" install --yes --no-install-recommends "$@") output
+    if ! output=$("${install[@]}" 2>&1) && ! output=$("${apt_get[@]}" update 2>&1 && "${install[@]}" 2>&1); then
+        echo "$output" >&2
+        die "$what is missing and apt-get could not install it: see above."
     fi
 }
 
