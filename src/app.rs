@@ -7,8 +7,9 @@ use std::{
 };
 
 use axum::{Router, serve::ListenerExt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -51,6 +52,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppE
     if role == Role::Migrate {
         return migrate(&settings).await;
     }
+    raise_file_limit();
     match (settings.backends.backends()?, role) {
         (Backends::Embedded { database_url }, Role::Serve | Role::Migrate) => {
             serve_embedded(&settings, &database_url, stop).await
@@ -64,6 +66,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppE
                 .to_owned(),
         )
         .into()),
+    }
+}
+
+/// Every buyer is a file to the system, and the soft limit that shells hand out is often 1,024.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, ?limit.current, "cannot raise the limit of open files");
     }
 }
 
@@ -227,12 +237,28 @@ async fn serve_http(
     Ok(deadline)
 }
 
+/// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
+const BACKLOG: u32 = 4096;
+
 async fn listen(address: &str) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|error| {
+    bind(address).await.map_err(|error| {
         AppError::Start(format!(
             "cannot listen on {address}: {error}. Set LISTEN_ADDR (--listen-addr) to another HOST:PORT"
         ))
     })
+}
+
+async fn bind(address: &str) -> io::Result<TcpListener> {
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?; // a restart need not wait for old connections to fade out
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error)
 }
 
 async fn open_sqlite(url: &str) -> Result<Arc<SqliteStore>, AppError> {

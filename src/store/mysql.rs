@@ -8,7 +8,7 @@ use std::{str::FromStr, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    AssertSqlSafe, Connection, Executor, MySql, MySqlPool, QueryBuilder,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, MySql, MySqlPool, QueryBuilder,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
 };
 
@@ -46,7 +46,7 @@ pub struct MySqlStore {
 impl MySqlStore {
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
     pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
-        let options = MySqlConnectOptions::from_str(url)?;
+        let options = MySqlConnectOptions::from_str(url)?.disable_statement_logging();
         migrate(&options).await?;
         let limits = format!(
             "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"
