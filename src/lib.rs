@@ -3,7 +3,7 @@
 //! The way of one order, which is also the order in which to read:
 //!
 //! 1. [`http`] parses the request into [`order`]'s types, which cannot be invalid;
-//! 2. [`placement`] puts the order in line and waits for its verdict;
+//! 2. [`placement`] puts the order in line and waits for its verdict, unless the [`gate`] knows that nothing is left;
 //! 3. [`queue`] keeps a lane for each product: orders stand in it first come, first served;
 //! 4. [`worker`] takes all that has arrived, from all of its lanes;
 //! 5. [`batch`] decides it, a pure function over each product's [`inventory`];
@@ -17,6 +17,7 @@ pub mod order;
 pub mod inventory;
 pub mod http;
 pub mod placement;
+pub mod gate;
 pub mod queue;
 pub mod worker;
 pub mod batch;

@@ -11,6 +11,8 @@ use std::{
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
+    gate::Gate,
+    inventory::StockNews,
     order::{
         NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis, now,
     },
@@ -40,6 +42,7 @@ pub struct Placement {
     store: Arc<dyn Store>,
     submitter: Arc<dyn Submitter>,
     waiting: Arc<WaitingRoom>,
+    gate: Arc<Gate>,
     order_timeout: Duration,
     /// Products that exist. A product is never deleted, so what is in here stays true.
     known_products: RwLock<HashSet<ProductId>>,
@@ -52,14 +55,18 @@ impl Placement {
         queue: &dyn Queue,
         order_timeout: Duration,
     ) -> Result<Self, QueueError> {
-        let waiting = Arc::new(WaitingRoom::default());
-        let submitter = queue.submitter(waiting.clone()).await?;
-        Ok(Self { store, submitter, waiting, order_timeout, known_products: RwLock::default() })
+        let (waiting, gate) = (Arc::new(WaitingRoom::default()), Arc::new(Gate::default()));
+        let desk = FrontDesk { waiting: waiting.clone(), gate: gate.clone() };
+        let submitter = queue.submitter(Arc::new(desk)).await?;
+        Ok(Self { store, submitter, waiting, gate, order_timeout, known_products: RwLock::default() })
     }
 
     /// Places an order and waits for its verdict. When the caller goes away, so does everything that waits; the
     /// order itself stays in line.
     pub async fn place(&self, product_id: ProductId, total: Quantity) -> Result<Placed, StoreError> {
+        if self.gate.is_closed(product_id) {
+            return Ok(Placed::Rejected(Rejection::InsufficientStock { available: 0 }));
+        }
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
         }
@@ -90,6 +97,15 @@ impl Placement {
     pub async fn open_lane(&self, product_id: ProductId) {
         if let Err(error) = self.submitter.open_lane(product_id).await {
             tracing::warn!(%product_id, %error, "the lane will be opened by its first order");
+        }
+    }
+
+    /// Tells all APIs that a product's stock was counted anew, before the seller hears that it is done. APIs that the
+    /// news does not reach find out by themselves within [`Gate::MAX_CLOSED`].
+    pub async fn tell(&self, news: StockNews) {
+        self.gate.hear(news);
+        if let Err(error) = self.submitter.tell(news).await {
+            tracing::warn!(%error, product_id = %news.product_id, "other APIs hear of the new stock a moment later");
         }
     }
 
@@ -132,7 +148,23 @@ impl WaitingRoom {
     }
 }
 
-impl Inbox for WaitingRoom {
+/// Where everything that the queue says arrives.
+struct FrontDesk {
+    waiting: Arc<WaitingRoom>,
+    gate: Arc<Gate>,
+}
+
+impl Inbox for FrontDesk {
+    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
+        self.waiting.deliver(outcomes);
+    }
+
+    fn hear(&self, news: StockNews) {
+        self.gate.hear(news);
+    }
+}
+
+impl WaitingRoom {
     fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
         let called: Vec<_> = {
             let mut seats = self.seats();

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
+    inventory::StockNews,
     order::{NewOrder, OrderId, Verdict},
     product::ProductId,
 };
@@ -50,6 +51,9 @@ pub trait Submitter: Ping {
     /// opens the lane as well, and workers look for new products every few seconds.
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError>;
 
+    /// Tells all APIs, this one too, how much of a product is left. When it returns, the news is on its way for sure.
+    async fn tell(&self, news: StockNews) -> Result<(), QueueError>;
+
     /// Whether an order of this age can still stand in line.
     fn may_hold(&self, id: OrderId) -> bool;
 }
@@ -58,6 +62,9 @@ pub trait Submitter: Ping {
 pub trait Inbox: Send + Sync {
     /// Takes outcomes; must not block. Orders nobody waits for any more are passed over.
     fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>);
+
+    /// Takes news of a product's stock; must not block. It may come late, twice, or never.
+    fn hear(&self, news: StockNews);
 }
 
 /// What became of a submitted order.
@@ -116,6 +123,8 @@ pub struct Reply {
     pub to: Address,
     /// By order.
     pub verdicts: Vec<(OrderId, Verdict)>,
+    /// Products of which nothing is left.
+    pub sold_out: Vec<StockNews>,
 }
 
 /// The name of an API's inbox in the queue.

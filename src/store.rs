@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved},
+    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved, StockNews},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Verdict, from_millis},
     product::{Product, ProductId, ProductName},
 };
@@ -48,22 +48,26 @@ pub trait Store: Send + Sync {
     /// Orders on record in id order, which is the order of their creation.
     async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError>;
 
-    /// Decides a batch in one transaction; a verdict for each order, at the same index. When it returns, what it
-    /// says is committed. An order that is on record already gets the verdict on record.
+    /// Decides a batch in one transaction. When it returns, what it says is committed. An order that is on record already gets the verdict on record.
     ///
     /// After an error nothing is known: the transaction may or may not be committed. Calling it again with the
     /// same orders is right in either case.
-    async fn decide(
-        &self,
-        orders: &[NewOrder],
-        reservation_ttl: Duration,
-    ) -> Result<Vec<Verdict>, StoreError>;
+    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError>;
 
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Closes the connections once they are idle.
     async fn close(&self);
+}
+
+/// What became of a batch, committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// One for each order, at the same index.
+    pub verdicts: Vec<Verdict>,
+    /// How much of each product of the batch is left.
+    pub stock: Vec<StockNews>,
 }
 
 /// Which orders [`Store::orders`] lists.

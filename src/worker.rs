@@ -9,9 +9,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    order::{NewOrder, Verdict},
+    order::NewOrder,
     queue::{Address, Consumer, Delivery, Queue, QueueError, Reply},
-    store::{Store, StoreError},
+    store::{Decided, Store, StoreError},
 };
 
 /// How many orders one transaction decides at most. There is no least: a lone order never waits for company.
@@ -80,15 +80,15 @@ impl Worker {
         let orders: Vec<NewOrder> =
             deliveries.iter().flat_map(|delivery| &delivery.orders).copied().collect();
         match self.decide(&orders).await {
-            Decided::All(verdicts) => {
-                consumer.reply(replies(&deliveries, &verdicts)).await?;
+            Decision::Made(decided) => {
+                consumer.reply(replies(&deliveries, &decided)).await?;
                 consumer.ack(deliveries).await
             }
-            Decided::Impossible(error) if deliveries.len() == 1 => {
+            Decision::Impossible(error) if deliveries.len() == 1 => {
                 tracing::error!(%error, orders = ?deliveries[0].orders, "putting orders aside");
                 consumer.put_aside(deliveries).await
             }
-            Decided::Impossible(error) => {
+            Decision::Impossible(error) => {
                 tracing::warn!(%error, "deciding the deliveries of this batch one by one");
                 for delivery in deliveries {
                     Box::pin(self.settle(consumer, vec![delivery])).await?;
@@ -96,21 +96,21 @@ impl Worker {
                 Ok(())
             }
             // Unacknowledged, they come back when the consumer ends.
-            Decided::Stopped => Err(QueueError("stopped while the database was away".to_owned())),
+            Decision::Stopped => Err(QueueError("stopped while the database was away".to_owned())),
         }
     }
 
     /// Asks the store until it answers.
-    async fn decide(&self, orders: &[NewOrder]) -> Decided {
+    async fn decide(&self, orders: &[NewOrder]) -> Decision {
         let mut delays = backoff();
         loop {
             match self.store.decide(orders, self.reservation_ttl).await {
-                Ok(verdicts) => return Decided::All(verdicts),
-                Err(error) if !error.is_transient() => return Decided::Impossible(error),
+                Ok(decided) => return Decision::Made(decided),
+                Err(error) if !error.is_transient() => return Decision::Impossible(error),
                 Err(error) => tracing::warn!(%error, orders = orders.len(), "deciding again"),
             }
             if self.stop.is_cancelled() {
-                return Decided::Stopped;
+                return Decision::Stopped;
             }
             self.pause(delays.next()).await;
         }
@@ -134,8 +134,8 @@ enum Lost {
 }
 
 /// What became of a batch at the store.
-enum Decided {
-    All(Vec<Verdict>),
+enum Decision {
+    Made(Decided),
     /// Trying again will not help.
     Impossible(StoreError),
     /// The worker was told to stop while the database was away.
@@ -155,16 +155,19 @@ fn backoff() -> impl Iterator<Item = Duration> {
 }
 
 /// One reply for each API, whatever the number of its deliveries.
-fn replies(deliveries: &[Delivery], verdicts: &[Verdict]) -> Vec<Reply> {
+fn replies(deliveries: &[Delivery], decided: &Decided) -> Vec<Reply> {
+    let sold_out: Vec<_> = decided.stock.iter().copied().filter(|news| news.available == 0).collect();
     let mut replies: Vec<Reply> = Vec::new();
-    let mut rest = verdicts.iter().copied();
+    let mut rest = decided.verdicts.iter().copied();
     for delivery in deliveries {
         let decided = delivery.orders.iter().map(|order| order.id).zip(rest.by_ref());
         match replies.iter_mut().find(|reply| reply.to == delivery.reply_to) {
             Some(reply) => reply.verdicts.extend(decided),
-            None => {
-                replies.push(Reply { to: Address::clone(&delivery.reply_to), verdicts: decided.collect() });
-            }
+            None => replies.push(Reply {
+                to: Address::clone(&delivery.reply_to),
+                verdicts: decided.collect(),
+                sold_out: sold_out.clone(),
+            }),
         }
     }
     replies

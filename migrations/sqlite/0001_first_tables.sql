@@ -3,12 +3,14 @@ CREATE TABLE products (
     name TEXT    NOT NULL
 ) STRICT;
 
+-- version: counts the changes, so that news of them can be put in order.
 -- Behind the row lock and the types of the program stand these checks: even a wrong program cannot oversell.
 CREATE TABLE inventories (
     product_id      INTEGER PRIMARY KEY REFERENCES products (id),
     stored_stock    INTEGER NOT NULL DEFAULT 0,
     available_stock INTEGER NOT NULL DEFAULT 0 CHECK (available_stock >= 0),
     reserved_stock  INTEGER NOT NULL DEFAULT 0 CHECK (reserved_stock >= 0),
+    version         INTEGER NOT NULL DEFAULT 0,
     CHECK (stored_stock = available_stock + reserved_stock)
 ) STRICT;
 

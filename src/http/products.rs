@@ -106,5 +106,6 @@ pub(super) async fn recount(
     JsonBody(Recount { stock }): JsonBody<Recount>,
 ) -> Result<Response, ApiError> {
     let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
+    api.placement.tell(counted.1.news(id)).await;
     Ok(success(StatusCode::OK, InventoryView::from(counted)))
 }

@@ -15,6 +15,7 @@ use super::{
     Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter,
 };
 use crate::{
+    inventory::StockNews,
     order::{NewOrder, OrderId, now},
     product::ProductId,
 };
@@ -175,6 +176,12 @@ impl Submitter for InProcessSubmitter {
         Ok(()) // A lane is there as soon as an order stands in it.
     }
 
+    async fn tell(&self, news: StockNews) -> Result<(), QueueError> {
+        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
+        inboxes.iter().for_each(|inbox| inbox.hear(news));
+        Ok(())
+    }
+
     fn may_hold(&self, id: OrderId) -> bool {
         id.created_at() >= self.shared.opened_at
     }
@@ -238,9 +245,10 @@ impl Consumer for InProcessConsumer {
     }
 
     async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
-        for Reply { to, verdicts } in replies {
+        for Reply { to, verdicts, sold_out } in replies {
             let inbox = self.shared.state().inboxes.get(&to).cloned();
             if let Some(inbox) = inbox {
+                sold_out.into_iter().for_each(|news| inbox.hear(news));
                 inbox.deliver(
                     verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
                 );

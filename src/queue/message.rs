@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    inventory::StockNews,
     order::{NewOrder, OrderId, Rejection, Verdict, from_millis},
     product::ProductId,
 };
@@ -14,6 +15,8 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const ORDERS_V1: &str = "antre.orders.v1";
 /// The `type` property of a message to an API.
 pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
+/// The `type` property of a message that tells how much of a product is left.
+pub(super) const STOCK_V1: &str = "antre.stock.v1";
 /// The `type` property of a message that tells of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
@@ -30,8 +33,11 @@ struct Orders<O> {
 
 /// `antre.verdicts.v1`
 #[derive(Serialize, Deserialize)]
-struct Verdicts<V> {
-    verdicts: V,
+struct Verdicts {
+    verdicts: Vec<OneVerdict>,
+    /// Products of which nothing is left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sold_out: Vec<StockNews>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,29 +94,29 @@ pub(super) fn decode_orders(bytes: &[u8], kind: Option<&str>) -> Result<Vec<NewO
     Ok(orders)
 }
 
-pub(super) fn encode_verdicts(verdicts: &[(OrderId, Verdict)]) -> Vec<u8> {
-    let verdicts: Vec<_> = verdicts
-        .iter()
+pub(super) fn encode_verdicts(verdicts: Vec<(OrderId, Verdict)>, sold_out: Vec<StockNews>) -> Vec<u8> {
+    let verdicts = verdicts
+        .into_iter()
         .map(|(id, verdict)| {
-            let (verdict, expires_at, available_stock) = match *verdict {
+            let (verdict, expires_at, available_stock) = match verdict {
                 Verdict::Reserved { expires_at } => (Word::Reserved, Some(expires_at.as_millisecond()), None),
                 Verdict::Rejected(Rejection::InsufficientStock { available }) => {
                     (Word::InsufficientStock, None, Some(available))
                 }
                 Verdict::Rejected(Rejection::ProductNotFound) => (Word::ProductNotFound, None, None),
             };
-            OneVerdict { id: *id, verdict, expires_at, available_stock }
+            OneVerdict { id, verdict, expires_at, available_stock }
         })
         .collect();
-    encode(&Verdicts { verdicts })
+    encode(&Verdicts { verdicts, sold_out })
 }
 
 pub(super) fn decode_verdicts(
     bytes: &[u8],
     kind: Option<&str>,
-) -> Result<Vec<(OrderId, Verdict)>, Undecodable> {
-    let Verdicts { verdicts } = decode::<Verdicts<Vec<OneVerdict>>>(bytes, kind, VERDICTS_V1)?;
-    verdicts
+) -> Result<(Vec<(OrderId, Verdict)>, Vec<StockNews>), Undecodable> {
+    let Verdicts { verdicts, sold_out } = decode(bytes, kind, VERDICTS_V1)?;
+    let verdicts: Result<_, _> = verdicts
         .into_iter()
         .map(|one| {
             let verdict = match (one.verdict, one.expires_at, one.available_stock) {
@@ -127,7 +133,16 @@ pub(super) fn decode_verdicts(
             };
             Ok((one.id, verdict))
         })
-        .collect()
+        .collect();
+    Ok((verdicts?, sold_out))
+}
+
+pub(super) fn encode_stock(news: StockNews) -> Vec<u8> {
+    encode(&news)
+}
+
+pub(super) fn decode_stock(bytes: &[u8], kind: Option<&str>) -> Result<StockNews, Undecodable> {
+    decode(bytes, kind, STOCK_V1)
 }
 
 pub(super) fn encode_product(product_id: ProductId) -> Vec<u8> {
@@ -159,8 +174,13 @@ mod tests {
             (OrderId::mint(), Verdict::Rejected(Rejection::InsufficientStock { available: 0 })),
             (OrderId::mint(), Verdict::Rejected(Rejection::ProductNotFound)),
         ];
-        assert_eq!(decode_verdicts(&encode_verdicts(&verdicts), Some(VERDICTS_V1)).unwrap(), verdicts);
         let product = ProductId::new(7).unwrap();
+        let news = StockNews { product_id: product, version: 3, available: 0 };
+        assert_eq!(
+            decode_verdicts(&encode_verdicts(verdicts.clone(), vec![news]), Some(VERDICTS_V1)).unwrap(),
+            (verdicts, vec![news])
+        );
+        assert_eq!(decode_stock(&encode_stock(news), Some(STOCK_V1)).unwrap(), news);
         assert_eq!(decode_product(&encode_product(product), Some(PRODUCT_V1)).unwrap(), product);
     }
 
@@ -179,9 +199,10 @@ mod tests {
         );
         let reserved = Verdict::Reserved { expires_at: from_millis(1_734_000_900_000) };
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
+        let news = StockNews { product_id: ProductId::new(1).unwrap(), version: 4, available: 0 };
         assert_eq!(
-            String::from_utf8(encode_verdicts(&[(id, reserved), (id, rejected)])).unwrap(),
-            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0}]}"#
+            String::from_utf8(encode_verdicts(vec![(id, reserved), (id, rejected)], vec![news])).unwrap(),
+            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0}],"sold_out":[{"product_id":1,"version":4,"available":0}]}"#
         );
     }
 

@@ -13,13 +13,13 @@ use sqlx::{
 };
 
 use super::{
-    OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    Decided, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
     transaction::{self, Begin, InsertError, Transaction, json},
 };
 use crate::{
     batch::Inventories,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{NewOrder, Order, OrderId, Verdict},
+    order::{NewOrder, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
 
@@ -119,15 +119,16 @@ impl Store for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock
+        let row: Option<(String, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT name, stored_stock, available_stock, reserved_stock, version
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
         .bind(column(id))
         .fetch_optional(&self.pool)
         .await?;
-        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
-        Ok(Some((product(column(id), name)?, Inventory::from_columns(stored, available, reserved)?)))
+        let Some((name, stored, available, reserved, version)) = row else { return Ok(None) };
+        let inventory = Inventory::from_columns(stored, available, reserved, version)?;
+        Ok(Some((product(column(id), name)?, inventory)))
     }
 
     async fn recount(
@@ -136,18 +137,24 @@ impl Store for MySqlStore {
         stock: Stock,
     ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
         let mut transaction = self.begin().await?;
-        let mut inventories = transaction.lock_inventories(json(&[id])).await?;
-        let Some(mut inventory) = inventories.remove(&id) else { return Ok(None) };
-        if let Err(below) = inventory.recount(stock) {
+        let Some(before) = transaction.lock_inventories(json(&[id])).await?.remove(&id) else {
+            return Ok(None);
+        };
+        let mut counted = before;
+        if let Err(below) = counted.recount(stock) {
             return Ok(Some(Err(below)));
         }
+        let inventory = counted.committed(before);
         let mut transaction = transaction.0;
-        sqlx::query("UPDATE inventories SET stored_stock = ?, available_stock = ? WHERE product_id = ?")
-            .bind(inventory.stored())
-            .bind(inventory.available())
+        sqlx::query(
+            "UPDATE inventories SET stored_stock = ?, available_stock = ?, version = ? WHERE product_id = ?",
+        )
+        .bind(inventory.stored())
+        .bind(inventory.available())
+        .bind(inventory.version().cast_signed())
             .bind(column(id))
-            .execute(&mut *transaction)
-            .await?;
+        .execute(&mut *transaction)
+        .await?;
         let name: String = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
             .bind(column(id))
             .fetch_one(&mut *transaction)
@@ -178,11 +185,7 @@ impl Store for MySqlStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn decide(
-        &self,
-        orders: &[NewOrder],
-        reservation_ttl: Duration,
-    ) -> Result<Vec<Verdict>, StoreError> {
+    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError> {
         transaction::decide(self, orders, reservation_ttl).await
     }
 
@@ -208,8 +211,8 @@ pub(super) struct MySqlTransaction(sqlx::Transaction<'static, MySql>);
 
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
-        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock
+        let rows: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, version
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories ON product_id = batch.id FOR UPDATE OF inventories",
         )
@@ -217,8 +220,8 @@ impl Transaction for MySqlTransaction {
         .fetch_all(&mut *self.0)
         .await?;
         rows.into_iter()
-            .map(|(id, stored, available, reserved)| {
-                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
+            .map(|(id, stored, available, reserved, version)| {
+                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved, version)?))
             })
             .collect()
     }
@@ -259,7 +262,8 @@ impl Transaction for MySqlTransaction {
              STRAIGHT_JOIN inventories ON product_id = batch.id
              SET stored_stock    = stored_stock    + more_stored,
                  available_stock = available_stock + more_available,
-                 reserved_stock  = reserved_stock  + more_reserved",
+                 reserved_stock  = reserved_stock  + more_reserved,
+                 version         = version + 1",
         )
         .bind(differences)
         .execute(&mut *self.0)

@@ -12,13 +12,13 @@ use sqlx::{
 };
 
 use super::{
-    OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    Decided, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
     transaction::{self, Begin, InsertError, Transaction, json},
 };
 use crate::{
     batch::Inventories,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{NewOrder, Order, OrderId, Verdict},
+    order::{NewOrder, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
 
@@ -104,15 +104,16 @@ impl Store for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock
+        let row: Option<(String, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT name, stored_stock, available_stock, reserved_stock, version
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
         .bind(column(id))
         .fetch_optional(&self.readers)
         .await?;
-        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
-        Ok(Some((product(column(id), name)?, Inventory::from_columns(stored, available, reserved)?)))
+        let Some((name, stored, available, reserved, version)) = row else { return Ok(None) };
+        let inventory = Inventory::from_columns(stored, available, reserved, version)?;
+        Ok(Some((product(column(id), name)?, inventory)))
     }
 
     async fn recount(
@@ -121,18 +122,22 @@ impl Store for SqliteStore {
         stock: Stock,
     ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
         let mut transaction = self.begin().await?;
-        let mut inventories = transaction.lock_inventories(json(&[id])).await?;
-        let Some(mut inventory) = inventories.remove(&id) else { return Ok(None) };
-        if let Err(below) = inventory.recount(stock) {
+        let Some(before) = transaction.lock_inventories(json(&[id])).await?.remove(&id) else {
+            return Ok(None);
+        };
+        let mut counted = before;
+        if let Err(below) = counted.recount(stock) {
             return Ok(Some(Err(below)));
         }
+        let inventory = counted.committed(before);
         let mut transaction = transaction.0;
         let name: String = sqlx::query_scalar(
-            "UPDATE inventories SET stored_stock = ?, available_stock = ? WHERE product_id = ?
+            "UPDATE inventories SET stored_stock = ?, available_stock = ?, version = ? WHERE product_id = ?
              RETURNING (SELECT name FROM products WHERE id = product_id)",
         )
         .bind(inventory.stored())
         .bind(inventory.available())
+        .bind(inventory.version().cast_signed())
         .bind(column(id))
         .fetch_one(&mut *transaction)
         .await?;
@@ -162,11 +167,7 @@ impl Store for SqliteStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn decide(
-        &self,
-        orders: &[NewOrder],
-        reservation_ttl: Duration,
-    ) -> Result<Vec<Verdict>, StoreError> {
+    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError> {
         transaction::decide(self, orders, reservation_ttl).await
     }
 
@@ -196,16 +197,16 @@ pub(super) struct SqliteTransaction(sqlx::Transaction<'static, Sqlite>);
 impl Transaction for SqliteTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
         // The write lock of the file is held since the beginning.
-        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock
+        let rows: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, version
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
         )
         .bind(products)
         .fetch_all(&mut *self.0)
         .await?;
         rows.into_iter()
-            .map(|(id, stored, available, reserved)| {
-                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
+            .map(|(id, stored, available, reserved, version)| {
+                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved, version)?))
             })
             .collect()
     }
@@ -237,7 +238,8 @@ impl Transaction for SqliteTransaction {
             "UPDATE inventories
              SET stored_stock    = stored_stock    + (batch.value ->> 1),
                  available_stock = available_stock + (batch.value ->> 2),
-                 reserved_stock  = reserved_stock  + (batch.value ->> 3)
+                 reserved_stock  = reserved_stock  + (batch.value ->> 3),
+                 version         = version + 1
              FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0",
         )
         .bind(differences)

@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::StoreError;
+use super::{Decided, StoreError};
 use crate::{
     batch::{self, Decision, Inventories},
     order::{NewOrder, Order, OrderId, OrderState, Verdict, from_millis, now, on_record},
@@ -35,7 +35,8 @@ pub(super) trait Transaction: Send {
     /// Puts orders on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available], …]`.
     fn insert_orders(&mut self, rows: String) -> impl Future<Output = Result<(), InsertError>> + Send;
 
-    /// Moves stock: `[[product_id, stored, available, reserved], …]`, each the difference to what is there.
+    /// Moves stock: `[[product_id, stored, available, reserved], …]`, each the difference to what is there; counts
+    /// up their versions.
     fn move_stock(&mut self, differences: String) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Commits.
@@ -68,12 +69,12 @@ pub(super) async fn decide<B: Begin>(
     store: &B,
     orders: &[NewOrder],
     reservation_ttl: Duration,
-) -> Result<Vec<Verdict>, StoreError> {
+) -> Result<Decided, StoreError> {
     let mut run = 1;
     loop {
         let result = match decide_new(store, orders, reservation_ttl).await {
             Err(InsertError::Duplicate) => decide_redelivered(store, orders, reservation_ttl).await,
-            Ok(verdicts) => Ok(verdicts),
+            Ok(decided) => Ok(decided),
             Err(InsertError::Store(error)) => Err(error),
         };
         match result {
@@ -92,19 +93,19 @@ async fn decide_new<B: Begin>(
     store: &B,
     orders: &[NewOrder],
     reservation_ttl: Duration,
-) -> Result<Vec<Verdict>, InsertError> {
+) -> Result<Decided, InsertError> {
     if one_stands_twice(orders) {
         return Err(InsertError::Duplicate);
     }
     let mut transaction = store.begin().await?;
     let inventories = transaction.lock_inventories(products_of(orders)).await?;
-    let Applied { verdicts, forgotten } =
+    let Applied { decided, forgotten } =
         apply(&mut transaction, inventories, orders, reservation_ttl).await?;
     if !forgotten.is_empty() && !transaction.orders_on_record(ids(&forgotten)).await?.is_empty() {
         return Err(InsertError::Duplicate);
     }
     transaction.commit().await?;
-    Ok(verdicts)
+    Ok(decided)
 }
 
 /// The careful way, after one of the ids was found on record: a worker died between commit and ack, and its
@@ -114,7 +115,7 @@ async fn decide_redelivered<B: Begin>(
     store: &B,
     orders: &[NewOrder],
     reservation_ttl: Duration,
-) -> Result<Vec<Verdict>, StoreError> {
+) -> Result<Decided, StoreError> {
     let mut transaction = store.begin().await?;
     let inventories = transaction.lock_inventories(products_of(orders)).await?;
     let mut verdicts: HashMap<OrderId, Verdict> = transaction
@@ -128,21 +129,21 @@ async fn decide_redelivered<B: Begin>(
     let mut seen: HashSet<OrderId> = verdicts.keys().copied().collect();
     let rest: Vec<_> = orders.iter().copied().filter(|order| seen.insert(order.id)).collect();
     let decided = match apply(&mut transaction, inventories, &rest, reservation_ttl).await {
-        Ok(Applied { verdicts, .. }) => verdicts,
+        Ok(Applied { decided, .. }) => decided,
         Err(InsertError::Store(error)) => return Err(error),
         Err(InsertError::Duplicate) => {
             return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
         }
     };
     transaction.commit().await?;
-    verdicts.extend(rest.iter().map(|order| order.id).zip(decided));
-    Ok(orders.iter().map(|order| verdicts[&order.id]).collect())
+    verdicts.extend(rest.iter().map(|order| order.id).zip(decided.verdicts));
+    let verdicts = orders.iter().map(|order| verdicts[&order.id]).collect();
+    Ok(Decided { verdicts, stock: decided.stock })
 }
 
 /// A batch that is decided and written, but not committed.
 struct Applied {
-    /// One for each order, at the same index.
-    verdicts: Vec<Verdict>,
+    decided: Decided,
     /// Those of an existing product that do not go on record.
     forgotten: Vec<NewOrder>,
 }
@@ -174,7 +175,12 @@ async fn apply(
     if !differences.is_empty() {
         transaction.move_stock(json(&differences)).await?;
     }
-    Ok(Applied { verdicts, forgotten })
+    let stock = before
+        .iter()
+        .zip(&after)
+        .map(|((product_id, before), (_, after))| after.committed(*before).news(*product_id))
+        .collect();
+    Ok(Applied { decided: Decided { verdicts, stock }, forgotten })
 }
 
 fn one_stands_twice(orders: &[NewOrder]) -> bool {

@@ -235,10 +235,10 @@ impl Consumer for RabbitMqConsumer {
 
     async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
         let mut confirms = Vec::with_capacity(replies.len());
-        for Reply { to, verdicts } in replies.into_iter().filter(|reply| !reply.to.is_empty()) {
+        for Reply { to, verdicts, sold_out } in replies.into_iter().filter(|reply| !reply.to.is_empty()) {
             let properties =
                 BasicProperties::default().with_content_type(JSON.into()).with_type(VERDICTS_V1.into());
-            let payload = message::encode_verdicts(&verdicts);
+            let payload = message::encode_verdicts(verdicts, sold_out);
             // Not mandatory: an API that is gone took its queue with it, and nobody waits.
             let options = BasicPublishOptions::default();
             let published =

@@ -14,8 +14,10 @@ use futures_util::StreamExt;
 use lapin::{
     BasicProperties, Channel, Confirmation,
     message::BasicReturnMessage,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::FieldTable,
+    options::{
+        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+    },
+    types::{FieldTable, ShortString},
 };
 use tokio::{sync::oneshot, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
@@ -26,11 +28,12 @@ use super::{
     within,
 };
 use crate::{
+    inventory::StockNews,
     order::{NewOrder, OrderId, now},
     product::ProductId,
     queue::{
         Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter,
-        message::{self, JSON, ORDERS_V1, PRODUCT_V1},
+        message::{self, JSON, ORDERS_V1, PRODUCT_V1, STOCK_V1},
     },
 };
 
@@ -136,14 +139,13 @@ impl Submitter for RabbitMqSubmitter {
         let publishing = self.shared.publishing().await?;
         within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
         let payload = message::encode_product(product_id);
-        let published = publishing.orders.basic_publish(
-            self.shared.topology.news_name(),
-            "".into(),
-            BasicPublishOptions::default(),
-            &payload,
-            BasicProperties::default().with_content_type(JSON.into()).with_type(PRODUCT_V1.into()),
-        );
-        within(async { published.await?.await }).await.map(drop)
+        publishing.broadcast(self.shared.topology.news_name(), PRODUCT_V1, &payload).await
+    }
+
+    async fn tell(&self, news: StockNews) -> Result<(), QueueError> {
+        self.shared.inbox.hear(news); // here, at once
+        let publishing = self.shared.publishing().await?;
+        publishing.broadcast(self.shared.topology.stock_name(), STOCK_V1, &message::encode_stock(news)).await
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
@@ -345,6 +347,19 @@ impl Shared {
         }
     }
 
+    fn hear(&self, delivery: &lapin::message::Delivery) -> Result<(), message::Undecodable> {
+        let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+        if kind == Some(STOCK_V1) {
+            self.inbox.hear(message::decode_stock(&delivery.data, kind)?);
+            return Ok(());
+        }
+        let (verdicts, sold_out) = message::decode_verdicts(&delivery.data, kind)?;
+        sold_out.into_iter().for_each(|news| self.inbox.hear(news));
+        self.inbox
+            .deliver(verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect());
+        Ok(())
+    }
+
     async fn receive(
         &self,
         instance: &str,
@@ -358,6 +373,10 @@ impl Shared {
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         within(channel.queue_declare(name.clone(), options, FieldTable::default())).await?;
+        // News of stock comes into the same queue, so that it is heard in turn with the verdicts.
+        let stock = self.topology.stock_name();
+        let bind = QueueBindOptions::default();
+        within(channel.queue_bind(name.clone(), stock, "".into(), bind, FieldTable::default())).await?;
         // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let mut verdicts =
@@ -370,12 +389,8 @@ impl Shared {
         }
         while let Some(delivery) = verdicts.next().await {
             let delivery = delivery.map_err(failed)?;
-            let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-            match message::decode_verdicts(&delivery.data, kind) {
-                Ok(verdicts) => self.inbox.deliver(
-                    verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
-                ),
-                Err(error) => tracing::error!(%error, "a message in the queue of verdicts"),
+            if let Err(error) = self.hear(&delivery) {
+                tracing::error!(%error, "a message in the queue of verdicts");
             }
         }
         Err(QueueError("the broker ended the consumer of verdicts".to_owned()))
@@ -383,6 +398,16 @@ impl Shared {
 }
 
 impl Publishing {
+    async fn broadcast(&self, exchange: ShortString, kind: &str, payload: &[u8]) -> Result<(), QueueError> {
+        let properties = BasicProperties::default().with_content_type(JSON.into()).with_type(kind.into());
+        let options = BasicPublishOptions::default();
+        within(async {
+            self.orders.basic_publish(exchange, "".into(), options, payload, properties).await?.await
+        })
+        .await
+        .map(drop)
+    }
+
     fn is_usable(&self) -> bool {
         self.connection.status().connected()
             && self.orders.status().connected()

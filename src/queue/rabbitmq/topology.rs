@@ -131,6 +131,11 @@ impl Topology {
         self.name("lanes")
     }
 
+    /// The fanout exchange that tells APIs how much of a product is left.
+    pub(super) fn stock_name(&self) -> ShortString {
+        self.name("stock")
+    }
+
     /// The queue in which one connection of one API gets its verdicts.
     pub(super) fn replies_name(&self, instance: &str, incarnation: u32) -> ShortString {
         self.name(&format!("replies.{instance}.{incarnation}"))
@@ -147,15 +152,13 @@ impl Topology {
 
     /// What all lanes share. Must be there before the first lane.
     pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), QueueError> {
-        channel
-            .exchange_declare(
-                self.news_name(),
-                ExchangeKind::Fanout,
-                ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() },
-                FieldTable::default(),
-            )
-            .await
-            .map_err(failed)?;
+        for name in [self.news_name(), self.stock_name()] {
+            let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            channel
+                .exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default())
+                .await
+                .map_err(failed)?;
+        }
         // Kept until a person has looked: quorum, so that it outlives a node, and without a limit of its own, since
         // what arrives here was bounded before.
         let arguments = table([("x-queue-type", text("quorum"))]);
