@@ -111,10 +111,14 @@ pub(super) fn encode_verdicts(verdicts: Vec<(OrderId, Verdict)>, sold_out: Vec<S
     encode(&Verdicts { verdicts, sold_out })
 }
 
-pub(super) fn decode_verdicts(
-    bytes: &[u8],
-    kind: Option<&str>,
-) -> Result<(Vec<(OrderId, Verdict)>, Vec<StockNews>), Undecodable> {
+/// What `antre.verdicts.v1` says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decided {
+    pub(super) verdicts: Vec<(OrderId, Verdict)>,
+    pub(super) sold_out: Vec<StockNews>,
+}
+
+pub(super) fn decode_verdicts(bytes: &[u8], kind: Option<&str>) -> Result<Decided, Undecodable> {
     let Verdicts { verdicts, sold_out } = decode(bytes, kind, VERDICTS_V1)?;
     let verdicts: Result<_, _> = verdicts
         .into_iter()
@@ -134,7 +138,7 @@ pub(super) fn decode_verdicts(
             Ok((one.id, verdict))
         })
         .collect();
-    Ok((verdicts?, sold_out))
+    Ok(Decided { verdicts: verdicts?, sold_out })
 }
 
 pub(super) fn encode_stock(news: StockNews) -> Vec<u8> {
@@ -178,7 +182,7 @@ mod tests {
         let news = StockNews { product_id: product, version: 3, available: 0 };
         assert_eq!(
             decode_verdicts(&encode_verdicts(verdicts.clone(), vec![news]), Some(VERDICTS_V1)).unwrap(),
-            (verdicts, vec![news])
+            Decided { verdicts, sold_out: vec![news] }
         );
         assert_eq!(decode_stock(&encode_stock(news), Some(STOCK_V1)).unwrap(), news);
         assert_eq!(decode_product(&encode_product(product), Some(PRODUCT_V1)).unwrap(), product);

@@ -152,7 +152,7 @@ impl Store for MySqlStore {
         .bind(inventory.stored())
         .bind(inventory.available())
         .bind(inventory.version().cast_signed())
-            .bind(column(id))
+        .bind(column(id))
         .execute(&mut *transaction)
         .await?;
         let name: String = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")

@@ -13,6 +13,7 @@ use std::{
 };
 
 use antre::{
+    inventory::StockNews,
     order::{NewOrder, OrderId, Quantity, Rejection, Verdict, now},
     product::ProductId,
     queue::{
@@ -56,6 +57,8 @@ macro_rules! suite {
 suite! {
     orders_of_a_lane_are_taken_in_the_order_of_their_arrival,
     verdicts_reach_the_api_that_submitted,
+    news_of_stock_reach_every_api,
+    what_is_sold_out_comes_with_the_verdicts,
     one_take_spans_several_lanes,
     a_take_waits_for_an_order,
     a_take_that_is_dropped_takes_nothing,
@@ -142,9 +145,10 @@ fn verdict(order: &NewOrder) -> Verdict {
 struct Api {
     submitter: Arc<dyn Submitter>,
     outcomes: mpsc::UnboundedReceiver<(OrderId, Outcome)>,
+    news: mpsc::UnboundedReceiver<StockNews>,
 }
 
-struct Ear(mpsc::UnboundedSender<(OrderId, Outcome)>);
+struct Ear(mpsc::UnboundedSender<(OrderId, Outcome)>, mpsc::UnboundedSender<StockNews>);
 
 impl Inbox for Ear {
     fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
@@ -152,12 +156,18 @@ impl Inbox for Ear {
             let _ = self.0.send(outcome); // the test may be over
         }
     }
+
+    fn hear(&self, news: StockNews) {
+        let _ = self.1.send(news);
+    }
 }
 
 impl Api {
     async fn open(queue: &Arc<dyn Queue>) -> Self {
         let (ear, outcomes) = mpsc::unbounded_channel();
-        Self { submitter: queue.submitter(Arc::new(Ear(ear))).await.unwrap(), outcomes }
+        let (other_ear, news) = mpsc::unbounded_channel();
+        let submitter = queue.submitter(Arc::new(Ear(ear, other_ear))).await.unwrap();
+        Self { submitter, outcomes, news }
     }
 
     fn submit(&self, product_id: ProductId, total: u32) -> NewOrder {
@@ -235,6 +245,7 @@ async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
     let reply = |delivery: &Delivery| Reply {
         to: delivery.reply_to.clone(),
         verdicts: delivery.orders.iter().map(|order| (order.id, verdict(order))).collect(),
+        sold_out: Vec::new(),
     };
     consumer.reply(deliveries.iter().map(reply).collect()).await.unwrap();
     consumer.ack(deliveries).await.unwrap();
@@ -271,6 +282,43 @@ async fn verdicts_reach_the_api_that_submitted(adapter: Adapter) {
     for (api, submitted) in apis.iter_mut().zip(&submitted) {
         api.hears_verdicts_on(submitted).await;
     }
+}
+
+async fn news_of_stock_reach_every_api(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let mut apis = [Api::open(&queue).await, Api::open(&queue).await];
+    let news = |version| StockNews { product_id: product(1), version, available: 3 };
+    for version in 1..=20 {
+        apis[0].submitter.tell(news(version)).await.unwrap();
+    }
+    for api in &mut apis {
+        // Once at least, in any number of copies, and the newest in the end.
+        let mut heard = BTreeSet::new();
+        while heard.len() < 20 {
+            let StockNews { version, .. } = in_time(api.news.recv()).await.unwrap();
+            heard.insert(version);
+        }
+        assert_eq!(heard, (1..=20).collect());
+    }
+}
+
+async fn what_is_sold_out_comes_with_the_verdicts(adapter: Adapter) {
+    let queue = adapter.queue().await;
+    let (mut api, mut other) = (Api::open(&queue).await, Api::open(&queue).await);
+    let submitted = api.submit(product(1), 1);
+    let mut consumer = consumer(&queue, &products(1)).await;
+    let deliveries = take(&mut consumer, 1_000).await;
+    let sold_out = StockNews { product_id: product(1), version: 7, available: 0 };
+    let reply = Reply {
+        to: deliveries[0].reply_to.clone(),
+        verdicts: vec![(submitted.id, verdict(&submitted))],
+        sold_out: vec![sold_out],
+    };
+    consumer.reply(vec![reply]).await.unwrap();
+    consumer.ack(deliveries).await.unwrap();
+    assert_eq!(in_time(api.news.recv()).await, Some(sold_out));
+    api.hears_verdicts_on(&[submitted]).await;
+    assert!(other.news.try_recv().is_err(), "an API that has no order in the batch");
 }
 
 async fn one_take_spans_several_lanes(adapter: Adapter) {
@@ -627,7 +675,11 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
     // Before and behind an answer to somebody, and to a name that never was.
     settle(&mut consumer, orphans.clone()).await;
     let mut deliveries = hold(&mut consumer, 1).await;
-    let nobody = Reply { to: "nobody".into(), verdicts: vec![(submitted[0].id, verdict(&submitted[0]))] };
+    let nobody = Reply {
+        to: "nobody".into(),
+        verdicts: vec![(submitted[0].id, verdict(&submitted[0]))],
+        sold_out: Vec::new(),
+    };
     consumer.reply(vec![nobody.clone()]).await.unwrap();
     api.hears_nothing();
     let late = Reply { to: orphans[0].reply_to.clone(), ..nobody.clone() };

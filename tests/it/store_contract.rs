@@ -12,7 +12,7 @@ use std::{
 };
 
 use antre::{
-    inventory::{Inventory, Stock, StockBelowReserved},
+    inventory::{Inventory, Stock, StockBelowReserved, StockNews},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
     product::{Product, ProductId, ProductName},
     store::{OrderPage, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
@@ -60,6 +60,7 @@ suite! {
     orders_are_paged_in_the_order_of_their_creation,
     orders_are_filtered_by_product_and_status,
     first_come_first_served_in_every_lane_of_a_batch,
+    every_change_of_the_stock_makes_newer_news,
     all_pieces_of_an_order_or_none,
     an_unknown_product_is_rejected_amid_others,
     a_batch_that_accepts_nothing_writes_nothing,
@@ -280,7 +281,7 @@ async fn decide(store: &dyn Store, orders: &[NewOrder]) -> Vec<Verdict> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match store.decide(orders, TTL).await {
-            Ok(verdicts) => return verdicts,
+            Ok(decided) => return decided.verdicts,
             Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
         }
     }
@@ -527,7 +528,7 @@ async fn a_batch_that_accepts_nothing_writes_nothing(database: Database) {
         database.by_hand(&database.home.refuse(change, table)).await.unwrap();
     }
     let batch = [order(shirt, 2), order(hat, 1), order(stranger(), 1), order(shirt, 100)];
-    assert_eq!(accepted(&database.store.decide(&batch, TTL).await.unwrap()), [false; 4]);
+    assert_eq!(accepted(&database.store.decide(&batch, TTL).await.unwrap().verdicts), [false; 4]);
     // The triggers do work: what would write is refused, for good, and leaves nothing.
     let error = database.store.decide(&[order(shirt, 1)], TTL).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused(_)), "{error}");
@@ -549,8 +550,26 @@ async fn a_batch_that_fails_halfway_leaves_nothing(database: Database) {
     database.assert_balanced().await;
 }
 
+async fn every_change_of_the_stock_makes_newer_news(database: Database) {
+    let store = &database.store;
+    let (shirt, hat) = (database.product_of(3).await, database.product_of(1).await);
+    let version = async |id| store.inventory(id).await.unwrap().unwrap().1.version();
+    let before = (version(shirt).await, version(hat).await);
+    let decided = store.decide(&[order(shirt, 2), order(shirt, 2), order(hat, 2)], TTL).await.unwrap();
+    let news = |product_id, version, available| StockNews { product_id, version, available };
+    assert_eq!(decided.stock, [news(shirt, before.0 + 1, 1), news(hat, before.1, 1)]);
+    assert_eq!((version(shirt).await, version(hat).await), (before.0 + 1, before.1));
+    // What changes nothing makes no news.
+    let refused = store.decide(&[order(shirt, 2)], TTL).await.unwrap();
+    assert_eq!(refused.stock, [news(shirt, before.0 + 1, 1)]);
+    let counted = store.recount(shirt, stock(2)).await.unwrap().unwrap().unwrap().1;
+    assert_eq!(counted.news(shirt), news(shirt, before.0 + 2, 0));
+    assert_eq!(store.recount(shirt, stock(2)).await.unwrap().unwrap().unwrap().1, counted);
+    assert_eq!(version(shirt).await, before.0 + 2);
+}
+
 async fn an_empty_batch_is_no_work(database: Database) {
-    assert_eq!(database.store.decide(&[], TTL).await.unwrap(), []);
+    assert_eq!(database.store.decide(&[], TTL).await.unwrap().verdicts, []);
 }
 
 async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
@@ -565,7 +584,7 @@ async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
     // In other company, in another order, with another time to live, and after more pieces came.
     database.store.recount(shirt, stock(100)).await.unwrap().unwrap().unwrap();
     let turned: Vec<NewOrder> = batch.iter().rev().copied().collect();
-    let again = database.store.decide(&turned, Duration::ZERO).await.unwrap();
+    let again = database.store.decide(&turned, Duration::ZERO).await.unwrap().verdicts;
     assert_eq!(again, verdicts.iter().rev().copied().collect::<Vec<_>>());
     assert_eq!(database.orders_of(shirt).await, orders);
     assert_eq!(database.pieces(shirt).await, [100, 96, pieces[2]]);
@@ -962,7 +981,7 @@ async fn replay(database: &Database, steps: Vec<Step>) {
                     batch.push(order);
                     picked.push(order);
                 }
-                let found = database.store.decide(&batch, TTL).await.unwrap();
+                let found = database.store.decide(&batch, TTL).await.unwrap().verdicts;
                 let expires_at = batch.iter().zip(&found).find_map(|(order, verdict)| match verdict {
                     Verdict::Reserved { expires_at } if !model.on_record.contains_key(&order.id) => {
                         Some(*expires_at)
@@ -1019,7 +1038,7 @@ async fn a_decision_cancelled_at_any_point_leaves_books_that_balance(database: D
             }
             match cancelled_after(polls, database.store.decide(&batch, TTL)).await {
                 Some(decided) => {
-                    assert_eq!(accepted(&decided.unwrap()), [true, true, false]);
+                    assert_eq!(accepted(&decided.unwrap().verdicts), [true, true, false]);
                     break;
                 }
                 None => cancelled += 1,

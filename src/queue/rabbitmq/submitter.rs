@@ -353,7 +353,7 @@ impl Shared {
             self.inbox.hear(message::decode_stock(&delivery.data, kind)?);
             return Ok(());
         }
-        let (verdicts, sold_out) = message::decode_verdicts(&delivery.data, kind)?;
+        let message::Decided { verdicts, sold_out } = message::decode_verdicts(&delivery.data, kind)?;
         sold_out.into_iter().for_each(|news| self.inbox.hear(news));
         self.inbox
             .deliver(verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect());
