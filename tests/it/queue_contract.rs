@@ -464,17 +464,26 @@ async fn a_lane_goes_to_the_next_consumer_when_its_own_ends(adapter: Adapter) {
     let submitted = submit(&api);
     work_off(&mut first, 4).await;
     api.hears_verdicts_on(&submitted).await;
-    // As long as the first one has them in hand, the second gets none of them.
-    let submitted = submit(&api);
-    let held = hold(&mut first, 4).await;
+    // As long as the first one has the lanes in hand, the second gets nothing of them, old or new. When the first one
+    // ends, it gets all of it.
+    let mut submitted = submit(&api);
+    hold(&mut first, 4).await;
     let mut second = consumer(&queue, &lanes).await;
-    assert!(poll_once(&mut pin!(second.take(10))).await.is_pending());
-    drop(first);
-    let ids = |orders: &[NewOrder]| orders.iter().map(|order| order.id).collect::<BTreeSet<_>>();
-    assert_eq!(ids(&work_off(&mut second, 4).await), ids(&orders_of(&held)));
-    api.hears_verdicts_on(&submitted).await;
-    let submitted = submit(&api);
-    assert_eq!(ids(&work_off(&mut second, 4).await), ids(&submitted));
+    let taken = {
+        let mut taking = pin!(second.take(1_000));
+        assert!(poll_once(&mut taking).await.is_pending());
+        submitted.extend(submit(&api));
+        assert!(poll_once(&mut taking).await.is_pending());
+        drop(first);
+        in_time(taking).await.unwrap()
+    };
+    let mut line = orders_of(&taken);
+    settle(&mut second, taken).await;
+    line.extend(work_off(&mut second, 8 - line.len()).await);
+    for lane in &lanes {
+        let of_lane = |order: &&NewOrder| order.product_id == *lane;
+        assert!(line.iter().filter(of_lane).eq(submitted.iter().filter(of_lane)), "lane {lane}");
+    }
     api.hears_verdicts_on(&submitted).await;
 }
 
@@ -742,6 +751,49 @@ async fn every_end_says_that_it_works(adapter: Adapter) {
     let queue = adapter.queue().await;
     queue.ping().await.unwrap();
     Api::open(&queue).await.submitter.ping().await.unwrap();
+}
+
+/// What is true of lanes in memory alone.
+mod memory {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lane_takes_as_many_orders_as_it_says() {
+        let queue: Arc<dyn Queue> = Arc::new(InProcessQueue::new(3));
+        let mut api = Api::open(&queue).await;
+        let submitted = api.submit_many(product(1), 5);
+        for refused in &submitted[3..] {
+            assert_eq!(api.hear().await, (refused.id, Outcome::Refused(Refusal::LaneFull)));
+        }
+        api.hears_nothing();
+        // What is in a worker's hands does not wait any more; what comes back from them is not refused.
+        let mut first = consumer(&queue, &[]).await;
+        assert_eq!(orders_of(&take(&mut first, 2).await), submitted[..2]);
+        let later = api.submit_many(product(1), 2);
+        api.hears_nothing();
+        let refused = api.submit(product(1), 3);
+        assert_eq!(api.hear().await, (refused.id, Outcome::Refused(Refusal::LaneFull)));
+        drop(first);
+        let mut second = consumer(&queue, &[]).await;
+        assert_eq!(work_off(&mut second, 5).await, [&submitted[..3], &later].concat());
+    }
+
+    #[tokio::test]
+    async fn a_long_lane_does_not_starve_a_short_one() {
+        let queue: Arc<dyn Queue> = Arc::new(InProcessQueue::new(1_000));
+        let api = Api::open(&queue).await;
+        api.submit_many(product(1), 100);
+        let lone = api.submit(product(2), 1);
+        let mut consumer = consumer(&queue, &[]).await;
+        for _ in 0..2 {
+            let taken = take(&mut consumer, 10).await;
+            if orders_of(&taken).contains(&lone) {
+                return;
+            }
+            settle(&mut consumer, taken).await;
+        }
+        panic!("the order of the short lane still waits");
+    }
 }
 
 /// What is true of the broker alone.
