@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::contract;
+use crate::{
+    contract,
+    servers::{Place, servers},
+};
 
 /// After this long a test gives up waiting. Far more than anything takes, so that a slow machine fails nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,13 +57,16 @@ const SETTINGS: [&str; 9] = [
 pub(crate) enum Pair {
     /// An SQLite file and lanes in memory.
     Embedded,
+    /// A database in MySQL and lanes on RabbitMQ.
+    Servers,
 }
 
 impl Pair {
-    /// The settings of one fresh program on this pair: nothing in its database, nobody in its lanes.
-    async fn settings(self) -> Vec<(String, String)> {
+    /// The servers' part of one fresh program on this pair: nothing in its database, nobody in its lanes.
+    async fn place(self) -> Option<Place> {
         match self {
-            Self::Embedded => Vec::new(),
+            Self::Embedded => None,
+            Self::Servers => Some(servers().await.fresh().await),
         }
     }
 }
@@ -69,6 +75,7 @@ impl Pair {
 macro_rules! on_both_pairs {
     ($($test:ident),+ $(,)?) => {
         on_pair!(embedded, Embedded, [], $($test),+);
+        on_pair!(servers, Servers, [ignore = "needs MySQL and RabbitMQ: run ./test.sh"], $($test),+);
     };
 }
 
@@ -104,11 +111,13 @@ pub(crate) fn antre(directory: &Path) -> Command {
 /// A running program, alone in a directory of its own. It ends with the test, and a test that fails shows its log.
 pub(crate) struct App {
     client: Client,
+    role: Option<&'static str>,
     settings: Vec<(String, String)>,
     child: Child,
     /// Held open: a program that writes into a closed pipe is another test.
     _stdout: Lines<BufReader<ChildStdout>>,
     directory: TempDir,
+    _place: Option<Place>,
 }
 
 impl App {
@@ -119,18 +128,27 @@ impl App {
 
     /// Starts it on this pair, with more settings.
     pub(crate) async fn start_with(pair: Pair, settings: &[(&str, &str)]) -> Self {
-        raise_file_limit();
+        let place = pair.place().await;
         let more = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let settings: Vec<_> = pair.settings().await.into_iter().chain(more).collect();
+        let settings = place.iter().flat_map(Place::settings).chain(more).collect();
+        Self::spawned(None, settings, place).await
+    }
+
+    async fn spawned(
+        role: Option<&'static str>,
+        settings: Vec<(String, String)>,
+        place: Option<Place>,
+    ) -> Self {
+        raise_file_limit();
         let directory = tempfile::tempdir().unwrap();
-        let (child, stdout, url) = spawn(directory.path(), &settings).await;
-        Self { client: Client::new(url), settings, child, _stdout: stdout, directory }
+        let (child, stdout, url) = spawn(directory.path(), role, &settings).await;
+        Self { client: Client::new(url), role, settings, child, _stdout: stdout, directory, _place: place }
     }
 
     /// Starts it again after its end: same directory, same settings, another port.
     pub(crate) async fn restart(&mut self) {
         assert!(self.child.try_wait().unwrap().is_some(), "it still runs");
-        let (child, stdout, url) = spawn(self.directory.path(), &self.settings).await;
+        let (child, stdout, url) = spawn(self.directory.path(), self.role, &self.settings).await;
         (self.child, self._stdout, self.client) = (child, stdout, Client::new(url));
     }
 
@@ -199,11 +217,13 @@ impl Drop for App {
 /// The process, its stdout, and the URL that it tells people to try.
 async fn spawn(
     directory: &Path,
+    role: Option<&str>,
     settings: &[(String, String)],
 ) -> (Child, Lines<BufReader<ChildStdout>>, String) {
     let stderr = directory.join("stderr");
     let log = File::options().create(true).append(true).open(&stderr).unwrap();
     let mut child = antre(directory)
+        .args(role)
         .env("LISTEN_ADDR", "127.0.0.1:0")
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
@@ -214,7 +234,7 @@ async fn spawn(
     let reading = async {
         while let Some(line) = stdout.next_line().await.unwrap() {
             if let Some((_, url)) = line.split_once("curl ") {
-                return url.strip_suffix("/api/products").unwrap().to_owned();
+                return url.trim_end_matches("/api/products").trim_end_matches("/health/ready").to_owned();
             }
         }
         panic!("it ended before it was open:\n{}", fs::read_to_string(&stderr).unwrap_or_default());

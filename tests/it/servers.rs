@@ -83,6 +83,19 @@ pub(crate) struct Place {
     _undisturbed: Option<OwnedRwLockReadGuard<()>>,
 }
 
+impl Place {
+    /// What the program's settings must be to run here.
+    pub(crate) fn settings(&self) -> Vec<(String, String)> {
+        [
+            ("DATABASE_URL", &self.database_url),
+            ("AMQP_URL", &self.amqp_url),
+            ("QUEUE_PREFIX", &self.queue_prefix),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.clone()))
+        .to_vec()
+    }
+}
+
 /// A queue as the broker's management plugin sees it. Its numbers are about a second old.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct QueueInfo {
