@@ -149,12 +149,13 @@ impl Servers {
     /// Servers that somebody else runs.
     fn given(database_url: &str, amqp_url: &str) -> Result<Self, String> {
         let parse = |url: &str| Url::parse(url).map_err(|error| format!("{url}: {error}"));
-        let amqp_url = parse(amqp_url)?;
+        let (mut database_url, amqp_url) = (parse(database_url)?, parse(amqp_url)?);
+        database_url.set_path(""); // every test makes its own
         let management_url = env::var("TEST_RABBITMQ_MANAGEMENT_URL").unwrap_or_else(|_| {
             format!("http://guest:guest@{}:15672", amqp_url.host_str().unwrap_or("localhost"))
         });
         Ok(Self {
-            database_url: parse(database_url)?,
+            database_url,
             management_url: parse(&management_url)?,
             amqp_url,
             containers: None,
