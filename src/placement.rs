@@ -46,7 +46,12 @@ pub struct Placement {
     order_timeout: Duration,
     /// Products that exist. A product is never deleted, so what is in here stays true.
     known_products: RwLock<HashSet<ProductId>>,
+    /// Who looks whether a product exists holds the one of its id; see [`Placement::is_product`].
+    lookups: [tokio::sync::Mutex<()>; LOOKUPS],
 }
+
+/// How many products can be looked up side by side without waiting for each other.
+const LOOKUPS: usize = 256;
 
 impl Placement {
     /// Gets an end of the queue for itself.
@@ -58,7 +63,8 @@ impl Placement {
         let (waiting, gate) = (Arc::new(WaitingRoom::default()), Arc::new(Gate::default()));
         let desk = FrontDesk { waiting: waiting.clone(), gate: gate.clone() };
         let submitter = queue.submitter(Arc::new(desk)).await?;
-        Ok(Self { store, submitter, waiting, gate, order_timeout, known_products: RwLock::default() })
+        let (known_products, lookups) = (RwLock::default(), std::array::from_fn(|_| Default::default()));
+        Ok(Self { store, submitter, waiting, gate, order_timeout, known_products, lookups })
     }
 
     /// Places an order and waits for its verdict. When the caller goes away, so does everything that waits; the
@@ -114,15 +120,30 @@ impl Placement {
         self.submitter.clone()
     }
 
+    /// When a sale begins, thousands of orders at once ask for a product that this process has not met yet, and the
+    /// store's connections are few. So one asks, and the others wait for what it learns; if that is nothing, each
+    /// asks for itself.
     async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {
-        if self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id) {
+        if self.knows(id) {
             return Ok(true);
+        }
+        let lookup = &self.lookups[(id.get() % LOOKUPS as u64) as usize];
+        let first = lookup.try_lock();
+        if first.is_err() {
+            drop(lookup.lock().await);
+            if self.knows(id) {
+                return Ok(true);
+            }
         }
         let exists = self.store.product(id).await?.is_some();
         if exists {
             self.known_products.write().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
         Ok(exists)
+    }
+
+    fn knows(&self, id: ProductId) -> bool {
+        self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 }
 

@@ -134,6 +134,12 @@ impl App {
         Self::spawned(None, settings, place).await
     }
 
+    /// Starts one role of it in this place, where others may run too. A worker tells its health.
+    pub(crate) async fn start_role(role: &'static str, place: &Place, settings: &[(&str, &str)]) -> Self {
+        let more = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Self::spawned(Some(role), place.settings().into_iter().chain(more).collect(), None).await
+    }
+
     async fn spawned(
         role: Option<&'static str>,
         settings: Vec<(String, String)>,

@@ -7,6 +7,7 @@ mod harness;
 
 mod bad_input;
 mod cli;
+mod cluster;
 mod contract;
 mod faults;
 mod http;

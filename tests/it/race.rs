@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, App, Pair, Wire, order_request};
+use crate::harness::{Answer, App, Client, Pair, Wire, order_request};
 
 on_both_pairs!(
     two_thousand_orders_for_a_hundred_pieces,
@@ -14,14 +14,15 @@ on_both_pairs!(
     buyers_who_leave_do_no_harm,
 );
 
-/// All of these orders at once, each `(product, total)` by a buyer with a connection of his own; the answers in
-/// the same order.
-async fn rush(app: &App, orders: &[(u64, u64)]) -> Vec<Answer> {
+/// All of these orders at once, each `(product, total)` by a buyer with a connection of his own, spread over the
+/// APIs; the answers in the same order.
+async fn rush(apis: &[&Client], orders: &[(u64, u64)]) -> Vec<Answer> {
     // They stand at the door before it begins. Otherwise most of them would not come at once: the kernel makes
     // those wait for a second who find more than a thousand others before them.
     let mut at_the_door = Vec::new();
     for (n, &order) in orders.iter().enumerate() {
-        let mut wire = Wire::open(app).await;
+        // By twos: products alternate, and each is ordered at each API.
+        let mut wire = Wire::open(apis[n / 2 % apis.len()]).await;
         if n % 500 == 499 {
             // Connections are taken in the order of their arrival: when this one is served, so are all before it.
             wire.send(b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n").await;
@@ -40,8 +41,14 @@ async fn rush(app: &App, orders: &[(u64, u64)]) -> Vec<Answer> {
 
 async fn two_thousand_orders_for_a_hundred_pieces(pair: Pair) {
     let app = App::start(pair).await;
+    race_for_a_hundred_pieces(&[&app]).await;
+}
+
+/// 2,000 orders at once for 100 pieces: 100 buyers get one each.
+pub(crate) async fn race_for_a_hundred_pieces(apis: &[&Client]) {
+    let app = apis[0];
     let product = app.create_stocked("Kaos Polos", 100).await;
-    let answers = rush(&app, &[(product, 1); 2_000]).await;
+    let answers = rush(apis, &[(product, 1); 2_000]).await;
     let (accepted, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 201);
     assert_eq!(accepted.len(), 100);
     for answer in refused {
@@ -54,15 +61,21 @@ async fn two_thousand_orders_for_a_hundred_pieces(pair: Pair) {
 }
 
 async fn four_thousand_buyers_of_two_products(pair: Pair) {
-    const STOCKS: [u64; 2] = [1_000, 1_500];
     let app = App::start(pair).await;
+    race_for_two_products(&[&app]).await;
+}
+
+/// 4,000 buyers at once, each of 1 to 3 pieces, for two products that do not suffice.
+pub(crate) async fn race_for_two_products(apis: &[&Client]) {
+    const STOCKS: [u64; 2] = [1_000, 1_500];
+    let app = apis[0];
     let products = [
         app.create_stocked("Kaos Polos", STOCKS[0]).await,
         app.create_stocked("Kaos Garis", STOCKS[1]).await,
     ];
     // The products alternate, and the totals go round beside them: each product sees 1, 2 and 3.
     let orders: Vec<_> = (0..4_000).map(|n| (products[n % 2], 1 + n as u64 % 3)).collect();
-    let answers = rush(&app, &orders).await;
+    let answers = rush(apis, &orders).await;
 
     for (product, stock) in products.into_iter().zip(STOCKS) {
         let books = app.books(product).await;
@@ -119,7 +132,8 @@ async fn buyers_who_leave_do_no_harm(pair: Pair) {
     leave().await;
     app.signal(Signal::CONT);
     let orders = [(product, 1); 200];
-    let (stayed, ()) = tokio::join!(rush(&app, &orders), leave());
+    let apis: [&Client; 1] = [&app];
+    let (stayed, ()) = tokio::join!(rush(&apis, &orders), leave());
 
     let accepted: Vec<_> = stayed.iter().filter(|answer| answer.status == 201).collect();
     let refused =

@@ -12,7 +12,7 @@
 
 use std::{
     env,
-    fmt::Display,
+    fmt::{Debug, Display},
     future::Future,
     net::TcpListener,
     os::unix::process::CommandExt,
@@ -23,7 +23,7 @@ use std::{
 };
 
 use reqwest::Url;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use testcontainers::{
@@ -116,6 +116,43 @@ pub(crate) struct QueueInfo {
     pub(crate) messages_unacknowledged: u64,
     #[serde(default)]
     pub(crate) consumers: u64,
+}
+
+/// A consumer as the broker's management plugin sees it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "ConsumerRow")]
+pub(crate) struct ConsumerInfo {
+    pub(crate) queue: String,
+    /// The broker's name for its connection: the addresses of both ends.
+    pub(crate) connection: String,
+    /// Whether it is the one that gets the messages.
+    pub(crate) active: bool,
+    pub(crate) priority: i64,
+}
+
+#[derive(Deserialize)]
+struct ConsumerRow {
+    queue: QueueName,
+    /// An empty list when the broker does not know yet.
+    channel_details: Value,
+    active: bool,
+    arguments: Value,
+}
+
+#[derive(Deserialize)]
+struct QueueName {
+    name: String,
+}
+
+impl From<ConsumerRow> for ConsumerInfo {
+    fn from(row: ConsumerRow) -> Self {
+        Self {
+            queue: row.queue.name,
+            connection: row.channel_details["connection_name"].as_str().unwrap_or_default().to_owned(),
+            active: row.active,
+            priority: row.arguments["x-priority"].as_i64().unwrap_or_default(),
+        }
+    }
 }
 
 /// The servers of this run; the first call starts them. Panics when there are none to be had.
@@ -224,9 +261,7 @@ impl Servers {
 
     /// The queues with this prefix, by name.
     pub(crate) async fn queues(&self, prefix: &str) -> Vec<QueueInfo> {
-        let url = self.management_url.join("api/queues").unwrap();
-        let answer = reqwest::get(url).await.unwrap().error_for_status().unwrap();
-        let mut queues: Vec<QueueInfo> = answer.json().await.unwrap();
+        let mut queues: Vec<QueueInfo> = self.ask_broker("api/queues").await;
         queues.retain(|queue| queue.name.starts_with(prefix));
         queues.sort_by(|a, b| a.name.cmp(&b.name));
         queues
@@ -238,15 +273,34 @@ impl Servers {
         prefix: &str,
         condition: impl Fn(&[QueueInfo]) -> bool,
     ) -> Vec<QueueInfo> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let queues = self.queues(prefix).await;
-            if condition(&queues) {
-                return queues;
-            }
-            assert!(Instant::now() < deadline, "after {PATIENCE:?} still {queues:#?}");
-            sleep(Duration::from_millis(50)).await;
-        }
+        as_soon_as(async || self.queues(prefix).await, condition).await
+    }
+
+    /// The consumers of queues with this prefix, as soon as they are as they should be. Panics when they do not
+    /// become so.
+    pub(crate) async fn consumers_when(
+        &self,
+        prefix: &str,
+        condition: impl Fn(&[ConsumerInfo]) -> bool,
+    ) -> Vec<ConsumerInfo> {
+        let consumers = async || {
+            let mut consumers: Vec<ConsumerInfo> = self.ask_broker("api/consumers").await;
+            consumers.retain(|consumer| consumer.queue.starts_with(prefix));
+            consumers
+        };
+        as_soon_as(consumers, condition).await
+    }
+
+    /// The broker's names for the connections that call themselves this.
+    pub(crate) async fn connections(&self, called: &str) -> Vec<String> {
+        let connections: Vec<Value> = self.ask_broker("api/connections").await;
+        let named = connections.iter().filter(|connection| connection["user_provided_name"] == called);
+        named.filter_map(|connection| connection["name"].as_str().map(str::to_owned)).collect()
+    }
+
+    async fn ask_broker<T: DeserializeOwned>(&self, what: &str) -> T {
+        let url = self.management_url.join(what).unwrap();
+        reqwest::get(url).await.unwrap().error_for_status().unwrap().json().await.unwrap()
     }
 
     /// Waits until clients are let in.
@@ -277,6 +331,19 @@ impl Servers {
                 Ok(())
             }
         }
+    }
+}
+
+/// What is asked for again and again, as soon as it is as it should be.
+async fn as_soon_as<T: Debug>(ask: impl AsyncFn() -> Vec<T>, condition: impl Fn(&[T]) -> bool) -> Vec<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = ask().await;
+        if condition(&found) {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "after {PATIENCE:?} still {found:#?}");
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
