@@ -22,6 +22,9 @@ pub use topology::{LaneMode, RabbitMqSettings};
 /// writes nothing at all: without a limit a publish would hang as long as that lasts.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How many connections publish at most: a submitter keeps one, a ping borrows one.
+const PUBLISHERS: usize = 8;
+
 /// Lanes on a RabbitMQ broker.
 #[derive(Clone)]
 pub struct RabbitMqQueue {
@@ -42,7 +45,7 @@ impl RabbitMqQueue {
         );
         let limits = Timeouts { wait: Some(PATIENCE), create: Some(PATIENCE), recycle: Some(PATIENCE) };
         let publishers = Pool::builder(manager)
-            .config(PoolConfig { max_size: 2, timeouts: limits, ..PoolConfig::default() })
+            .config(PoolConfig { max_size: PUBLISHERS, timeouts: limits, ..PoolConfig::default() })
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(failed)?;

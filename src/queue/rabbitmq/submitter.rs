@@ -212,11 +212,13 @@ impl Shared {
         loop {
             let error = match self.publish(lane, &payload).await {
                 Published::Confirmed => return,
-                Published::Nacked => return self.refuse(orders, Refusal::LaneFull),
+                Published::Nacked if !may_have_arrived => return self.refuse(orders, Refusal::LaneFull),
                 Published::NotSent(error) if !may_have_arrived => {
                     tracing::warn!(%error, lane, orders = orders.len(), "orders did not get in line");
                     return self.refuse(orders, Refusal::QueueUnavailable);
                 }
+                // Says nothing of the copy that may be in line.
+                Published::Nacked => QueueError("the lane is full".to_owned()),
                 Published::NotSent(error) | Published::Unknown(error) => error,
             };
             may_have_arrived = true;
