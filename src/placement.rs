@@ -161,7 +161,7 @@ impl WaitingRoom {
         let (sender, outcome) = oneshot::channel();
         seats.insert(id, sender);
         drop(seats);
-        Some(Seat { room: room.clone(), id, outcome })
+        Some(Seat { room: room.clone(), id, outcome, is_called: false })
     }
 
     fn seats(&self) -> MutexGuard<'_, HashMap<OrderId, oneshot::Sender<Outcome>>> {
@@ -202,19 +202,25 @@ struct Seat {
     room: Arc<WaitingRoom>,
     id: OrderId,
     outcome: oneshot::Receiver<Outcome>,
+    /// Who is called is no longer in the room.
+    is_called: bool,
 }
 
 impl Future for Seat {
     type Output = Option<Outcome>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Outcome>> {
-        Pin::new(&mut self.outcome).poll(context).map(Result::ok)
+        let outcome = Pin::new(&mut self.outcome).poll(context).map(Result::ok);
+        self.is_called = outcome.is_ready();
+        outcome
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.room.seats().remove(&self.id);
+        if !self.is_called {
+            self.room.seats().remove(&self.id);
+        }
     }
 }
 
