@@ -1,0 +1,55 @@
+//! The decision alone: how long `batch::decide` takes for a full batch of 1,000 orders. The claim is less than 100 µs,
+//! which is to say that the database, not the deciding, is what a batch waits for.
+
+use std::hint::black_box;
+
+use antre::{
+    batch::{self, Inventories},
+    inventory::{Inventory, Stock},
+    order::{NewOrder, OrderId, Quantity, now},
+    product::ProductId,
+};
+use criterion::{BatchSize, Criterion, Throughput};
+
+const ORDERS: u32 = 1_000;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    batches(&mut criterion);
+    criterion.final_summary();
+}
+
+fn batches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decide 1,000 orders");
+    group.throughput(Throughput::Elements(ORDERS.into()));
+    for (name, products, stock) in [
+        ("one hot product", 1, Stock::MAX),
+        ("one hot product, sold out halfway", 1, ORDERS),
+        ("100 products in turn", 100, Stock::MAX),
+    ] {
+        let (inventories, orders) = batch(products, stock);
+        let expires_at = now();
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || inventories.clone(),
+                |inventories| batch::decide(inventories, black_box(&orders), expires_at),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// Orders of one to three pieces, the products taking turns.
+fn batch(products: u64, stock: u32) -> (Inventories, Vec<NewOrder>) {
+    let ids: Vec<_> = (1..=products).filter_map(ProductId::new).collect();
+    let mut inventory = Inventory::EMPTY;
+    if let Some(stock) = Stock::new(stock) {
+        let _ = inventory.recount(stock); // nothing is reserved yet that it could be below
+    }
+    let orders = (0..ORDERS).zip(ids.iter().cycle()).filter_map(|(number, product_id)| {
+        let total = Quantity::new(number % 3 + 1)?;
+        Some(NewOrder { id: OrderId::mint(), product_id: *product_id, total, answer_by: now() })
+    });
+    (ids.iter().map(|id| (*id, inventory)).collect(), orders.collect())
+}
