@@ -1,0 +1,175 @@
+//! What lies in the database before a run, and whether it adds up afterwards.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, SqliteConnection};
+
+use crate::{Result, load::Counts, plan::Variant};
+
+/// As much stock as an inventory can hold: nobody sells out by accident.
+pub(crate) const PLENTY: i64 = i32::MAX as i64;
+
+/// More pieces a second than one row per piece is taken in, as measured; they are rows, and filling them takes time.
+const PIECES_PER_SECOND: u64 = 8_000;
+
+/// Products 1 to n with their inventories, the same statements in both databases. Straight into the tables, because
+/// direct variants have no API for it.
+fn products_and_inventories(products: u64, stock: i64) -> [String; 2] {
+    [
+        format!("INSERT INTO products (id, name) {} SELECT n, 'Kaos Polos' FROM numbers", numbers(products)),
+        format!(
+            "INSERT INTO inventories (product_id, stored_stock, available_stock) {} SELECT n, {stock}, {stock}
+             FROM numbers",
+            numbers(products)
+        ),
+    ]
+}
+
+fn numbers(count: u64) -> String {
+    format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})")
+}
+
+/// What a direct variant keeps: antre's own tables, copied with their keys and checks.
+fn direct_tables(products: u64, stock: i64, seconds: Duration) -> Vec<String> {
+    let pieces = match stock {
+        0 => 0,
+        _ => (PIECES_PER_SECOND as f64 * seconds.as_secs_f64()) as u64 / products + 10,
+    };
+    let mut statements: Vec<String> = [
+        "CREATE TABLE direct_inventories LIKE inventories",
+        "INSERT INTO direct_inventories SELECT * FROM inventories",
+        "CREATE TABLE direct_orders LIKE orders",
+        "CREATE TABLE direct_pieces (
+             product_id BIGINT NOT NULL,
+             piece      BIGINT NOT NULL,
+             PRIMARY KEY (product_id, piece)
+         ) ENGINE = InnoDB",
+    ]
+    .map(str::to_owned)
+    .into();
+    if pieces > 0 {
+        statements.push(format!(
+            "INSERT INTO direct_pieces (product_id, piece) {} SELECT products.id, n FROM products, numbers
+             ORDER BY products.id, n",
+            numbers(pieces)
+        ));
+    }
+    statements
+}
+
+/// Fills the MySQL tables that `antre migrate` has made.
+pub(crate) async fn fill_mysql(
+    url: &str,
+    variant: Variant,
+    products: u64,
+    stock: i64,
+    seconds: Duration,
+) -> Result<()> {
+    let mut connection = MySqlConnection::connect(url).await?;
+    sqlx::raw_sql("SET SESSION cte_max_recursion_depth = 10000000").execute(&mut connection).await?;
+    let mut statements = products_and_inventories(products, stock).to_vec();
+    if variant.is_direct() {
+        statements.extend(direct_tables(products, stock, seconds));
+    }
+    for statement in statements {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    }
+    Ok(connection.close().await?)
+}
+
+/// Fills the SQLite tables that `antre migrate` has made.
+pub(crate) async fn fill_sqlite(url: &str, products: u64, stock: i64) -> Result<()> {
+    let mut connection = SqliteConnection::connect(url).await?;
+    for statement in products_and_inventories(products, stock) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+    }
+    Ok(connection.close().await?)
+}
+
+/// What stands in the database after a run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Books {
+    /// Inventories in which stored is not available + reserved, or reserved is not the sum of the product's orders.
+    pub(crate) wrong_inventories: i64,
+    pub(crate) reserved: i64,
+    /// Orders on record as reserved; each of them is of one piece.
+    pub(crate) orders: i64,
+}
+
+fn wrong_inventories(prefix: &str) -> String {
+    format!(
+        "SELECT COUNT(*) FROM {prefix}inventories AS i
+         LEFT JOIN (SELECT product_id, SUM(total) AS pieces FROM {prefix}orders WHERE status = 'reserved'
+                    GROUP BY product_id) AS o ON o.product_id = i.product_id
+         WHERE stored_stock <> available_stock + reserved_stock OR reserved_stock <> COALESCE(o.pieces, 0)
+            OR available_stock < 0 OR reserved_stock < 0"
+    )
+}
+
+fn reserved(prefix: &str) -> String {
+    format!("SELECT COALESCE(SUM(reserved_stock), 0) FROM {prefix}inventories")
+}
+
+fn orders(prefix: &str) -> String {
+    format!("SELECT COUNT(*) FROM {prefix}orders WHERE status = 'reserved'")
+}
+
+/// Reads the books of a variant on MySQL.
+pub(crate) async fn read_mysql(url: &str, variant: Variant) -> Result<Books> {
+    let mut connection = MySqlConnection::connect(url).await?;
+    let prefix = if variant.is_direct() { "direct_" } else { "" };
+    let mut number = async |statement: String| -> Result<i64> {
+        let statement = AssertSqlSafe(format!("SELECT CAST(({statement}) AS SIGNED)"));
+        Ok(sqlx::query_scalar(statement).fetch_one(&mut connection).await?)
+    };
+    let books = if variant == Variant::DirectSkipLocked {
+        // The pieces that are gone are the reserved ones. Numbers go up from 1 without a gap, and the last piece of a
+        // product is there unless it sold out.
+        let left = number("SELECT COUNT(*) FROM direct_pieces".to_owned()).await?;
+        let filled = number(
+            "SELECT COALESCE(SUM(last), 0) FROM (SELECT MAX(piece) AS last FROM direct_pieces GROUP BY product_id) AS p"
+                .to_owned(),
+        )
+        .await?;
+        Books { wrong_inventories: 0, reserved: filled - left, orders: number(orders(prefix)).await? }
+    } else {
+        Books {
+            wrong_inventories: number(wrong_inventories(prefix)).await?,
+            reserved: number(reserved(prefix)).await?,
+            orders: number(orders(prefix)).await?,
+        }
+    };
+    connection.close().await?;
+    Ok(books)
+}
+
+/// Reads the books of the embedded mode.
+pub(crate) async fn read_sqlite(url: &str) -> Result<Books> {
+    let mut connection = SqliteConnection::connect(url).await?;
+    let mut number = async |statement: String| -> Result<i64> {
+        let statement = AssertSqlSafe(format!("SELECT CAST(({statement}) AS INTEGER)"));
+        Ok(sqlx::query_scalar(statement).fetch_one(&mut connection).await?)
+    };
+    let books = Books {
+        wrong_inventories: number(wrong_inventories("")).await?,
+        reserved: number(reserved("")).await?,
+        orders: number(orders("")).await?,
+    };
+    connection.close().await?;
+    Ok(books)
+}
+
+impl Books {
+    /// Fails unless what was answered and what is on record agree.
+    pub(crate) fn check(&self, counts: &Counts) -> Result<()> {
+        let (least, most) = (counts.accepted as i64, (counts.accepted + counts.unknown()) as i64);
+        if self.wrong_inventories == 0
+            && self.orders == self.reserved
+            && (least..=most).contains(&self.reserved)
+        {
+            return Ok(());
+        }
+        Err(format!("the books do not balance: {self:?} after {counts:?}").into())
+    }
+}
