@@ -97,6 +97,18 @@ async fn the_two_urls_go_together() {
     }
 }
 
+/// API and worker on their own meet on servers; a file and a queue in memory are for one process.
+#[tokio::test]
+async fn api_and_worker_need_both_urls() {
+    let (mysql, amqp) = ("mysql://shop:secret@127.0.0.1:1/antre", "amqp://shop:secret@127.0.0.1:1/%2f");
+    for role in ["api", "worker"] {
+        refuses(&[role], &[], 2, &["DATABASE_URL", "AMQP_URL", "antre serve"]).await;
+        refuses(&[role], &[("DATABASE_URL", "sqlite://antre.db")], 2, &["DATABASE_URL", "AMQP_URL"]).await;
+        refuses(&[role], &[("DATABASE_URL", mysql)], 2, &["AMQP_URL"]).await;
+        refuses(&[role], &[("AMQP_URL", amqp)], 2, &["DATABASE_URL"]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_is_named() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -11,6 +11,7 @@ mod cluster;
 mod contract;
 mod faults;
 mod http;
+mod layers;
 mod race;
 mod routes;
 mod queue_contract;
