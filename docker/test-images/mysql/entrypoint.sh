@@ -3,6 +3,8 @@
 #
 #   MYSQL_ROOT_PASSWORD   password of root, from any host; empty or unset: no password
 #   MYSQL_DATABASE        a database to create
+#   MYSQL_USER            a user to create, from any host, with all rights on MYSQL_DATABASE
+#   MYSQL_PASSWORD        password of that user
 #   arguments             go to mysqld; a first argument that is no option and not "mysqld" is run instead
 set -euo pipefail
 
@@ -55,6 +57,13 @@ umask 077
     echo "DROP USER IF EXISTS 'root'@'localhost';"
     if [[ -n ${MYSQL_DATABASE:-} ]]; then
         echo "CREATE DATABASE IF NOT EXISTS \`${MYSQL_DATABASE//\`/\`\`}\`;"
+    fi
+    if [[ -n ${MYSQL_USER:-} ]]; then
+        user="$(sql_string "$MYSQL_USER")@'%'"
+        echo "CREATE USER IF NOT EXISTS $user IDENTIFIED BY $(sql_string "${MYSQL_PASSWORD:-}");"
+        if [[ -n ${MYSQL_DATABASE:-} ]]; then
+            echo "GRANT ALL ON \`${MYSQL_DATABASE//\`/\`\`}\`.* TO $user;"
+        fi
     fi
 } >"$init_file"
 umask "$umask_before"
