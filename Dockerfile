@@ -1,0 +1,36 @@
+# antre, from source to a small image. Both base images can be replaced, say by those of a registry of your own:
+#
+#   docker build --build-arg RUST_IMAGE=… --build-arg RUNTIME_IMAGE=… .
+#
+# The binary is linked to glibc, and runs on the glibc it was built with or a later one: keep the two of one Debian
+# release. Nothing here needs BuildKit.
+ARG RUST_IMAGE=rust:1.95-bookworm
+ARG RUNTIME_IMAGE=debian:bookworm-slim
+
+FROM ${RUST_IMAGE} AS chef
+RUN cargo install cargo-chef --version 0.1.78 --locked
+WORKDIR /antre
+
+# The recipe is what Cargo.toml and Cargo.lock say, and stays the same while only code changes.
+FROM chef AS planner
+COPY . .
+RUN cargo chef prepare --recipe-path recipe.json
+
+# Hence all dependencies are a layer of their own, which is built anew only when they change.
+FROM chef AS builder
+COPY --from=planner /antre/recipe.json .
+RUN cargo chef cook --release --locked --bin antre --recipe-path recipe.json
+COPY . .
+RUN cargo build --release --locked --bin antre
+
+FROM ${RUNTIME_IMAGE}
+# For amqps:// and for MySQL over TLS. The slim image has none, and a copy needs no package lists.
+COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=builder /antre/target/release/antre /usr/local/bin/
+# Where the embedded mode keeps antre.db. By number, because Kubernetes can tell only of a number that it is not root.
+RUN install --directory --owner 10001 --group 10001 /var/lib/antre
+WORKDIR /var/lib/antre
+USER 10001:10001
+EXPOSE 3000
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["antre"]
