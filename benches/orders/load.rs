@@ -30,6 +30,8 @@ use crate::Result;
 
 /// How long answers that are still out at the end are waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections that send the first orders.
+const PRIMING: usize = 16;
 /// The largest answer that is expected.
 const BUFFER: usize = 8 * 1024;
 
@@ -270,12 +272,12 @@ async fn connect(shared: &Rc<Shared>, count: usize) -> Result<Vec<Connection>> {
 }
 
 /// One order for every product, until each has had a verdict: lanes are open and statements prepared before any clock
-/// runs.
-async fn prime(shared: &Rc<Shared>, connections: Vec<Connection>) -> Result<Vec<Connection>> {
+/// runs. Not on all connections at once, for a thousand lanes take the broker some seconds to make.
+async fn prime(shared: &Rc<Shared>, mut connections: Vec<Connection>) -> Result<Vec<Connection>> {
     let deadline = Instant::now() + 4 * PATIENCE;
     let left = Rc::new(Cell::new(shared.requests.len()));
     let mut tasks = tokio::task::JoinSet::new();
-    for mut connection in connections {
+    for mut connection in connections.split_off(connections.len().saturating_sub(PRIMING)) {
         let (shared, left) = (shared.clone(), left.clone());
         tasks.spawn_local(async move {
             while let Some(number) = left.get().checked_sub(1) {
@@ -296,11 +298,10 @@ async fn prime(shared: &Rc<Shared>, connections: Vec<Connection>) -> Result<Vec<
             Ok(connection)
         });
     }
-    let mut primed = Vec::new();
     while let Some(connection) = tasks.join_next().await {
-        primed.push(connection??);
+        connections.push(connection??);
     }
-    Ok(primed)
+    Ok(connections)
 }
 
 async fn closed(shared: Rc<Shared>, mut connection: Connection, window: Window, pause: Option<Duration>) {

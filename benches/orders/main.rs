@@ -27,9 +27,9 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use machine::Machine;
-use plan::{Cli, Part, Plan};
+use plan::{Cell, Cli, Part, Plan};
 use report::Report;
-use run::Stage;
+use run::{Measurement, Stage};
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -103,8 +103,21 @@ async fn measure(plan: &Plan, stage: &mut Stage, directory: &Path) -> Result<()>
     stage.tune(plan).await?;
 
     let mut measured: Vec<_> = plan.cells.iter().map(|cell| (*cell, Vec::new())).collect();
+    let result = all_rounds(plan, stage, &mut measured).await;
+    let report = Report::new(machine, plan, stage, measured);
+    println!("\n{}", report.table());
+    result?; // a table of what there was, but no files
+
+    let (json, chart) = outputs(plan, directory);
+    report.save(&json)?;
+    chart::draw(&report, &chart)?;
+    println!("{}\n{}", json.display(), chart.display());
+    Ok(())
+}
+
+async fn all_rounds(plan: &Plan, stage: &mut Stage, measured: &mut [(Cell, Vec<Measurement>)]) -> Result<()> {
     for round in 0..plan.rounds {
-        for (cell, measurements) in &mut measured {
+        for (cell, measurements) in &mut *measured {
             for variant in plan.variants(*cell, round) {
                 let one = stage.measure(variant, *cell, plan.timing).await?;
                 eprintln!(
@@ -117,13 +130,6 @@ async fn measure(plan: &Plan, stage: &mut Stage, directory: &Path) -> Result<()>
             }
         }
     }
-
-    let report = Report::new(machine, plan, stage, measured);
-    println!("\n{}", report.table());
-    let (json, chart) = outputs(plan, directory);
-    report.save(&json)?;
-    chart::draw(&report, &chart)?;
-    println!("\n{}\n{}", json.display(), chart.display());
     Ok(())
 }
 

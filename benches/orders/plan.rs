@@ -249,10 +249,7 @@ impl PlanArgs {
             seconds: self.seconds.unwrap_or(quick(8.0, 2.0)),
         };
         Plan {
-            is_complete: !self.quick
-                && !self.embedded_only
-                && self.variants.is_empty()
-                && self.scenarios.is_empty(),
+            is_complete: self.is_complete(),
             variants,
             cells: self.cells(&scenarios, &connections),
             timing,
@@ -264,6 +261,19 @@ impl PlanArgs {
             },
             tuning: Timing { warm_up_seconds: 0.5, seconds: quick(2.0, 1.0) },
         }
+    }
+
+    /// More rounds and longer ones are welcome.
+    fn is_complete(&self) -> bool {
+        !self.quick
+            && !self.embedded_only
+            && self.variants.is_empty()
+            && self.scenarios.is_empty()
+            && self.connections.is_empty()
+            && self.pool.is_none()
+            && self.seconds.is_none_or(|seconds| seconds >= 8.0)
+            && self.warm_up_seconds.is_none_or(|seconds| seconds >= 2.0)
+            && self.rounds.is_none_or(|rounds| rounds >= 3)
     }
 
     fn cells(&self, scenarios: &[Scenario], connections: &[usize]) -> Vec<Cell> {
