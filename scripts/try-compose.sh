@@ -86,10 +86,10 @@ look_for_tools() {
     for tool in curl jq rustc; do
         has "$tool" || die "$tool is missing: install it, then run this again."
     done
-    if has docker-compose; then
-        docker_compose=(docker-compose)
-    elif docker compose version >/dev/null 2>&1; then
+    if docker compose version >/dev/null 2>&1; then
         docker_compose=(docker compose)
+    elif has docker-compose; then
+        docker_compose=(docker-compose)
     else
         die "docker-compose is missing: install it (Debian's package is docker-compose), then run this again."
     fi
@@ -282,11 +282,12 @@ await() { # seconds, what to say otherwise, condition...
     done
 }
 
-# Runs a command quietly; what it wrote is shown when it fails.
+# Runs a command quietly; what it wrote is shown when it fails. In a shell of its own, so that what clean_up says after
+# a signal does not go where the command's output goes.
 quietly() { # what to say then, command...
     local complaint=$1
     shift
-    "$@" >"$work/log" 2>&1 || {
+    ("$@") >"$work/log" 2>&1 || {
         cat "$work/log" >&2
         die "$complaint: see above."
     }
