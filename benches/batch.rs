@@ -4,7 +4,8 @@
 use std::hint::black_box;
 
 use antre::{
-    batch::{self, Inventories},
+    batch::{self, Inventories, Times},
+    command::Command,
     inventory::{Inventory, Stock},
     order::{NewOrder, OrderId, Quantity, now},
     product::ProductId,
@@ -28,11 +29,11 @@ fn batches(criterion: &mut Criterion) {
         ("100 products in turn", 100, Stock::MAX),
     ] {
         let (inventories, orders) = batch(products, stock);
-        let expires_at = now();
+        let times = Times { decided_at: now(), expires_at: now() };
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || inventories.clone(),
-                |inventories| batch::decide(inventories, black_box(&orders), expires_at),
+                |inventories| batch::decide(inventories, None, black_box(&orders), times),
                 BatchSize::SmallInput,
             );
         });
@@ -41,7 +42,7 @@ fn batches(criterion: &mut Criterion) {
 }
 
 /// Orders of one to three pieces, the products taking turns.
-fn batch(products: u64, stock: u32) -> (Inventories, Vec<NewOrder>) {
+fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
     let ids: Vec<_> = (1..=products).filter_map(ProductId::new).collect();
     let mut inventory = Inventory::EMPTY;
     if let Some(stock) = Stock::new(stock) {
@@ -49,7 +50,13 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<NewOrder>) {
     }
     let orders = (0..ORDERS).zip(ids.iter().cycle()).filter_map(|(number, product_id)| {
         let total = Quantity::new(number % 3 + 1)?;
-        Some(NewOrder { id: OrderId::mint(), product_id: *product_id, total, answer_by: now() })
+        Some(Command::Place(NewOrder {
+            id: OrderId::mint(),
+            product_id: *product_id,
+            total,
+            answer_by: now(),
+            key: None,
+        }))
     });
     (ids.iter().map(|id| (*id, inventory)).collect(), orders.collect())
 }

@@ -97,7 +97,7 @@ look_for_tools() {
 
 # Everything that docker-compose.yml asks for, and nothing by chance from the person's own environment.
 settle_environment() {
-    unset "${!COMPOSE_@}" LANES QUEUE_PREFIX ORDER_TIMEOUT RESERVATION_TTL RUST_LOG LOG_FORMAT
+    unset "${!COMPOSE_@}" LANES QUEUE_PREFIX ORDER_TIMEOUT RESERVATION_TTL EVENTS RUST_LOG LOG_FORMAT
     export ANTRE_IMAGE=$project
     export RUST_IMAGE=$rust_image RUNTIME_IMAGE=$base_image
     export MYSQL_IMAGE=antre-test/mysql:debian RABBITMQ_IMAGE=antre-test/rabbitmq:debian

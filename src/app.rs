@@ -13,17 +13,20 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tower::make::Shared;
 
 use crate::{
-    http::{self, Api, Probes},
+    expiry::Expiry,
+    http::{self, Api, Observed, Probes},
+    lookup::Lookup,
     placement::Placement,
     queue::{
         Queue,
         in_process::InProcessQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
-    settings::{Backends, Database, LogFormat, Role, Settings, SettingsError},
+    settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
     store::{Store, mysql::MySqlStore, sqlite::SqliteStore},
     worker::Worker,
 };
@@ -113,9 +116,10 @@ async fn serve_embedded(
             invitation(&listener)?,
         ],
     );
-    let deadline = serve_http(listener, http::router(api), stop).await?;
+    let deadline = serve_http(listener, http::service(api), stop).await?;
 
-    // Nobody comes in any more. Those in line are served, then the worker may go.
+    // Nobody comes in any more, nor what is overdue. Those in line are served, then the worker may go.
+    worker.expiry.abort();
     let _ = timeout_at(deadline, queue.drained()).await;
     worker.stop(deadline).await;
     let _ = timeout_at(deadline, store.close()).await;
@@ -140,9 +144,9 @@ async fn run_on_servers(
     };
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
     let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
-    let router = match role {
-        Role::Worker => http::health_router(Probes { store: store.clone(), queue: queue.clone() }),
-        _ => http::router(api(settings, &store, &*queue).await?),
+    let service = match role {
+        Role::Worker => http::health_service(Probes { store: store.clone(), queue: queue.clone() }),
+        _ => http::service(api(settings, &store, &*queue).await?),
     };
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue));
     let mut lines = vec![
@@ -159,7 +163,7 @@ async fn run_on_servers(
     }
     say(settings, &lines);
     let deadline = match listener {
-        Some(listener) => serve_http(listener, router, stop).await?,
+        Some(listener) => serve_http(listener, service, stop).await?,
         None => {
             stop.cancelled().await;
             Instant::now() + GRACE
@@ -176,28 +180,33 @@ async fn api(settings: &Settings, store: &Arc<dyn Store>, queue: &dyn Queue) -> 
     let placement = Placement::new(store.clone(), queue, settings.http.order_timeout)
         .await
         .map_err(|error| AppError::Start(error.to_string()))?;
-    Ok(Api { store: store.clone(), placement: Arc::new(placement) })
+    let lookup = Arc::new(Lookup::new(store.clone()));
+    Ok(Api { store: store.clone(), lookup, placement: Arc::new(placement) })
 }
 
 struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    expiry: AbortOnDropHandle<()>,
 }
 
 impl RunningWorker {
     fn start(settings: &Settings, store: &Arc<dyn Store>, queue: Arc<dyn Queue>) -> Self {
         let stop = CancellationToken::new();
+        let expiry = Expiry { queue: queue.clone(), store: store.clone() };
         let worker = Worker {
             queue,
             store: store.clone(),
             reservation_ttl: settings.orders.reservation_ttl,
             stop: stop.clone(),
         };
-        Self { stop, task: tokio::spawn(worker.run()) }
+        let expiry = AbortOnDropHandle::new(tokio::spawn(expiry.run()));
+        Self { stop, task: tokio::spawn(worker.run()), expiry }
     }
 
     /// Lets it finish the batch in its hands.
     async fn stop(self, deadline: Instant) {
+        self.expiry.abort();
         self.stop.cancel();
         let _ = timeout_at(deadline, self.task).await;
     }
@@ -207,7 +216,7 @@ impl RunningWorker {
 /// finished too.
 async fn serve_http(
     listener: TcpListener,
-    router: Router,
+    service: Observed<Router>,
     stop: CancellationToken,
 ) -> Result<Instant, AppError> {
     // Answers are small and complete: waiting for more to send (Nagle) would only delay them.
@@ -216,7 +225,7 @@ async fn serve_http(
     });
     let stopping = stop.clone();
     let mut serving = tokio::spawn(
-        axum::serve(listener, router)
+        axum::serve(listener, Shared::new(service))
             .with_graceful_shutdown(async move { stopping.cancelled().await })
             .into_future(),
     );
@@ -285,6 +294,7 @@ async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, 
         prefix: settings.backends.queue_prefix.clone(),
         lanes: settings.backends.lanes,
         lane_capacity: RabbitMqSettings::LANE_CAPACITY,
+        events: settings.orders.events == Switch::On,
     };
     RabbitMqQueue::connect(settings).await.map_err(|error| {
         AppError::Start(format!(

@@ -1,62 +1,211 @@
-//! Decides a batch: orders in the order of their arrival meet the inventories of their products.
+//! Decides a batch: commands in the order of their arrival meet the inventories of their products and the orders on
+//! record.
 //!
-//! Pure: what the store does around it is to lock the inventories before and to write the result after.
+//! Pure: what the store does around it is to lock and read before, and to write the result after.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
 use crate::{
-    inventory::{InsufficientStock, Inventory},
-    order::{NewOrder, Rejection, Verdict},
+    command::{ChangeOrder, Command},
+    inventory::{BooksDoNotBalance, InsufficientStock, Inventory},
+    order::{
+        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Rejection, Verdict, is_late,
+        on_record,
+    },
     product::ProductId,
 };
 
 /// The inventories of a batch, by product.
 pub type Inventories = BTreeMap<ProductId, Inventory>;
 
+/// Those orders on record that commands of a batch may be about.
+#[derive(Clone, Debug, Default)]
+pub struct OnRecord {
+    /// By their ids.
+    pub orders: HashMap<OrderId, Order>,
+    /// What their clients call them.
+    pub keys: HashMap<IdempotencyKey, OrderId>,
+}
+
+/// The clock of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Now.
+    pub decided_at: Timestamp,
+    /// When reservations that are made now end.
+    pub expires_at: Timestamp,
+}
+
 /// What became of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// One for each order, at the same index.
+    /// One for each command, at the same index.
     pub verdicts: Vec<Verdict>,
     /// The inventories afterwards.
     pub inventories: Inventories,
+    /// What is to be written.
+    pub writes: Writes,
+    /// What the shop's other services hear, in the order of arrival. An order that was decided before is told of
+    /// again: whoever decided it may have died before saying so.
+    pub events: Vec<Event>,
+}
+
+/// What a batch writes beside its inventories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// Orders that go on record, and what their clients call them.
+    pub orders: Vec<(Order, Option<IdempotencyKey>)>,
+    /// Orders that went further.
+    pub statuses: BTreeMap<OrderId, OrderStatus>,
+    /// Ids that were given out for an order that is on record under another one.
+    pub aliases: Vec<(OrderId, OrderId)>,
+}
+
+/// Something became of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The order, at the stage that it came to.
+    pub order: Order,
 }
 
 /// First come, first served: each order gets all its pieces if as many are available when its turn comes, and
-/// none otherwise. Orders of different products never touch each other. A product without an inventory does not
-/// exist.
-pub fn decide(mut inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
-    let verdicts = orders
-        .iter()
-        .map(|order| {
-            let Some(inventory) = inventories.get_mut(&order.product_id) else {
-                return Verdict::Rejected(Rejection::ProductNotFound);
-            };
-            match inventory.reserve(order.total) {
-                Ok(()) => Verdict::Reserved { expires_at },
-                Err(InsufficientStock { available }) => {
-                    Verdict::Rejected(Rejection::InsufficientStock { available })
-                }
+/// none otherwise; a reservation is paid, cancelled or expired by whoever comes first. Commands of different products
+/// never touch each other. A product without an inventory does not exist.
+///
+/// `on_record` is `None` for a batch of new orders none of which is on record, has a key, or stands in it twice.
+pub fn decide(
+    inventories: Inventories,
+    on_record: Option<OnRecord>,
+    commands: &[Command],
+    times: Times,
+) -> Result<Decision, BooksDoNotBalance> {
+    let decision =
+        Decision { inventories, verdicts: Vec::with_capacity(commands.len()), ..Decision::default() };
+    let mut batch = Batch { decision, on_record, times, placed: HashMap::new() };
+    for command in commands {
+        let verdict = match command {
+            Command::Place(order) => batch.place(order),
+            Command::Change(change) => batch.change(change)?,
+        };
+        batch.decision.verdicts.push(verdict);
+    }
+    Ok(batch.decision)
+}
+
+struct Batch {
+    decision: Decision,
+    on_record: Option<OnRecord>,
+    times: Times,
+    /// What orders of this batch were answered with: an order that stands in it twice is decided once.
+    placed: HashMap<OrderId, Verdict>,
+}
+
+impl Batch {
+    fn place(&mut self, order: &NewOrder) -> Verdict {
+        if self.on_record.is_none() {
+            return self.place_new(order);
+        }
+        if let Some(verdict) = self.placed.get(&order.id) {
+            return *verdict;
+        }
+        let verdict = self.verdict_on_record(order).unwrap_or_else(|| self.place_new(order));
+        self.placed.insert(order.id, verdict);
+        verdict
+    }
+
+    fn place_new(&mut self, order: &NewOrder) -> Verdict {
+        let Some(inventory) = self.decision.inventories.get_mut(&order.product_id) else {
+            return Verdict::Rejected(Rejection::ProductNotFound);
+        };
+        let verdict = match inventory.reserve(order.total) {
+            Ok(()) => Verdict::Reserved { expires_at: self.times.expires_at },
+            Err(InsufficientStock { available }) => {
+                Verdict::Rejected(Rejection::InsufficientStock { available })
             }
-        })
-        .collect();
-    Decision { verdicts, inventories }
+        };
+        self.put_on_record(order, verdict, order.key.clone());
+        verdict
+    }
+
+    /// What an order is answered with that was decided before, under its own id or as its client calls it.
+    fn verdict_on_record(&mut self, order: &NewOrder) -> Option<Verdict> {
+        let OnRecord { orders, keys } = self.on_record.as_ref()?;
+        if let Some(known) = orders.get(&order.id) {
+            let (known, verdict) = (*known, known.verdict());
+            self.tell(known.with_status(OrderStatus::Reserved));
+            return Some(verdict);
+        }
+        let known = *orders.get(keys.get(order.key.as_ref()?)?)?;
+        if !known.is_for(order.product_id, order.total) {
+            let verdict = Verdict::Rejected(Rejection::KeyReused);
+            self.put_on_record(order, verdict, None);
+            return Some(verdict);
+        }
+        if is_late(order, self.times.decided_at) {
+            self.decision.writes.aliases.push((order.id, known.id));
+        }
+        Some(Verdict::AlreadyPlaced(known))
+    }
+
+    fn put_on_record(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
+        let Some(order) = on_record(order, verdict, self.times.decided_at) else { return };
+        if let Some(OnRecord { orders, keys }) = &mut self.on_record {
+            orders.insert(order.id, order);
+            if let Some(key) = &key {
+                keys.insert(key.clone(), order.id);
+            }
+        }
+        self.decision.writes.orders.push((order, key));
+        self.tell(order);
+    }
+
+    fn change(&mut self, command: &ChangeOrder) -> Result<Verdict, BooksDoNotBalance> {
+        let order = self.on_record.as_mut().and_then(|record| record.orders.get_mut(&command.order_id));
+        let inventory = self.decision.inventories.get_mut(&command.product_id);
+        let (Some(order), Some(inventory)) = (order, inventory) else { return Ok(Verdict::OrderNotFound) };
+        if order.product_id != command.product_id {
+            return Ok(Verdict::OrderNotFound); // the wrong lane, and the wrong inventory
+        }
+        let changed = order.change(command.change, inventory, self.times.decided_at)?;
+        let (order, status) = (*order, order.status());
+        if changed {
+            self.decision.writes.statuses.insert(order.id, status);
+        }
+        if changed || status == command.change.leads_to() {
+            self.tell(order);
+        }
+        Ok(Verdict::Status(status))
+    }
+
+    fn tell(&mut self, order: Order) {
+        if matches!(order.state, OrderState::Accepted { .. }) {
+            self.decision.events.push(Event { order });
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::{collection::vec, prelude::*};
+    use jiff::SignedDuration;
+    use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
     use crate::{
+        command::{Change, CommandId},
         inventory::Stock,
         order::{OrderId, Quantity, now},
     };
 
     fn product(number: u64) -> ProductId {
         ProductId::new(number).unwrap()
+    }
+
+    /// A batch of new orders, none of which is on record.
+    fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
+        let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
+        decide(inventories, None, &commands, Times { decided_at: now(), expires_at }).unwrap()
     }
 
     fn inventory(stock: u32) -> Inventory {
@@ -70,7 +219,8 @@ mod tests {
             id: OrderId::mint(),
             product_id: product(number),
             total: Quantity::new(total).unwrap(),
-            answer_by: now(),
+            answer_by: now() + SignedDuration::from_hours(1),
+            key: None,
         }
     }
 
@@ -91,7 +241,7 @@ mod tests {
         #[test]
         fn first_come_first_served_all_or_nothing((inventories, orders) in batches()) {
             let expires_at = now();
-            let decision = decide(inventories.clone(), &orders, expires_at);
+            let decision = decide_new(inventories.clone(), &orders, expires_at);
             prop_assert_eq!(decision.verdicts.len(), orders.len());
             let mut left: BTreeMap<_, _> =
                 inventories.iter().map(|(id, inventory)| (*id, i64::from(inventory.available()))).collect();
@@ -122,11 +272,11 @@ mod tests {
         #[test]
         fn lanes_do_not_touch_each_other((inventories, orders) in batches()) {
             let expires_at = now();
-            let together = decide(inventories.clone(), &orders, expires_at).verdicts;
+            let together = decide_new(inventories.clone(), &orders, expires_at).verdicts;
             for id in (1..=5).map(product) {
                 let of_lane = |order: &NewOrder| order.product_id == id;
-                let alone: Vec<_> = orders.iter().copied().filter(of_lane).collect();
-                let expected = decide(inventories.clone(), &alone, expires_at).verdicts;
+                let alone: Vec<_> = orders.iter().filter(|order| of_lane(order)).cloned().collect();
+                let expected = decide_new(inventories.clone(), &alone, expires_at).verdicts;
                 let found: Vec<_> =
                     orders.iter().zip(&together).filter(|(order, _)| of_lane(order)).map(|(_, verdict)| *verdict).collect();
                 prop_assert_eq!(found, expected);
@@ -137,12 +287,123 @@ mod tests {
         #[test]
         fn where_a_batch_ends_does_not_matter((inventories, orders) in batches(), cut in 0.0..1.0_f64) {
             let expires_at = now();
-            let whole = decide(inventories.clone(), &orders, expires_at);
+            let whole = decide_new(inventories.clone(), &orders, expires_at);
             let (first, second) = orders.split_at((orders.len() as f64 * cut) as usize);
-            let first = decide(inventories, first, expires_at);
-            let second = decide(first.inventories, second, expires_at);
+            let first = decide_new(inventories, first, expires_at);
+            let second = decide_new(first.inventories, second, expires_at);
             prop_assert_eq!([first.verdicts, second.verdicts].concat(), whole.verdicts);
             prop_assert_eq!(second.inventories, whole.inventories);
+        }
+
+        /// Whole lives, cut into batches anywhere, some of whose commands come twice: at every commit the books agree
+        /// with the orders on record, an order moves once at most after it was reserved, and nobody who asks twice
+        /// hears two stories.
+        #[test]
+        fn whole_lives_keep_the_books(steps in vec(steps(), 1..60), cuts in vec(1_usize..8, 1..60)) {
+            let mut world = World::new(60);
+            let mut steps = steps.into_iter();
+            for cut in cuts {
+                let steps: Vec<_> = steps.by_ref().take(cut).collect();
+                world.run(&steps)?;
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Place { total: u32, key: Option<u8>, again: bool },
+        Change { of: Index, change: Change, again: bool },
+    }
+
+    fn steps() -> impl Strategy<Value = Step> {
+        let key = prop_oneof![2 => Just(None), 1 => (0_u8..4).prop_map(Some)];
+        let change = prop_oneof![Just(Change::Pay), Just(Change::Cancel), Just(Change::Expire)];
+        prop_oneof![
+            (1_u32..12, key, any::<bool>()).prop_map(|(total, key, again)| Step::Place { total, key, again }),
+            (any::<Index>(), change, any::<bool>()).prop_map(|(of, change, again)| Step::Change {
+                of,
+                change,
+                again
+            }),
+        ]
+    }
+
+    /// One product and what a database would hold of it.
+    struct World {
+        stock: u32,
+        inventories: Inventories,
+        record: OnRecord,
+        ids: Vec<OrderId>,
+    }
+
+    impl World {
+        fn new(stock: u32) -> Self {
+            let inventories = [(product(1), inventory(stock))].into();
+            Self { stock, inventories, record: OnRecord::default(), ids: Vec::new() }
+        }
+
+        fn command(&self, step: &Step) -> Vec<Command> {
+            let (command, again): (Command, bool) = match step {
+                Step::Place { total, key, again } => {
+                    let key = key.map(|key| key.to_string().try_into().unwrap());
+                    (NewOrder { key, ..order(1, *total) }.into(), *again)
+                }
+                Step::Change { of, change, again } if !self.ids.is_empty() => {
+                    let (id, answer_by) = (CommandId::mint(), now());
+                    let order_id = *of.get(&self.ids);
+                    let change =
+                        ChangeOrder { id, order_id, product_id: product(1), change: *change, answer_by };
+                    (change.into(), *again)
+                }
+                Step::Change { .. } => return Vec::new(),
+            };
+            vec![command; 1 + usize::from(again)]
+        }
+
+        fn run(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
+            let commands: Vec<_> = steps.iter().flat_map(|step| self.command(step)).collect();
+            // Every reservation is overdue at once, so an expiry has its way.
+            let decided_at = now();
+            let times = Times { decided_at, expires_at: decided_at };
+            let decision =
+                decide(self.inventories.clone(), Some(self.record.clone()), &commands, times).unwrap();
+            let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
+            for (command, verdict) in commands.iter().zip(&decision.verdicts) {
+                prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);
+            }
+            for (order, key) in &decision.writes.orders {
+                prop_assert!(self.record.orders.insert(order.id, *order).is_none(), "inserted twice");
+                if let Some(key) = key {
+                    prop_assert!(self.record.keys.insert(key.clone(), order.id).is_none(), "one key twice");
+                }
+                self.ids.push(order.id);
+            }
+            for (id, status) in &decision.writes.statuses {
+                let order = self.record.orders.get_mut(id).unwrap();
+                prop_assert_eq!(order.status(), OrderStatus::Reserved, "only a reservation goes further");
+                *order = order.with_status(*status);
+            }
+            let first_told = decision.events.iter().map(|event| (event.order.id, event.order.status()));
+            for (id, status) in first_told {
+                let now = self.record.orders[&id].status();
+                prop_assert!(
+                    status == now || status == OrderStatus::Reserved,
+                    "{status:?} is told, {now:?} is true"
+                );
+            }
+            self.inventories = decision.inventories;
+            let pieces = |status: OrderStatus| -> u32 {
+                self.record
+                    .orders
+                    .values()
+                    .filter(|order| order.status() == status)
+                    .map(|order| order.total.get())
+                    .sum()
+            };
+            let inventory = self.inventories[&product(1)];
+            prop_assert_eq!(inventory.reserved(), pieces(OrderStatus::Reserved));
+            prop_assert_eq!(inventory.stored(), self.stock - pieces(OrderStatus::Paid));
+            Ok(())
         }
     }
 }

@@ -5,22 +5,30 @@ mod docs;
 mod envelope;
 mod health;
 mod orders;
+mod preferences;
 mod products;
 mod query;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use axum::{
     Router,
     extract::{FromRef, Request},
     http::{HeaderName, HeaderValue, Method, Uri},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
-use tower_http::catch_panic::CatchPanicLayer;
+use futures_util::FutureExt;
+use tower::Service;
 
-use crate::{placement::Placement, store::Store};
+use crate::{lookup::Lookup, order::OrderId, placement::Placement, store::Store};
 use envelope::{ApiError, Logged, Reason};
 
 pub use docs::CONTRACT;
@@ -31,6 +39,8 @@ pub use health::Probes;
 pub struct Api {
     /// Products, inventories and orders on record.
     pub store: Arc<dyn Store>,
+    /// Finds orders on record.
+    pub lookup: Arc<Lookup<OrderId>>,
     /// The way into the lanes.
     pub placement: Arc<Placement>,
 }
@@ -49,6 +59,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
         ("/api/orders", post(orders::place).get(orders::list)),
         ("/api/orders/{orderId}", get(orders::show)),
+        ("/api/orders/{orderId}/payment", post(orders::pay)),
+        ("/api/orders/{orderId}/cancellation", post(orders::cancel)),
         ("/health/live", get(health::live)),
         ("/health/ready", get(health::ready)),
         ("/apispec.json", get(docs::contract)),
@@ -56,27 +68,26 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
 }
 
 /// The whole API.
-pub fn router(api: Api) -> Router {
+pub fn service(api: Api) -> Observed<Router> {
     finish(routes(), api)
 }
 
 /// What a worker answers: only how it is.
-pub fn health_router(probes: Probes) -> Router {
+pub fn health_service(probes: Probes) -> Observed<Router> {
     finish(vec![("/health/live", get(health::live)), ("/health/ready", get(health::ready))], probes)
 }
 
 fn finish<S: Clone + Send + Sync + 'static>(
     routes: Vec<(&'static str, MethodRouter<S>)>,
     state: S,
-) -> Router {
-    routes
+) -> Observed<Router> {
+    let router = routes
         .into_iter()
         .fold(Router::new(), |router, (path, methods)| router.route(path, methods))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(route_not_found)
-        .with_state(state)
-        .layer(CatchPanicLayer::custom(|_| ApiError::internal("a handler panicked").into_response()))
-        .layer(middleware::from_fn(observe))
+        .with_state(state);
+    Observed(router)
 }
 
 async fn route_not_found(uri: Uri, request: Request) -> ApiError {
@@ -94,25 +105,51 @@ async fn method_not_allowed(method: Method, uri: Uri, request: Request) -> ApiEr
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Gives each answer its `x-request-id`, and logs each error once.
-async fn observe(request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let request_id = request_id(&request);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let mut response = next.run(request).await;
-    let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
-    if let Some(Logged { reason, cause }) = response.extensions().get() {
-        let (reason, cause) = (reason.as_str(), cause.as_deref());
-        if status >= 500 {
-            tracing::warn!(request_id = id, %method, %uri, status, reason, cause, "answered with an error");
-        } else {
-            tracing::debug!(request_id = id, %method, %uri, status, reason, "answered with an error");
-        }
-    } else {
-        tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
+/// Gives each answer its `x-request-id`, answers for handlers that panic, and logs each error once.
+///
+/// Around the router, not a layer of it: each layer makes a box or three for every request, and there is nothing here
+/// that a route would have to know.
+#[derive(Clone, Debug)]
+pub struct Observed<S>(S);
+
+impl<S> Service<Request> for Observed<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(context)
     }
-    response.headers_mut().insert(REQUEST_ID, request_id);
-    response
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let began = Instant::now();
+        let request_id = request_id(&request);
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let answering = AssertUnwindSafe(self.0.call(request)).catch_unwind();
+        Box::pin(async move {
+            let mut response = match answering.await {
+                Ok(answered) => answered?,
+                Err(_) => ApiError::internal("a handler panicked").into_response(),
+            };
+            let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+            if let Some(Logged { reason, cause }) = response.extensions().get() {
+                let cause = cause.as_deref();
+                if status >= 500 {
+                    tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, "answered with an error");
+                } else {
+                    tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+                }
+            } else {
+                tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
+            }
+            response.headers_mut().insert(REQUEST_ID, request_id);
+            Ok(response)
+        })
+    }
 }
 
 /// The client's id when it is 1 to 128 visible ASCII characters, else a new one.

@@ -10,16 +10,22 @@
 //! 6. [`store`] does that in one transaction: lock, decide, insert the orders, move the stock, commit;
 //! 7. and the verdict goes back: [`queue`], [`placement`], [`http`].
 //!
+//! What becomes of a reservation goes the same way: payment, cancellation and expiry are [`command`]s in the order's lane.
+//! [`lookup`] finds the order that a client means, [`expiry`] those whose time is over.
+//!
 //! [`app`] wires a process together as its [`settings`] say. `ARCHITECTURE.md` tells the same at length.
 
 pub mod product;
 pub mod order;
+pub mod command;
 pub mod inventory;
 pub mod http;
+pub mod lookup;
 pub mod placement;
 pub mod gate;
 pub mod queue;
 pub mod worker;
+pub mod expiry;
 pub mod batch;
 pub mod store;
 pub mod settings;

@@ -1,12 +1,16 @@
 //! The words of an order, which everything else uses.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::product::ProductId;
+use crate::{
+    command::Change,
+    inventory::{BooksDoNotBalance, Inventory},
+    product::ProductId,
+};
 
 /// The time now, in whole milliseconds, which is what databases, messages and ids keep.
 pub fn now() -> Timestamp {
@@ -115,8 +119,38 @@ impl TryFrom<u32> for Quantity {
     }
 }
 
-/// An order on its way to its verdict. Serialized, times are Unix milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a client calls its order, so that it can ask again without ordering twice: 1 to
+/// [`IdempotencyKey::MAX_LENGTH`] visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct IdempotencyKey(Arc<str>);
+
+impl IdempotencyKey {
+    /// The most characters.
+    pub const MAX_LENGTH: usize = 255;
+    /// What a key looks like, for error messages.
+    pub const EXPECTED: &str = "1 to 255 visible ASCII characters, with or without double quotes around them";
+
+    /// The key.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for IdempotencyKey {
+    type Error = String;
+
+    fn try_from(key: String) -> Result<Self, String> {
+        if (1..=Self::MAX_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(key.into()))
+        } else {
+            Err(format!("an idempotency key is {}", Self::EXPECTED))
+        }
+    }
+}
+
+/// An order on its way to its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewOrder {
     /// Its name, which also says when it was created.
     pub id: OrderId,
@@ -125,11 +159,12 @@ pub struct NewOrder {
     /// How many pieces.
     pub total: Quantity,
     /// Until when the buyer waits for the answer.
-    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     pub answer_by: Timestamp,
+    /// What the client calls it.
+    pub key: Option<IdempotencyKey>,
 }
 
-/// What the lane decided on one order.
+/// What the lane decided on one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Its pieces are reserved, committed in the database, until this time.
@@ -139,6 +174,12 @@ pub enum Verdict {
     },
     /// Nothing was reserved.
     Rejected(Rejection),
+    /// Nothing was reserved, because an order of this idempotency key, product and total is on record: this one.
+    AlreadyPlaced(Order),
+    /// The answer to a change: how far the order has come now, by this change or by an earlier one.
+    Status(OrderStatus),
+    /// The answer to a change of an order that is not on record.
+    OrderNotFound,
 }
 
 /// Why nothing was reserved.
@@ -151,6 +192,8 @@ pub enum Rejection {
     },
     /// There is no such product.
     ProductNotFound,
+    /// The idempotency key belongs to an order of another product or total.
+    KeyReused,
 }
 
 impl Rejection {
@@ -159,12 +202,14 @@ impl Rejection {
         match self {
             Self::InsufficientStock { .. } => "insufficient_stock",
             Self::ProductNotFound => "product_not_found",
+            Self::KeyReused => "idempotency_key_reused",
         }
     }
 }
 
 /// How far an order has come. `pending`, the stage before its verdict, is not on record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OrderStatus {
     /// Its pieces are set aside for the buyer.
     Reserved,
@@ -223,10 +268,7 @@ pub enum OrderState {
         expires_at: Timestamp,
     },
     /// Rejected after its buyer had stopped waiting.
-    Rejected {
-        /// Pieces that were available when it was decided.
-        available: u32,
-    },
+    Rejected(Rejection),
 }
 
 impl Order {
@@ -234,41 +276,79 @@ impl Order {
     pub fn status(&self) -> OrderStatus {
         match self.state {
             OrderState::Accepted { status, .. } => status,
-            OrderState::Rejected { .. } => OrderStatus::Rejected,
+            OrderState::Rejected(_) => OrderStatus::Rejected,
         }
+    }
+
+    /// Whether it is of this product and total: what an idempotency key stands for.
+    pub fn is_for(&self, product_id: ProductId, total: Quantity) -> bool {
+        (self.product_id, self.total) == (product_id, total)
+    }
+
+    /// The same order at another stage. One that was rejected stays so.
+    pub fn with_status(self, status: OrderStatus) -> Self {
+        let state = match self.state {
+            OrderState::Accepted { expires_at, .. } => OrderState::Accepted { status, expires_at },
+            rejected => rejected,
+        };
+        Self { state, ..self }
+    }
+
+    /// Takes a reservation further, and its pieces with it. All other stages are final: nothing happens, as with an
+    /// expiry before its time. Whether anything changed is what it returns.
+    pub fn change(
+        &mut self,
+        change: Change,
+        inventory: &mut Inventory,
+        at: Timestamp,
+    ) -> Result<bool, BooksDoNotBalance> {
+        let OrderState::Accepted { status: OrderStatus::Reserved, expires_at } = self.state else {
+            return Ok(false);
+        };
+        match change {
+            Change::Pay => inventory.pay(self.total)?,
+            Change::Expire if expires_at > at => return Ok(false),
+            Change::Cancel | Change::Expire => inventory.release(self.total)?,
+        }
+        *self = self.with_status(change.leads_to());
+        Ok(true)
     }
 
     /// The verdict that put it on record: what a redelivered order is answered with.
     pub fn verdict(&self) -> Verdict {
         match self.state {
             OrderState::Accepted { expires_at, .. } => Verdict::Reserved { expires_at },
-            OrderState::Rejected { available } => {
-                Verdict::Rejected(Rejection::InsufficientStock { available })
-            }
+            OrderState::Rejected(rejection) => Verdict::Rejected(rejection),
         }
     }
 }
 
-/// How much earlier than [`NewOrder::answer_by`] a rejection already counts as late: the reply needs time to
-/// travel, and the clocks of two machines differ.
+/// How much earlier than [`NewOrder::answer_by`] a verdict already counts as late: the reply needs time to
+/// travel, and the clocks of two machines differ. For who waits only briefly, half of that time.
 const LATE_MARGIN: Duration = Duration::from_secs(2);
+
+/// Whether a verdict that is made now may come too late for the waiting buyer, who will then ask for it.
+pub fn is_late(order: &NewOrder, decided_at: Timestamp) -> bool {
+    let answer_by = order.answer_by.as_millisecond();
+    let wait = answer_by.saturating_sub(order.id.created_at().as_millisecond());
+    decided_at.as_millisecond() + (wait / 2).clamp(0, LATE_MARGIN.as_millis() as i64) >= answer_by
+}
 
 /// The order as it goes on record with this verdict; `None` when it does not.
 ///
-/// A reservation always does. A rejection does only when it may come too late for the waiting buyer, who will
-/// then ask for it; a timely one is answered and forgotten, so that a sold-out storm writes nothing.
+/// A reservation always does. A rejection does only when it is late; a timely one is answered and forgotten, so that
+/// a sold-out storm writes nothing.
 pub fn on_record(order: &NewOrder, verdict: Verdict, decided_at: Timestamp) -> Option<Order> {
     let state = match verdict {
         Verdict::Reserved { expires_at } => {
             OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
         }
-        Verdict::Rejected(Rejection::InsufficientStock { available })
-            if decided_at.as_millisecond() + LATE_MARGIN.as_millis() as i64
-                >= order.answer_by.as_millisecond() =>
+        Verdict::Rejected(rejection @ (Rejection::InsufficientStock { .. } | Rejection::KeyReused))
+            if is_late(order, decided_at) =>
         {
-            OrderState::Rejected { available }
+            OrderState::Rejected(rejection)
         }
-        Verdict::Rejected(_) => return None,
+        _ => return None,
     };
     Some(Order { id: order.id, product_id: order.product_id, total: order.total, state })
 }
@@ -306,20 +386,21 @@ mod tests {
 
     #[test]
     fn only_a_late_rejection_goes_on_record() {
-        let decided_at = now();
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
-        let waiting_for = |seconds: i64| NewOrder {
-            id: OrderId::mint(),
-            product_id: ProductId::new(1).unwrap(),
-            total: Quantity::new(4).unwrap(),
-            answer_by: from_millis(decided_at.as_millisecond() + seconds * 1000),
-        };
-        assert_eq!(on_record(&waiting_for(8), rejected, decided_at), None);
-        for late in [waiting_for(0), waiting_for(-5), waiting_for(1)] {
-            let order = on_record(&late, rejected, decided_at).unwrap();
-            assert_eq!((order.status(), order.verdict()), (OrderStatus::Rejected, rejected));
+        let (id, product_id, total) =
+            (OrderId::mint(), ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
+        let at = |ms: i64| from_millis(id.created_at().as_millisecond() + ms);
+        for (wait_ms, in_time_ms, late_ms) in
+            [(10_000, 7_999, 8_000), (1_000, 499, 500), (0, -1, 0), (-5, -6, 0)]
+        {
+            let order = NewOrder { id, product_id, total, answer_by: at(wait_ms), key: None };
+            assert_eq!(on_record(&order, rejected, at(in_time_ms)), None, "{wait_ms}");
+            for late_ms in [late_ms, 60_000] {
+                let late = on_record(&order, rejected, at(late_ms)).unwrap();
+                assert_eq!((late.status(), late.verdict()), (OrderStatus::Rejected, rejected), "{wait_ms}");
+            }
+            let reserved = Verdict::Reserved { expires_at: at(0) };
+            assert_eq!(on_record(&order, reserved, at(in_time_ms)).unwrap().verdict(), reserved);
         }
-        let reserved = Verdict::Reserved { expires_at: decided_at };
-        assert_eq!(on_record(&waiting_for(8), reserved, decided_at).unwrap().verdict(), reserved);
     }
 }

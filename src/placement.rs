@@ -1,4 +1,4 @@
-//! Places an order: puts it in line and waits for its verdict, until the deadline.
+//! Places an order, or takes one further: puts the command in line and waits for its verdict, until the deadline.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,27 +8,31 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
+    command::{Change, ChangeOrder, Command, CommandId},
     gate::Gate,
     inventory::StockNews,
+    lookup::Lookup,
     order::{
-        NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis, now,
+        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
+        from_millis, now,
     },
     product::ProductId,
     queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     store::{Store, StoreError},
 };
 
-/// How many orders of one process may wait for their verdicts.
+/// How many commands of one process may wait for their verdicts.
 const MAX_WAITING: usize = 65_536;
 
-/// What a buyer is told.
+/// What a buyer is told of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
-    /// The pieces are reserved, committed in the database.
-    Reserved(Order),
+    /// The pieces were reserved, committed in the database: now, or earlier under the same idempotency key.
+    Accepted(Order),
     /// Nothing was reserved.
     Rejected(Rejection),
     /// Nobody knows yet: no verdict by the deadline.
@@ -37,21 +41,30 @@ pub enum Placed {
     Refused(Refusal),
 }
 
-/// Puts orders in line and knows who waits for which.
+/// What a buyer is told of a payment or cancellation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// This is how far the order has come now: by this change, or by an earlier one.
+    Now(Order),
+    /// Nobody knows yet: no verdict by the deadline.
+    Pending,
+    /// The change did not get in line.
+    Refused(Refusal),
+    /// The order is not on record any more.
+    NotFound,
+}
+
+/// Puts commands in line and knows who waits for which.
 pub struct Placement {
-    store: Arc<dyn Store>,
     submitter: Arc<dyn Submitter>,
     waiting: Arc<WaitingRoom>,
     gate: Arc<Gate>,
     order_timeout: Duration,
+    keys: Arc<Lookup<IdempotencyKey>>,
+    products: Arc<Lookup<ProductId>>,
     /// Products that exist. A product is never deleted, so what is in here stays true.
     known_products: RwLock<HashSet<ProductId>>,
-    /// Who looks whether a product exists holds the one of its id; see [`Placement::is_product`].
-    lookups: [tokio::sync::Mutex<()>; LOOKUPS],
 }
-
-/// How many products can be looked up side by side without waiting for each other.
-const LOOKUPS: usize = 256;
 
 impl Placement {
     /// Gets an end of the queue for itself.
@@ -63,35 +76,108 @@ impl Placement {
         let (waiting, gate) = (Arc::new(WaitingRoom::default()), Arc::new(Gate::default()));
         let desk = FrontDesk { waiting: waiting.clone(), gate: gate.clone() };
         let submitter = queue.submitter(Arc::new(desk)).await?;
-        let (known_products, lookups) = (RwLock::default(), std::array::from_fn(|_| Default::default()));
-        Ok(Self { store, submitter, waiting, gate, order_timeout, known_products, lookups })
+        let (keys, products) = (Arc::new(Lookup::new(store.clone())), Arc::new(Lookup::new(store)));
+        Ok(Self {
+            submitter,
+            waiting,
+            gate,
+            order_timeout,
+            keys,
+            products,
+            known_products: RwLock::default(),
+        })
     }
 
-    /// Places an order and waits for its verdict. When the caller goes away, so does everything that waits; the
-    /// order itself stays in line.
-    pub async fn place(&self, product_id: ProductId, total: Quantity) -> Result<Placed, StoreError> {
-        if self.gate.is_closed(product_id) {
-            return Ok(Placed::Rejected(Rejection::InsufficientStock { available: 0 }));
+    /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the service's order
+    /// timeout; not to wait at all is to wait until the order stands in line. When the caller goes away, so does
+    /// everything that waits; the order itself stays in line.
+    pub async fn place(
+        &self,
+        product_id: ProductId,
+        total: Quantity,
+        key: Option<IdempotencyKey>,
+        wait: Option<Duration>,
+    ) -> Result<Placed, StoreError> {
+        let wait = self.waiting_time(wait);
+        // Who does not wait finds the rejection on record, so there the lane has to decide it.
+        if !wait.is_zero() && self.gate.is_closed(product_id) {
+            let placed = Placed::Rejected(Rejection::InsufficientStock { available: 0 });
+            return self.unless_placed(key, product_id, total, placed).await;
         }
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
         }
-        let wait_ms = i64::try_from(self.order_timeout.as_millis()).unwrap_or(i64::MAX);
-        let answer_by = from_millis(now().as_millisecond().saturating_add(wait_ms));
-        let order = NewOrder { id: OrderId::mint(), product_id, total, answer_by };
-        let Some(seat) = WaitingRoom::sit_down(&self.waiting, order.id) else {
-            return Ok(Placed::Refused(Refusal::LaneFull));
-        };
-        self.submitter.submit(order);
-        Ok(match timeout(self.order_timeout, seat).await {
-            Ok(Some(Outcome::Decided(Verdict::Reserved { expires_at }))) => {
+        let answer_by = from_now(wait);
+        let id = OrderId::mint();
+        let order = NewOrder { id, product_id, total, answer_by, key: key.clone() };
+        Ok(match self.ask(order.into(), wait).await {
+            Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
+            Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
                 let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
-                Placed::Reserved(Order { id: order.id, product_id, total, state })
+                Placed::Accepted(Order { id, product_id, total, state })
             }
-            Ok(Some(Outcome::Decided(Verdict::Rejected(rejection)))) => Placed::Rejected(rejection),
-            Ok(Some(Outcome::Refused(refusal))) => Placed::Refused(refusal),
-            Ok(None) | Err(_) => Placed::Pending(order.id),
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::Rejected(rejection),
+            Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
+            Some(Outcome::Refused(refusal)) => {
+                return self.unless_placed(key, product_id, total, Placed::Refused(refusal)).await;
+            }
+            Some(Outcome::InLine | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
+                Placed::Pending(id)
+            }
         })
+    }
+
+    /// The answer to an order that did not get in line, unless its client placed it earlier under the same key. The
+    /// lane looks for that by itself; in front of it, it is asked after the gate was found closed: what closed it is
+    /// committed, and may be this very order.
+    async fn unless_placed(
+        &self,
+        key: Option<IdempotencyKey>,
+        product_id: ProductId,
+        total: Quantity,
+        placed: Placed,
+    ) -> Result<Placed, StoreError> {
+        let Some(key) = key else { return Ok(placed) };
+        Ok(match self.keys.find(key).await? {
+            None => placed,
+            Some(known) if known.is_for(product_id, total) => again(known),
+            Some(_) => Placed::Rejected(Rejection::KeyReused),
+        })
+    }
+
+    /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is
+    /// answered at once.
+    pub async fn change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
+        if order.status() != OrderStatus::Reserved {
+            return Changed::Now(order);
+        }
+        let wait = self.waiting_time(wait);
+        let answer_by = from_now(wait);
+        let id = CommandId::mint();
+        let change = ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, answer_by };
+        match self.ask(change.into(), wait).await {
+            Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
+            Some(Outcome::Decided(Verdict::Status(status))) => Changed::Now(order.with_status(status)),
+            Some(Outcome::Decided(Verdict::OrderNotFound)) => Changed::NotFound,
+            Some(Outcome::Refused(refusal)) => Changed::Refused(refusal),
+            Some(Outcome::InLine | Outcome::Decided(_)) | None => Changed::Pending,
+        }
+    }
+
+    /// What is waited when a client prefers to wait so long; it may prefer less than the service would wait, not more.
+    pub fn waiting_time(&self, preferred: Option<Duration>) -> Duration {
+        preferred.map_or(self.order_timeout, |preferred| preferred.min(self.order_timeout))
+    }
+
+    /// Puts a command in line, and waits for what becomes of it.
+    async fn ask(&self, command: Command, wait: Duration) -> Option<Outcome> {
+        let Some(seat) = WaitingRoom::sit_down(&self.waiting, command.id()) else {
+            return Some(Outcome::Refused(Refusal::LaneFull));
+        };
+        // Who does not wait for the verdict hears as soon as the command stands in line.
+        let wait = if command.is_async() { self.order_timeout } else { wait };
+        self.submitter.submit(command);
+        timeout(wait, seat).await.ok().flatten()
     }
 
     /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago.
@@ -120,22 +206,11 @@ impl Placement {
         self.submitter.clone()
     }
 
-    /// When a sale begins, thousands of orders at once ask for a product that this process has not met yet, and the
-    /// store's connections are few. So one asks, and the others wait for what it learns; if that is nothing, each
-    /// asks for itself.
     async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {
         if self.knows(id) {
             return Ok(true);
         }
-        let lookup = &self.lookups[(id.get() % LOOKUPS as u64) as usize];
-        let first = lookup.try_lock();
-        if first.is_err() {
-            drop(lookup.lock().await);
-            if self.knows(id) {
-                return Ok(true);
-            }
-        }
-        let exists = self.store.product(id).await?.is_some();
+        let exists = self.products.find(id).await?.is_some();
         if exists {
             self.known_products.write().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
@@ -147,13 +222,26 @@ impl Placement {
     }
 }
 
-/// Who waits for which order.
+/// The order on record that was placed under the same idempotency key earlier.
+fn again(order: Order) -> Placed {
+    match order.state {
+        OrderState::Accepted { .. } => Placed::Accepted(order),
+        OrderState::Rejected(rejection) => Placed::Rejected(rejection),
+    }
+}
+
+fn from_now(wait: Duration) -> Timestamp {
+    let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    from_millis(now().as_millisecond().saturating_add(wait_ms))
+}
+
+/// Who waits for which command.
 #[derive(Default)]
-struct WaitingRoom(Mutex<HashMap<OrderId, oneshot::Sender<Outcome>>>);
+struct WaitingRoom(Mutex<HashMap<CommandId, oneshot::Sender<Outcome>>>);
 
 impl WaitingRoom {
     /// `None`: the room is full.
-    fn sit_down(room: &Arc<Self>, id: OrderId) -> Option<Seat> {
+    fn sit_down(room: &Arc<Self>, id: CommandId) -> Option<Seat> {
         let mut seats = room.seats();
         if seats.len() >= MAX_WAITING {
             return None;
@@ -164,7 +252,7 @@ impl WaitingRoom {
         Some(Seat { room: room.clone(), id, outcome, is_called: false })
     }
 
-    fn seats(&self) -> MutexGuard<'_, HashMap<OrderId, oneshot::Sender<Outcome>>> {
+    fn seats(&self) -> MutexGuard<'_, HashMap<CommandId, oneshot::Sender<Outcome>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -176,7 +264,7 @@ struct FrontDesk {
 }
 
 impl Inbox for FrontDesk {
-    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         self.waiting.deliver(outcomes);
     }
 
@@ -186,7 +274,7 @@ impl Inbox for FrontDesk {
 }
 
 impl WaitingRoom {
-    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>) {
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         let called: Vec<_> = {
             let mut seats = self.seats();
             outcomes.into_iter().filter_map(|(id, outcome)| Some((seats.remove(&id)?, outcome))).collect()
@@ -200,7 +288,7 @@ impl WaitingRoom {
 /// One who waits for an outcome. Dropping it leaves nothing behind.
 struct Seat {
     room: Arc<WaitingRoom>,
-    id: OrderId,
+    id: CommandId,
     outcome: oneshot::Receiver<Outcome>,
     /// Who is called is no longer in the room.
     is_called: bool,
@@ -242,7 +330,7 @@ mod tests {
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_nothing_behind() {
         let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
-        let placed = placement.place(product_id, Quantity::new(1).unwrap()).await.unwrap();
+        let placed = placement.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
         let Placed::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(placement.may_be_pending(id));
         assert!(!placement.may_be_pending(uuid::Uuid::now_v7().into()));
@@ -255,7 +343,7 @@ mod tests {
         let placement = Arc::new(placement);
         let buyer = tokio::spawn({
             let placement = placement.clone();
-            async move { placement.place(product_id, Quantity::new(1).unwrap()).await }
+            async move { placement.place(product_id, Quantity::new(1).unwrap(), None, None).await }
         });
         while placement.waiting.seats().is_empty() {
             tokio::task::yield_now().await;
@@ -270,9 +358,15 @@ mod tests {
         let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
-            assert!(matches!(placement.place(product_id, one).await.unwrap(), Placed::Pending(_)));
+            assert!(matches!(
+                placement.place(product_id, one, None, None).await.unwrap(),
+                Placed::Pending(_)
+            ));
         }
-        assert_eq!(placement.place(product_id, one).await.unwrap(), Placed::Refused(Refusal::LaneFull));
+        assert_eq!(
+            placement.place(product_id, one, None, None).await.unwrap(),
+            Placed::Refused(Refusal::LaneFull)
+        );
         assert_eq!(placement.waiting.seats().len(), 0);
     }
 
@@ -280,7 +374,7 @@ mod tests {
     async fn an_unknown_product_gets_no_lane() {
         let (_directory, queue, placement, _) = placement(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = placement.place(stranger, Quantity::new(1).unwrap()).await.unwrap();
+        let placed = placement.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
         assert_eq!(placed, Placed::Rejected(Rejection::ProductNotFound));
         queue.drained().await;
     }

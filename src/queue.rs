@@ -1,9 +1,9 @@
-//! The queue contract: a lane for each product, in which orders stand in line, and the way back for verdicts.
+//! The queue contract: a lane for each product, in which commands stand in line, and the way back for verdicts.
 //!
 //! Two adapters, [`in_process`] and [`rabbitmq`], stand behind it; `tests/it/queue_contract.rs` is what both must
 //! pass. What they promise:
 //!
-//! - Orders of one lane that one [`Submitter`] submitted one after the other are taken in that order.
+//! - Commands of one lane that one [`Submitter`] submitted one after the other are taken in that order.
 //! - At most one consumer at a time holds deliveries of a lane (RabbitMQ can break this rule for a moment in a
 //!   failover; the database's row locks stand behind it).
 //! - A delivery that is neither acknowledged nor put aside comes back when its consumer ends, in its old place.
@@ -18,8 +18,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
+    batch::Event,
+    command::{Command, CommandId},
     inventory::StockNews,
-    order::{NewOrder, OrderId, Verdict},
+    order::{OrderId, Verdict},
     product::ProductId,
 };
 
@@ -33,7 +35,7 @@ pub trait Ping: Send + Sync {
 /// The lanes, from where ends are handed out.
 #[async_trait]
 pub trait Queue: Ping {
-    /// An end for an API: what becomes of the orders submitted here arrives at the inbox.
+    /// An end for an API: what becomes of the commands submitted here arrives at the inbox.
     async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError>;
 
     /// An end for a worker.
@@ -43,9 +45,9 @@ pub trait Queue: Ping {
 /// The API's end.
 #[async_trait]
 pub trait Submitter: Ping {
-    /// Puts the order at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the inbox. It
-    /// may never arrive: then nobody knows, and the order may be decided all the same.
-    fn submit(&self, order: NewOrder);
+    /// Puts a command at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the inbox. It
+    /// may never arrive: then nobody knows, and the command may be decided all the same.
+    fn submit(&self, command: Command);
 
     /// Opens the lane of a new product, so that workers serve it at once. Losing it does no harm: the first order
     /// opens the lane as well, and workers look for new products every few seconds.
@@ -60,26 +62,28 @@ pub trait Submitter: Ping {
 
 /// Where an API hears what became of its orders.
 pub trait Inbox: Send + Sync {
-    /// Takes outcomes; must not block. Orders nobody waits for any more are passed over.
-    fn deliver(&self, outcomes: Vec<(OrderId, Outcome)>);
+    /// Takes outcomes; must not block. Commands nobody waits for any more are passed over.
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>);
 
     /// Takes news of a product's stock; must not block. It may come late, twice, or never.
     fn hear(&self, news: StockNews);
 }
 
-/// What became of a submitted order.
+/// What became of a submitted command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// It stands in line for sure. Only said of a [`Command::is_async`] one, whose client waits for no more.
+    InLine,
     /// A worker decided it.
     Decided(Verdict),
     /// It never got in line: sending it again is safe.
     Refused(Refusal),
 }
 
-/// Why an order did not get in line.
+/// Why a command did not get in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// As many orders as the lane takes are waiting in it.
+    /// As many commands as the lane takes are waiting in it.
     LaneFull,
     /// There is no connection to the queue.
     QueueUnavailable,
@@ -91,9 +95,16 @@ pub trait Consumer: Send {
     /// Serves these lanes too, from now on. Lanes that it serves already are passed over.
     async fn serve(&mut self, lanes: &[ProductId]) -> Result<(), QueueError>;
 
-    /// Waits until something has arrived, and takes it: up to `max_orders`, or one delivery if that alone is
+    /// Waits until something has arrived, and takes it: up to `max_commands`, or one delivery if that alone is
     /// larger. Cancel safe: what is not returned is not taken.
-    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError>;
+    async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError>;
+
+    /// Tells all APIs how much of products is left; when it returns, the news is on its way for sure.
+    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError>;
+
+    /// Tells the shop's other services what became of orders, in this order; when it returns, the events are on their
+    /// way for sure.
+    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError>;
 
     /// Sends verdicts back; when it returns they are on their way for sure, or their API is gone.
     async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError>;
@@ -105,11 +116,11 @@ pub trait Consumer: Send {
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
 }
 
-/// Orders of one lane that arrived together, from one API.
+/// Commands of one lane that arrived together, from one API.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// In the order of their arrival; never empty.
-    pub orders: Vec<NewOrder>,
+    pub commands: Vec<Command>,
     /// Where their verdicts go.
     pub reply_to: Address,
     /// What the adapter knows it by.
@@ -121,8 +132,8 @@ pub struct Delivery {
 pub struct Reply {
     /// Where they go.
     pub to: Address,
-    /// By order.
-    pub verdicts: Vec<(OrderId, Verdict)>,
+    /// By command.
+    pub verdicts: Vec<(CommandId, Verdict)>,
     /// Products of which nothing is left.
     pub sold_out: Vec<StockNews>,
 }

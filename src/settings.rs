@@ -86,6 +86,18 @@ pub struct OrderSettings {
     /// How long a reservation lives unless it is paid
     #[arg(long, env, value_name = "DURATION", default_value = "15m", value_parser = reservation_ttl, global = true)]
     pub reservation_ttl: Duration,
+    /// Whether workers tell the shop's other services what becomes of orders (exchange `antre.events`)
+    #[arg(long, env, value_enum, value_name = "SWITCH", default_value = "on", global = true)]
+    pub events: Switch,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// What it says about itself.

@@ -7,13 +7,18 @@ pub mod mysql;
 pub mod sqlite;
 mod transaction;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use crate::{
+    batch::Event,
+    command::Command,
     inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved, StockNews},
-    order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Verdict, from_millis},
+    order::{
+        IdempotencyKey, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis,
+    },
     product::{Product, ProductId, ProductName},
 };
 
@@ -29,6 +34,9 @@ pub trait Store: Send + Sync {
     /// Up to `limit` products in id order, beginning behind `after`.
     async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError>;
 
+    /// Those of these products that exist.
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+
     /// The ids of all products, ascending: a lane each.
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
 
@@ -43,16 +51,32 @@ pub trait Store: Send + Sync {
     ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError>;
 
     /// The order on record, if there is one.
-    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError>;
+    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
+        Ok(self.orders_by_id(&[id]).await?.remove(&id))
+    }
+
+    /// Those of these orders that are on record, by the id that was asked for: an order that was placed twice under
+    /// one idempotency key may have two.
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError>;
+
+    /// Those orders on record that their clients call so.
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError>;
+
+    /// Up to `limit` reservations whose time is over, the longest overdue first.
+    async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError>;
 
     /// Orders on record in id order, which is the order of their creation.
     async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError>;
 
-    /// Decides a batch in one transaction. When it returns, what it says is committed. An order that is on record already gets the verdict on record.
+    /// Decides a batch in one transaction. When it returns, what it says is committed. An order that is on record
+    /// already gets the verdict on record.
     ///
     /// After an error nothing is known: the transaction may or may not be committed. Calling it again with the
-    /// same orders is right in either case.
-    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError>;
+    /// same commands is right in either case.
+    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError>;
 
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -64,10 +88,14 @@ pub trait Store: Send + Sync {
 /// What became of a batch, committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// One for each order, at the same index.
+    /// One for each command, at the same index.
     pub verdicts: Vec<Verdict>,
     /// How much of each product of the batch is left.
     pub stock: Vec<StockNews>,
+    /// Of those, the products of which nothing was left before.
+    pub back_in_stock: Vec<StockNews>,
+    /// What became of orders, in the order in which it did.
+    pub events: Vec<Event>,
 }
 
 /// Which orders [`Store::orders`] lists.
@@ -89,6 +117,9 @@ pub enum StoreError {
     /// It may work when it is tried again: no connection, a deadlock, a lock not had in time.
     #[error("the database does not answer: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// Batches of several lanes fight for the same idempotency keys.
+    #[error("others put the same idempotency keys on record again and again")]
+    Contended,
     /// Trying again will not help.
     #[error("the database refuses: {0}")]
     Refused(#[source] sqlx::Error),
@@ -103,7 +134,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Contended)
     }
 }
 
@@ -151,8 +182,10 @@ impl TryFrom<OrderRow> for Order {
         let status = OrderStatus::from_word(&row.status).ok_or_else(corrupt)?;
         let state = match (status, row.expires_at, row.rejected_available) {
             (OrderStatus::Rejected, None, Some(available)) => {
-                OrderState::Rejected { available: u32::try_from(available).map_err(|_| corrupt())? }
+                let available = u32::try_from(available).map_err(|_| corrupt())?;
+                OrderState::Rejected(Rejection::InsufficientStock { available })
             }
+            (OrderStatus::Rejected, None, None) => OrderState::Rejected(Rejection::KeyReused),
             (OrderStatus::Rejected, ..) | (_, None, _) => return Err(corrupt()),
             (status, Some(expires_at), _) => {
                 OrderState::Accepted { status, expires_at: from_millis(expires_at) }
@@ -160,6 +193,43 @@ impl TryFrom<OrderRow> for Order {
         };
         let total = u32::try_from(row.total).ok().and_then(Quantity::new).ok_or_else(corrupt)?;
         Ok(Self { id: row.id.into(), product_id: product_id(row.product_id)?, total, state })
+    }
+}
+
+/// An order and what its client calls it.
+#[derive(sqlx::FromRow)]
+struct KeyedRow {
+    idempotency_key: String,
+    #[sqlx(flatten)]
+    order: OrderRow,
+}
+
+impl TryFrom<KeyedRow> for (IdempotencyKey, Order) {
+    type Error = StoreError;
+
+    fn try_from(row: KeyedRow) -> Result<Self, StoreError> {
+        let order = Order::try_from(row.order)?;
+        let corrupt =
+            |_| StoreError::Corrupt(format!("an idempotency key that is none, of order {}", order.id));
+        Ok((IdempotencyKey::try_from(row.idempotency_key).map_err(corrupt)?, order))
+    }
+}
+
+/// An order and the id that was asked for.
+#[derive(sqlx::FromRow)]
+struct FoundRow {
+    asked: String,
+    #[sqlx(flatten)]
+    order: OrderRow,
+}
+
+impl TryFrom<FoundRow> for (OrderId, Order) {
+    type Error = StoreError;
+
+    fn try_from(row: FoundRow) -> Result<Self, StoreError> {
+        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked));
+        let asked = uuid::Uuid::try_parse(&row.asked).map_err(corrupt)?;
+        Ok((asked.into(), Order::try_from(row.order)?))
     }
 }
 

@@ -1,20 +1,20 @@
-//! The worker: takes what has arrived, decides it, replies, acknowledges. In that order, each confirmed before
-//! the next: a crash anywhere in between means that the orders come back, and an order that comes back gets the
-//! verdict on record.
+//! The worker: takes what has arrived, decides it, replies, tells the shop's other services, acknowledges. In that
+//! order, each confirmed before the next: a crash anywhere in between means that the commands come back, and an order
+//! that comes back gets the verdict on record.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    order::NewOrder,
+    command::Command,
     queue::{Address, Consumer, Delivery, Queue, QueueError, Reply},
     store::{Decided, Store, StoreError},
 };
 
-/// How many orders one transaction decides at most. There is no least: a lone order never waits for company.
+/// How many commands one transaction decides at most. There is no least: a lone order never waits for company.
 const MAX_BATCH: usize = 1_000;
 /// How often the products are looked through for lanes that no message told of.
 const RESCAN: Duration = Duration::from_secs(5);
@@ -75,17 +75,20 @@ impl Worker {
         }
     }
 
-    /// Decide, reply, acknowledge.
+    /// Decide, reply, tell, acknowledge.
     async fn settle(&self, consumer: &mut dyn Consumer, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
-        let orders: Vec<NewOrder> =
-            deliveries.iter().flat_map(|delivery| &delivery.orders).copied().collect();
-        match self.decide(&orders).await {
-            Decision::Made(decided) => {
+        let commands: Vec<Command> =
+            deliveries.iter().flat_map(|delivery| &delivery.commands).cloned().collect();
+        match self.decide(&commands).await {
+            Decision::Made(mut decided) => {
+                // Before anybody hears that pieces came back, every gate is open for them.
+                consumer.announce(mem::take(&mut decided.back_in_stock)).await?;
                 consumer.reply(replies(&deliveries, &decided)).await?;
+                consumer.publish(decided.events).await?;
                 consumer.ack(deliveries).await
             }
             Decision::Impossible(error) if deliveries.len() == 1 => {
-                tracing::error!(%error, orders = ?deliveries[0].orders, "putting orders aside");
+                tracing::error!(%error, commands = ?deliveries[0].commands, "putting commands aside");
                 consumer.put_aside(deliveries).await
             }
             Decision::Impossible(error) => {
@@ -101,13 +104,13 @@ impl Worker {
     }
 
     /// Asks the store until it answers.
-    async fn decide(&self, orders: &[NewOrder]) -> Decision {
+    async fn decide(&self, commands: &[Command]) -> Decision {
         let mut delays = backoff();
         loop {
-            match self.store.decide(orders, self.reservation_ttl).await {
+            match self.store.decide(commands, self.reservation_ttl).await {
                 Ok(decided) => return Decision::Made(decided),
                 Err(error) if !error.is_transient() => return Decision::Impossible(error),
-                Err(error) => tracing::warn!(%error, orders = orders.len(), "deciding again"),
+                Err(error) => tracing::warn!(%error, commands = commands.len(), "deciding again"),
             }
             if self.stop.is_cancelled() {
                 return Decision::Stopped;
@@ -160,7 +163,7 @@ fn replies(deliveries: &[Delivery], decided: &Decided) -> Vec<Reply> {
     let mut replies: Vec<Reply> = Vec::new();
     let mut rest = decided.verdicts.iter().copied();
     for delivery in deliveries {
-        let decided = delivery.orders.iter().map(|order| order.id).zip(rest.by_ref());
+        let decided = delivery.commands.iter().map(Command::id).zip(rest.by_ref());
         match replies.iter_mut().find(|reply| reply.to == delivery.reply_to) {
             Some(reply) => reply.verdicts.extend(decided),
             None => replies.push(Reply {

@@ -5,10 +5,17 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, SqliteConnection};
 
-use crate::{Result, load::Counts, plan::Variant};
+use crate::{
+    Result,
+    load::Counts,
+    plan::{Scenario, Variant},
+};
 
 /// As much stock as an inventory can hold: nobody sells out by accident.
 pub(crate) const PLENTY: i64 = i32::MAX as i64;
+
+/// More payments a second than can be made, as measured.
+const PAYMENTS_PER_SECOND: f64 = 45_000.0;
 
 /// More pieces a second than one row per piece is taken in, as measured; they are rows, and filling them takes time.
 const PIECES_PER_SECOND: u64 = 8_000;
@@ -22,6 +29,37 @@ fn products_and_inventories(products: u64, stock: i64) -> [String; 2] {
             "INSERT INTO inventories (product_id, stored_stock, available_stock) {} SELECT n, {stock}, {stock}
              FROM numbers",
             numbers(products)
+        ),
+    ]
+}
+
+/// How many orders wait to be paid in such a run.
+pub(crate) fn payments(scenario: Scenario, seconds: Duration) -> u64 {
+    match scenario {
+        Scenario::Pay => (PAYMENTS_PER_SECOND * seconds.as_secs_f64()) as u64,
+        _ => 0,
+    }
+}
+
+/// The name of an order that waits to be paid: its number comes first, so that rows arrive in the order of their keys.
+pub(crate) fn order_id(number: u64) -> String {
+    format!("{number:08x}-0000-7000-8000-000000000000")
+}
+
+/// Orders of one piece of product 1, reserved until far in the future. `hex` makes a number eight hexadecimal digits.
+fn reservations(count: u64, hex: &str) -> Vec<String> {
+    if count == 0 {
+        return Vec::new();
+    }
+    vec![
+        format!(
+            "INSERT INTO orders (id, product_id, total, status, expires_at) {} SELECT
+             UNHEX(CONCAT({hex}, '000070008000000000000000')), 1, 1, 'reserved', 4102444800000 FROM numbers",
+            numbers(count)
+        ),
+        format!(
+            "UPDATE inventories SET available_stock = available_stock - {count}, reserved_stock = {count}
+             WHERE product_id = 1"
         ),
     ]
 }
@@ -62,13 +100,15 @@ fn direct_tables(products: u64, stock: i64, seconds: Duration) -> Vec<String> {
 pub(crate) async fn fill_mysql(
     url: &str,
     variant: Variant,
-    products: u64,
+    scenario: Scenario,
     stock: i64,
     seconds: Duration,
 ) -> Result<()> {
+    let products = scenario.products();
     let mut connection = MySqlConnection::connect(url).await?;
     sqlx::raw_sql("SET SESSION cte_max_recursion_depth = 10000000").execute(&mut connection).await?;
     let mut statements = products_and_inventories(products, stock).to_vec();
+    statements.extend(reservations(payments(scenario, seconds), "LPAD(HEX(n), 8, '0')"));
     if variant.is_direct() {
         statements.extend(direct_tables(products, stock, seconds));
     }
@@ -79,9 +119,11 @@ pub(crate) async fn fill_mysql(
 }
 
 /// Fills the SQLite tables that `antre migrate` has made.
-pub(crate) async fn fill_sqlite(url: &str, products: u64, stock: i64) -> Result<()> {
+pub(crate) async fn fill_sqlite(url: &str, scenario: Scenario, stock: i64, seconds: Duration) -> Result<()> {
     let mut connection = SqliteConnection::connect(url).await?;
-    for statement in products_and_inventories(products, stock) {
+    let mut statements = products_and_inventories(scenario.products(), stock).to_vec();
+    statements.extend(reservations(payments(scenario, seconds), "printf('%08x', n)"));
+    for statement in statements {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
     }
     Ok(connection.close().await?)
@@ -95,6 +137,8 @@ pub(crate) struct Books {
     pub(crate) reserved: i64,
     /// Orders on record as reserved; each of them is of one piece.
     pub(crate) orders: i64,
+    /// Orders on record as paid.
+    pub(crate) paid: i64,
 }
 
 fn wrong_inventories(prefix: &str) -> String {
@@ -111,8 +155,8 @@ fn reserved(prefix: &str) -> String {
     format!("SELECT COALESCE(SUM(reserved_stock), 0) FROM {prefix}inventories")
 }
 
-fn orders(prefix: &str) -> String {
-    format!("SELECT COUNT(*) FROM {prefix}orders WHERE status = 'reserved'")
+fn orders(prefix: &str, status: &str) -> String {
+    format!("SELECT COUNT(*) FROM {prefix}orders WHERE status = '{status}'")
 }
 
 /// Reads the books of a variant on MySQL.
@@ -132,12 +176,14 @@ pub(crate) async fn read_mysql(url: &str, variant: Variant) -> Result<Books> {
                 .to_owned(),
         )
         .await?;
-        Books { wrong_inventories: 0, reserved: filled - left, orders: number(orders(prefix)).await? }
+        let orders = number(orders(prefix, "reserved")).await?;
+        Books { wrong_inventories: 0, reserved: filled - left, orders, paid: 0 }
     } else {
         Books {
             wrong_inventories: number(wrong_inventories(prefix)).await?,
             reserved: number(reserved(prefix)).await?,
-            orders: number(orders(prefix)).await?,
+            orders: number(orders(prefix, "reserved")).await?,
+            paid: number(orders(prefix, "paid")).await?,
         }
     };
     connection.close().await?;
@@ -154,7 +200,8 @@ pub(crate) async fn read_sqlite(url: &str) -> Result<Books> {
     let books = Books {
         wrong_inventories: number(wrong_inventories("")).await?,
         reserved: number(reserved("")).await?,
-        orders: number(orders("")).await?,
+        orders: number(orders("", "reserved")).await?,
+        paid: number(orders("", "paid")).await?,
     };
     connection.close().await?;
     Ok(books)
@@ -162,12 +209,10 @@ pub(crate) async fn read_sqlite(url: &str) -> Result<Books> {
 
 impl Books {
     /// Fails unless what was answered and what is on record agree.
-    pub(crate) fn check(&self, counts: &Counts) -> Result<()> {
+    pub(crate) fn check(&self, scenario: Scenario, counts: &Counts) -> Result<()> {
+        let accepted = if scenario == Scenario::Pay { self.paid } else { self.reserved };
         let (least, most) = (counts.accepted as i64, (counts.accepted + counts.unknown()) as i64);
-        if self.wrong_inventories == 0
-            && self.orders == self.reserved
-            && (least..=most).contains(&self.reserved)
-        {
+        if self.wrong_inventories == 0 && self.orders == self.reserved && (least..=most).contains(&accepted) {
             return Ok(());
         }
         Err(format!("the books do not balance: {self:?} after {counts:?}").into())

@@ -6,6 +6,7 @@
 //! that a server that stalls cannot hide the orders it held up (Gil Tene's "coordinated omission").
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
@@ -26,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::Result;
+use crate::{Result, books::order_id};
 
 /// How long answers that are still out at the end are waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,6 +46,9 @@ pub(crate) struct LoadArgs {
     /// Orders are for products 1 to this, in turn
     #[arg(long)]
     products: u64,
+    /// Pays the orders 1 to this, each once, instead of placing new ones
+    #[arg(long, default_value_t = 0)]
+    payments: u64,
     #[arg(long)]
     pace: Pace,
     /// Not measured
@@ -92,7 +96,7 @@ impl std::fmt::Display for Pace {
 /// Answers by what they mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
-    /// 201
+    /// 201; of a payment, 200
     pub(crate) accepted: u64,
     /// 400: not enough stock
     pub(crate) refused: u64,
@@ -109,7 +113,7 @@ pub(crate) struct Counts {
 impl Counts {
     fn add(&mut self, answer: Option<u16>) {
         let count = match answer {
-            Some(201) => &mut self.accepted,
+            Some(200 | 201) => &mut self.accepted,
             Some(400) => &mut self.refused,
             Some(202) => &mut self.pending,
             Some(503) => &mut self.unavailable,
@@ -174,6 +178,8 @@ struct Shared {
     target: SocketAddr,
     /// One for each product.
     requests: Vec<Vec<u8>>,
+    /// How many orders can be paid, when that is what is done.
+    payments: u64,
     next: Cell<usize>,
     sent: Cell<u64>,
     tally: RefCell<Tally>,
@@ -187,12 +193,19 @@ struct Tally {
 }
 
 impl Shared {
-    /// Products take turns.
-    fn next_request(&self) -> &[u8] {
+    /// Products take turns; an order is paid once. `None` when all are.
+    fn next_request(&self) -> Option<Cow<'_, [u8]>> {
         let next = self.next.get();
-        self.next.set((next + 1) % self.requests.len());
-        self.sent.set(self.sent.get() + 1);
-        &self.requests[next]
+        self.next.set(next + 1);
+        if self.payments == 0 {
+            self.sent.set(self.sent.get() + 1);
+            return Some(Cow::Borrowed(&self.requests[next % self.requests.len()]));
+        }
+        let number = next as u64 + 1;
+        (number <= self.payments).then(|| {
+            self.sent.set(self.sent.get() + 1);
+            Cow::Owned(payment(self.target, number))
+        })
     }
 }
 
@@ -206,7 +219,12 @@ struct Window {
 async fn generate(args: &LoadArgs) -> Result<Load> {
     let shared = Rc::new(Shared {
         target: args.target,
-        requests: (1..=args.products).map(|product| request(args.target, product)).collect(),
+        // A payment needs no lane to be opened first.
+        requests: match args.payments {
+            0 => (1..=args.products).map(|product| request(args.target, product)).collect(),
+            _ => Vec::new(),
+        },
+        payments: args.payments,
         next: Cell::new(0),
         sent: Cell::new(0),
         tally: RefCell::default(),
@@ -241,6 +259,9 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
     let _ = timeout(until_the_end, async { while tasks.join_next().await.is_some() {} }).await;
     tasks.abort_all();
 
+    if args.payments > 0 && shared.next.get() as u64 > args.payments {
+        return Err(format!("{} orders to be paid were not enough", args.payments).into());
+    }
     let mut tally = shared.tally.take();
     let answered = tally.all.decided() + tally.all.unknown() + tally.all.unavailable;
     tally.all.unanswered += shared.sent.get().saturating_sub(answered);
@@ -250,6 +271,13 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
         seconds: args.seconds,
         latency: Latency::of(tally.latencies_us),
     })
+}
+
+/// Pays the order of that number, see [`crate::books::order_id`].
+fn payment(target: SocketAddr, number: u64) -> Vec<u8> {
+    let id = order_id(number);
+    format!("POST /api/orders/{id}/payment HTTP/1.1\r\nhost: {target}\r\ncontent-length: 0\r\n\r\n")
+        .into_bytes()
 }
 
 fn request(target: SocketAddr, product: u64) -> Vec<u8> {
@@ -307,7 +335,8 @@ async fn prime(shared: &Rc<Shared>, mut connections: Vec<Connection>) -> Result<
 async fn closed(shared: Rc<Shared>, mut connection: Connection, window: Window, pause: Option<Duration>) {
     let mut sent = Instant::now();
     while sent < window.ends {
-        let answer = connection.ask(shared.next_request()).await;
+        let Some(request) = shared.next_request() else { return };
+        let answer = connection.ask(&request).await;
         let now = Instant::now();
         let measured = now >= window.begins && now < window.ends;
         shared.count(answer, measured, now - sent);
@@ -361,7 +390,8 @@ impl Schedule {
 
 async fn open(shared: Rc<Shared>, mut connection: Connection, window: Window, schedule: Schedule) {
     while let Some(due) = schedule.next().await {
-        let answer = connection.ask(shared.next_request()).await;
+        let Some(request) = shared.next_request() else { return };
+        let answer = connection.ask(&request).await;
         // By when it was due, not by when it was answered: late answers must not drop out.
         shared.count(answer, due >= window.begins, due.elapsed());
     }
@@ -373,7 +403,7 @@ impl Shared {
         tally.all.add(answer);
         if measured {
             tally.measured.add(answer);
-            if matches!(answer, Some(201 | 400)) {
+            if matches!(answer, Some(200 | 201 | 400)) {
                 tally.latencies_us.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
             }
         }

@@ -3,7 +3,7 @@
 //! and what the numbers do not say; `-- --help` says what can be chosen.
 //!
 //! In the order of a run: [`plan`] (what to measure), [`servers`], [`run`] (one variant under one load: [`books`],
-//! [`processes`], [`direct`], [`load`]), [`report`] and [`chart`].
+//! [`processes`], [`direct`], [`load`]), [`report`] and [`chart`]; and the [`reaper`] leaves nothing behind.
 
 mod books;
 mod chart;
@@ -12,6 +12,7 @@ mod load;
 mod machine;
 mod plan;
 mod processes;
+mod reaper;
 mod report;
 mod run;
 mod servers;
@@ -34,7 +35,7 @@ use run::{Measurement, Stage};
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 fn main() -> ExitCode {
-    let ours = |argument: &str| matches!(argument, "--bench" | "serve" | "load" | "--help" | "-h");
+    let ours = |argument: &str| matches!(argument, "--bench" | "serve" | "load" | "reap" | "--help" | "-h");
     if !env::args().skip(1).any(|argument| ours(&argument)) {
         // `cargo test --benches` builds and starts it as well.
         println!("nothing to test here; cargo bench --bench orders measures");
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let result = match &cli.part {
         Some(Part::Serve(args)) => direct::run(args),
         Some(Part::Load(args)) => load::run(args),
+        Some(Part::Reap) => reaper::run(),
         None => measure_all(&cli.plan.plan()),
     };
     match result {
@@ -71,7 +73,7 @@ fn measure_all(plan: &Plan) -> Result<()> {
             result = measure(plan, &mut stage, &directory) => result,
             interrupted = interrupted() => Err(interrupted),
         };
-        result.and(stage.strike().await)
+        result.and(stage.strike())
     })
 }
 
@@ -97,10 +99,11 @@ async fn measure(plan: &Plan, stage: &mut Stage, directory: &Path) -> Result<()>
         machine.rabbitmq = servers.rabbitmq_version();
     }
     eprint!("{}", machine.describe());
-    let count: usize = plan.cells.iter().map(|cell| plan.variants(*cell, 0).len()).sum();
-    let estimate = (plan.timing.total() + Duration::from_secs(4)) * (count * plan.rounds) as u32;
-    eprintln!("{count} measurements × {} rounds, some {} minutes", plan.rounds, estimate.as_secs() / 60 + 1);
     stage.tune(plan).await?;
+    let variants = |cell: &Cell| plan.variants(*cell, 0, stage.best_direct(cell.scenario)).len();
+    let count: usize = plan.cells.iter().map(variants).sum();
+    let estimate = (plan.timing.total() + Duration::from_secs(3)) * (count * plan.rounds) as u32;
+    eprintln!("{count} measurements × {} rounds, some {} minutes", plan.rounds, estimate.as_secs() / 60 + 1);
 
     let mut measured: Vec<_> = plan.cells.iter().map(|cell| (*cell, Vec::new())).collect();
     let result = all_rounds(plan, stage, &mut measured).await;
@@ -118,7 +121,7 @@ async fn measure(plan: &Plan, stage: &mut Stage, directory: &Path) -> Result<()>
 async fn all_rounds(plan: &Plan, stage: &mut Stage, measured: &mut [(Cell, Vec<Measurement>)]) -> Result<()> {
     for round in 0..plan.rounds {
         for (cell, measurements) in &mut *measured {
-            for variant in plan.variants(*cell, round) {
+            for variant in plan.variants(*cell, round, stage.best_direct(cell.scenario)) {
                 let one = stage.measure(variant, *cell, plan.timing).await?;
                 eprintln!(
                     "round {}: {cell}: {variant:<20} {:>8.0} orders/s, p99 {:.2} ms",

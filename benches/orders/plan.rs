@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Serve(ServeArgs),
     #[command(hide = true)]
     Load(LoadArgs),
+    #[command(hide = true)]
+    Reap,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -43,13 +45,13 @@ pub(crate) struct PlanArgs {
     /// Connections of the closed loops [default: 256,1024]
     #[arg(long, value_delimiter = ',')]
     connections: Vec<usize>,
-    /// How long each variant is measured in each round [default: 8]
+    /// How long each variant is measured in each round [default: 5]
     #[arg(long)]
     seconds: Option<f64>,
-    /// How long each runs before that [default: 2]
+    /// How long each runs before that [default: 1]
     #[arg(long)]
     warm_up_seconds: Option<f64>,
-    /// How often everything is measured; the medians count [default: 3]
+    /// How often everything is measured; the medians count [default: 2]
     #[arg(long)]
     rounds: Option<usize>,
     /// Orders a second of the open loops
@@ -76,6 +78,7 @@ pub(crate) enum Variant {
     Antre,
     #[value(name = "antre-hash16")]
     AntreHash16,
+    AntreNoEvents,
     AntreEmbedded,
 }
 
@@ -87,7 +90,7 @@ impl Variant {
             Self::DirectUpdate => Some(Design::Update),
             Self::DirectForUpdate => Some(Design::ForUpdate),
             Self::DirectSkipLocked => Some(Design::SkipLocked),
-            Self::Antre | Self::AntreHash16 | Self::AntreEmbedded => None,
+            Self::Antre | Self::AntreHash16 | Self::AntreNoEvents | Self::AntreEmbedded => None,
         }
     }
 
@@ -102,7 +105,7 @@ impl Variant {
     /// What `LANES` says, when it is antre on servers.
     pub(crate) fn lanes(self) -> Option<&'static str> {
         match self {
-            Self::Antre => Some("product"),
+            Self::Antre | Self::AntreNoEvents => Some("product"),
             Self::AntreHash16 => Some("hash:16"),
             _ => None,
         }
@@ -122,6 +125,8 @@ pub(crate) enum Scenario {
     Products1000,
     /// All want one product, of which there is none
     SoldOut,
+    /// Orders of one product, reserved before, are paid
+    Pay,
     /// One product, orders at a fixed rate
     Open,
     /// One product, one order at a time, nothing else going on
@@ -144,7 +149,7 @@ impl Scenario {
     /// The scenario whose best size of the pool is used: that of the same product and stock.
     pub(crate) fn tuned_as(self) -> Self {
         match self {
-            Self::Open | Self::Lone => Self::Hot,
+            Self::Pay | Self::Open | Self::Lone => Self::Hot,
             other => other,
         }
     }
@@ -175,6 +180,29 @@ pub(crate) struct Cell {
     pub(crate) pace: Pace,
 }
 
+impl Cell {
+    /// Whether the comparison means anything for this variant.
+    fn is_for(self, variant: Variant) -> bool {
+        match (self.scenario, variant) {
+            // Nobody else has payments.
+            (Scenario::Pay, variant) => matches!(variant, Variant::Antre | Variant::AntreEmbedded),
+            // With one product there is one lane, whatever it is called.
+            (scenario, Variant::AntreHash16) => scenario.is_spread(),
+            // Most events, and the dearest ones, are those of a hot product.
+            (scenario, Variant::AntreNoEvents) => scenario == Scenario::Hot,
+            _ => true,
+        }
+    }
+
+    /// At 1,024 connections, direct variants do what they did at 256; so only the best is measured again, except in
+    /// the comparison that everything is about. And the embedded mode does not care how many products there are.
+    fn says_nothing_new(self, variant: Variant, best_direct: Option<Variant>) -> bool {
+        let many = self.connections > OPEN_CONNECTIONS && self.scenario != Scenario::Hot;
+        let beaten = variant.is_direct() && best_direct.is_some_and(|best| best != variant);
+        (many && beaten) || (variant == Variant::AntreEmbedded && self.scenario.is_spread())
+    }
+}
+
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.scenario {
@@ -182,6 +210,7 @@ impl fmt::Display for Cell {
             Scenario::Products100 => "100 products evenly",
             Scenario::Products1000 => "1,000 products evenly",
             Scenario::SoldOut => "one product, sold out",
+            Scenario::Pay => "payments of one product",
             Scenario::Lone => "a lone order at a time, idle system",
         };
         match self.pace {
@@ -217,6 +246,8 @@ pub(crate) struct Plan {
     /// Sizes of the pool to try.
     pub(crate) pools: Vec<u32>,
     pub(crate) tuning: Timing,
+    /// Whether variants stay away from comparisons in which they say nothing new. Those that were asked for do not.
+    leaves_out: bool,
     /// Nothing left out and nothing cut short: what the project publishes.
     pub(crate) is_complete: bool,
 }
@@ -245,21 +276,22 @@ impl PlanArgs {
         };
         let quick = |usual: f64, quick: f64| if self.quick { quick } else { usual };
         let timing = Timing {
-            warm_up_seconds: self.warm_up_seconds.unwrap_or(quick(2.0, 1.0)),
-            seconds: self.seconds.unwrap_or(quick(8.0, 2.0)),
+            warm_up_seconds: self.warm_up_seconds.unwrap_or(1.0),
+            seconds: self.seconds.unwrap_or(quick(5.0, 2.0)),
         };
         Plan {
             is_complete: self.is_complete(),
             variants,
             cells: self.cells(&scenarios, &connections),
             timing,
-            rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }).max(1),
+            rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 2 }).max(1),
             pools: match (self.pool, self.quick) {
                 (Some(pool), _) => vec![pool],
                 (None, true) => vec![8, 32],
-                (None, false) => vec![4, 8, 16, 32, 64],
+                (None, false) => vec![4, 16, 64],
             },
-            tuning: Timing { warm_up_seconds: 0.5, seconds: quick(2.0, 1.0) },
+            tuning: Timing { warm_up_seconds: 0.5, seconds: quick(1.5, 1.0) },
+            leaves_out: self.variants.is_empty(),
         }
     }
 
@@ -271,9 +303,9 @@ impl PlanArgs {
             && self.scenarios.is_empty()
             && self.connections.is_empty()
             && self.pool.is_none()
-            && self.seconds.is_none_or(|seconds| seconds >= 8.0)
-            && self.warm_up_seconds.is_none_or(|seconds| seconds >= 2.0)
-            && self.rounds.is_none_or(|rounds| rounds >= 3)
+            && self.seconds.is_none_or(|seconds| seconds >= 5.0)
+            && self.warm_up_seconds.is_none_or(|seconds| seconds >= 1.0)
+            && self.rounds.is_none_or(|rounds| rounds >= 2)
     }
 
     fn cells(&self, scenarios: &[Scenario], connections: &[usize]) -> Vec<Cell> {
@@ -299,11 +331,14 @@ impl PlanArgs {
 
 impl Plan {
     /// The variants that take part in a comparison, in the order of a round: every round begins with another one, so
-    /// that whatever drifts on the machine hits all alike.
-    pub(crate) fn variants(&self, cell: Cell, round: usize) -> Vec<Variant> {
-        // With one product there is one lane, whatever it is called.
-        let takes_part = |variant: &Variant| *variant != Variant::AntreHash16 || cell.scenario.is_spread();
-        let mut variants: Vec<_> = self.variants.iter().copied().filter(takes_part).collect();
+    /// that whatever drifts on the machine hits all alike. `best_direct` is the direct variant that was best in the
+    /// trials of this scenario.
+    pub(crate) fn variants(&self, cell: Cell, round: usize, best_direct: Option<Variant>) -> Vec<Variant> {
+        let takes_part = |variant: Variant| {
+            cell.is_for(variant) && !(self.leaves_out && cell.says_nothing_new(variant, best_direct))
+        };
+        let mut variants: Vec<_> =
+            self.variants.iter().copied().filter(|variant| takes_part(*variant)).collect();
         let shift = round % variants.len().max(1);
         variants.rotate_left(shift);
         variants

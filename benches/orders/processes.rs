@@ -14,7 +14,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::Result;
+use crate::{
+    Result,
+    reaper::{Reaper, Thing},
+};
 
 /// How long a process may take to listen, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +31,12 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it; what it says goes to a file.
-    pub(crate) fn start(name: &'static str, mut command: Command, directory: &Path) -> Result<Self> {
+    pub(crate) fn start(
+        name: &'static str,
+        mut command: Command,
+        directory: &Path,
+        reaper: &mut Reaper,
+    ) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let output = File::create(&log)?;
         let child = command
@@ -39,6 +47,9 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("cannot start {name}: {error}"))?;
+        if let Some(pid) = child.id() {
+            reaper.made(Thing::Process(pid))?;
+        }
         Ok(Self { name, child, log })
     }
 
@@ -66,14 +77,15 @@ impl Process {
     }
 
     /// Asks it to stop, and waits until it has.
-    pub(crate) async fn stop(mut self) -> Result<()> {
-        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        if let Some(pid) = pid {
+    pub(crate) async fn stop(mut self, reaper: &mut Reaper) -> Result<()> {
+        let id = self.pid();
+        if let Some(pid) = id.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
             rustix::process::kill_process(pid, Signal::TERM)?;
         }
         match timeout(PATIENCE, self.child.wait()).await {
             Ok(status) => {
                 let status = status?;
+                id.map_or(Ok(()), |pid| reaper.gone(Thing::Process(pid)))?;
                 if status.success() {
                     return Ok(());
                 }
@@ -84,8 +96,10 @@ impl Process {
     }
 
     /// Ends it at once: for what has nothing to lose.
-    pub(crate) async fn kill(mut self) -> Result<()> {
-        Ok(self.child.kill().await?)
+    pub(crate) async fn kill(mut self, reaper: &mut Reaper) -> Result<()> {
+        let pid = self.pid();
+        self.child.kill().await?;
+        pid.map_or(Ok(()), |pid| reaper.gone(Thing::Process(pid)))
     }
 
     /// The last of what it said.

@@ -166,7 +166,11 @@ impl Comparison {
     }
 
     fn table(&self) -> String {
-        let counted = if self.scenario == Scenario::SoldOut { "refused/s" } else { "accepted/s" };
+        let counted = match self.scenario {
+            Scenario::SoldOut => "refused/s",
+            Scenario::Pay => "paid/s",
+            _ => "accepted/s",
+        };
         let mut text = format!(
             "{}\n  {:<20}{counted:>11}{:>10}{:>9}{:>10}{:>10}  {}\n",
             self.title,

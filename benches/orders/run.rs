@@ -18,11 +18,12 @@ use crate::{
     load::{Counts, Load, Pace},
     plan::{Cell, Plan, Scenario, Timing, Variant},
     processes::{self, Process},
+    reaper::{Reaper, Thing},
     servers::Servers,
 };
 
 /// How long antre rests after the load, before its memory is looked at again.
-const REST: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(1);
 /// How often the processes are looked at under load.
 const SAMPLING: Duration = Duration::from_millis(200);
 /// How long a variant may take to be ready.
@@ -55,23 +56,27 @@ pub(crate) struct ProcessUse {
 /// What is there throughout the run.
 pub(crate) struct Stage {
     pub(crate) servers: Option<Servers>,
+    reaper: Reaper,
     /// Where logs and the embedded mode's database lie. On a disk, not in memory, for that mode commits to it.
     directory: PathBuf,
     /// Queues are used again from run to run, unless one ended with orders that nobody heard of again: those could
     /// still stand in line and would be decided in the next run.
     generations: BTreeMap<Variant, u32>,
-    prefixes: BTreeSet<String>,
     pools: BTreeMap<(Variant, Scenario), u32>,
+    /// By scenario, with what it decided in the trial.
+    best_direct: BTreeMap<Scenario, (u64, Variant)>,
 }
 
 impl Stage {
     pub(crate) async fn set(plan: &Plan, directory: &Path) -> Result<Self> {
+        let mut reaper = Reaper::start()?;
         Ok(Self {
-            servers: if plan.needs_servers() { Some(Servers::start().await?) } else { None },
+            servers: if plan.needs_servers() { Some(Servers::start(&mut reaper).await?) } else { None },
+            reaper,
             directory: directory.to_owned(),
             generations: BTreeMap::new(),
-            prefixes: BTreeSet::new(),
             pools: BTreeMap::new(),
+            best_direct: BTreeMap::new(),
         })
     }
 
@@ -89,6 +94,8 @@ impl Stage {
                     best = best.max((decided, pool));
                 }
                 self.pools.insert((variant, scenario), best.1);
+                let best_direct = self.best_direct.entry(scenario).or_insert((best.0, variant));
+                *best_direct = (*best_direct).max((best.0, variant));
                 eprintln!("{variant}, {scenario}: {} connections to MySQL", best.1);
             }
         }
@@ -121,13 +128,13 @@ impl Stage {
         }
         for process in running {
             match variant.design() {
-                Some(_) => process.kill().await?,
-                None => process.stop().await?,
+                Some(_) => process.kill(&mut self.reaper).await?,
+                None => process.stop(&mut self.reaper).await?,
             }
         }
         let books = self.read_books(variant).await?;
         if let Some(books) = &books {
-            books.check(&load.all)?;
+            books.check(cell.scenario, &load.all)?;
         }
         if load.all.unknown() > 0 {
             *self.generations.entry(variant).or_default() += 1;
@@ -152,7 +159,7 @@ impl Stage {
             }
             let url = self.sqlite_url();
             migrate(&url).await?;
-            return books::fill_sqlite(&url, scenario.products(), stock).await;
+            return books::fill_sqlite(&url, scenario, stock, seconds).await;
         }
         if !variant.needs_servers() {
             return Ok(());
@@ -161,7 +168,7 @@ impl Stage {
         servers.empty_database().await?;
         let url = servers.database_url();
         migrate(&url).await?;
-        books::fill_mysql(&url, variant, scenario.products(), stock, seconds).await
+        books::fill_mysql(&url, variant, scenario, stock, seconds).await
     }
 
     /// Starts what the variant consists of; where its API listens, and its processes.
@@ -174,7 +181,7 @@ impl Stage {
                 command.env("DATABASE_URL", self.servers()?.database_url());
                 command.args(["--pool", &pool.unwrap_or(1).to_string()]);
             }
-            let mut server = Process::start("server", command, &self.directory)?;
+            let mut server = Process::start("server", command, &self.directory, &mut self.reaper)?;
             return Ok((server.address().await?, vec![server]));
         }
         let (url, roles): (_, &[&'static str]) = match variant {
@@ -182,13 +189,17 @@ impl Stage {
             _ => (self.servers()?.database_url(), &["worker", "api"]),
         };
         if variant.needs_servers() {
-            let prefix = self.queue_prefix(variant)?;
-            self.prefixes.insert(prefix);
+            let (prefix, servers) = (self.queue_prefix(variant)?, self.servers()?);
+            if !servers.is_ours() {
+                let url = servers.amqp_url.clone();
+                self.reaper.made(Thing::Queues { url, prefix })?;
+            }
         }
         let mut running = Vec::new();
         let mut api = None;
         for role in roles {
-            let mut process = Process::start(role, self.antre(role, &url, variant), &self.directory)?;
+            let command = self.antre(role, &url, variant);
+            let mut process = Process::start(role, command, &self.directory, &mut self.reaper)?;
             let address = process.address().await?;
             ready(address).await.map_err(|error| format!("{role}: {error}\n{}", process.said()))?;
             running.push(process);
@@ -215,6 +226,7 @@ impl Stage {
             .env("LISTEN_ADDR", "127.0.0.1:0")
             .env("ORDER_TIMEOUT", "10s")
             .env("RESERVATION_TTL", "15m")
+            .env("EVENTS", if variant == Variant::AntreNoEvents { "off" } else { "on" })
             .env("RUST_LOG", "warn")
             .env("LOG_FORMAT", "text");
         command
@@ -222,7 +234,7 @@ impl Stage {
 
     /// Runs the load generator, and looks at everything that takes part meanwhile.
     async fn load(
-        &self,
+        &mut self,
         target: SocketAddr,
         cell: Cell,
         timing: Timing,
@@ -231,12 +243,15 @@ impl Stage {
         let generator = Command::new(env::current_exe()?)
             .args(["load", "--target", &target.to_string(), "--connections", &cell.connections.to_string()])
             .args(["--products", &cell.scenario.products().to_string(), "--pace", &cell.pace.to_string()])
+            .args(["--payments", &books::payments(cell.scenario, timing.total()).to_string()])
             .args(["--warm-up-seconds", &timing.warm_up_seconds.to_string()])
             .args(["--seconds", &timing.seconds.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
+        let process = generator.id().map(Thing::Process);
+        process.iter().try_for_each(|process| self.reaper.made(process.clone()))?;
         let mut samples: Vec<_> =
             running.iter().filter_map(|process| Sample::of(process.name, process.pid()?)).collect();
         if let Some(servers) = &self.servers {
@@ -251,6 +266,7 @@ impl Stage {
                 () = sleep(SAMPLING) => samples.iter_mut().for_each(Sample::look),
             }
         };
+        process.into_iter().try_for_each(|process| self.reaper.gone(process))?;
         if !output.status.success() {
             return Err("the load generator failed".into());
         }
@@ -266,13 +282,17 @@ impl Stage {
     }
 
     /// Ends it; returns an error when something is left behind.
-    pub(crate) async fn strike(self) -> Result<()> {
-        let prefixes: Vec<_> = self.prefixes.into_iter().collect();
-        let lanes = Scenario::Products1000.products();
-        match self.servers {
-            Some(servers) => servers.clean_up(&prefixes, lanes).await,
-            None => Ok(()),
-        }
+    pub(crate) fn strike(self) -> Result<()> {
+        self.reaper.finish()
+    }
+
+    /// The direct variant that was best in the trials.
+    pub(crate) fn best_direct(&self, scenario: Scenario) -> Option<Variant> {
+        // Nothing was tried when the size of the pool was given.
+        self.best_direct
+            .get(&scenario.tuned_as())
+            .filter(|(decided, _)| *decided > 0)
+            .map(|(_, variant)| *variant)
     }
 
     pub(crate) fn pools(&self) -> &BTreeMap<(Variant, Scenario), u32> {

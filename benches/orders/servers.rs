@@ -7,22 +7,21 @@ use std::{
     fmt::Display,
     io::{Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    os::unix::process::CommandExt,
     path::Path,
-    process::{self, Child, Command, Stdio},
+    process::{self, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use lapin::{
-    ConnectionProperties,
-    options::{ExchangeDeleteOptions, QueueDeleteOptions},
-};
+use lapin::ConnectionProperties;
 use reqwest::Url;
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row};
 use tokio::time::sleep;
 
-use crate::Result;
+use crate::{
+    Result,
+    reaper::{Reaper, Thing},
+};
 
 const MYSQL_IMAGE: &str = "antre-test/mysql:debian";
 const RABBITMQ_IMAGE: &str = "antre-test/rabbitmq:debian";
@@ -58,12 +57,12 @@ pub(crate) struct Durability {
 }
 
 impl Servers {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(reaper: &mut Reaper) -> Result<Self> {
         let (mysql, amqp_url, containers) =
             match (env::var("TEST_DATABASE_URL").ok(), env::var("TEST_AMQP_URL").ok()) {
                 (Some(mysql), Some(amqp)) => (mysql, amqp, None),
                 (None, None) => {
-                    let containers = Containers::start()?;
+                    let containers = Containers::start(reaper)?;
                     let (mysql, amqp) = (
                         format!("mysql://root:{SECRET}@{}", containers.address(&containers.mysql, 3306)?),
                         format!(
@@ -80,6 +79,10 @@ impl Servers {
         mysql.set_query(Some("ssl-mode=disabled"));
         let database = format!("antre_bench_{}", process::id());
         let servers = Self { mysql, amqp_url, database, containers };
+        if !servers.is_ours() {
+            let (url, name) = (servers.mysql.to_string(), servers.database.clone());
+            reaper.made(Thing::Database { url, name })?;
+        }
         patiently(|| async { Ok(servers.administer().await?.close().await?) }).await?;
         patiently(|| async {
             let broker = lapin::Connection::connect(&servers.amqp_url, ConnectionProperties::default());
@@ -99,6 +102,11 @@ impl Servers {
     /// What the names of all queues of this run begin with.
     pub(crate) fn queue_prefix(&self) -> String {
         format!("{}.", self.database)
+    }
+
+    /// Whether they go when the run ends, with all that is in them.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.containers.is_some()
     }
 
     /// A connection to no database in particular.
@@ -174,31 +182,6 @@ impl Servers {
     pub(crate) fn pids(&self) -> Vec<(&'static str, u32)> {
         self.containers.as_ref().map(|containers| containers.pids()).unwrap_or_default()
     }
-
-    /// Leaves somebody else's servers as they were.
-    pub(crate) async fn clean_up(self, prefixes: &[String], lanes: u64) -> Result<()> {
-        if self.containers.is_some() {
-            return Ok(()); // they go, and all that is in them
-        }
-        let mut connection = self.administer().await?;
-        let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {}", self.database));
-        sqlx::raw_sql(drop).execute(&mut connection).await?;
-        connection.close().await?;
-        let broker = lapin::Connection::connect(&self.amqp_url, ConnectionProperties::default()).await?;
-        let channel = broker.create_channel().await?;
-        for prefix in prefixes {
-            let queues = (0..=lanes)
-                .flat_map(|lane| [format!("orders.product.{lane}"), format!("orders.lane.{lane}")])
-                .chain(["orders.dead".to_owned()]);
-            for queue in queues {
-                let name = format!("{prefix}{queue}");
-                channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?; // absent ones are no error
-            }
-            let exchange = format!("{prefix}lanes");
-            channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
-        }
-        Ok(broker.close(200, "done".into()).await?)
-    }
 }
 
 async fn patiently<F: Future<Output = Result<()>>>(reach: impl Fn() -> F) -> Result<()> {
@@ -211,16 +194,14 @@ async fn patiently<F: Future<Output = Result<()>>>(reach: impl Fn() -> F) -> Res
     }
 }
 
-/// Dropping it removes them.
+/// The reaper removes them.
 struct Containers {
     mysql: String,
     rabbitmq: String,
-    /// Removes them when this process ends without doing so.
-    reaper: Child,
 }
 
 impl Containers {
-    fn start() -> Result<Self> {
+    fn start(reaper: &mut Reaper) -> Result<Self> {
         if docker(&["image", "inspect", MYSQL_IMAGE]).is_err()
             || docker(&["image", "inspect", RABBITMQ_IMAGE]).is_err()
         {
@@ -235,9 +216,9 @@ impl Containers {
             }
         }
         let name = |server: &str| format!("antre-bench-{server}-{}", process::id());
-        let (mysql, rabbitmq) = (name("mysql"), name("rabbitmq"));
-        // From here on, dropping removes what is there.
-        let containers = Self { reaper: reaper(&[&mysql, &rabbitmq])?, mysql, rabbitmq };
+        let containers = Self { mysql: name("mysql"), rabbitmq: name("rabbitmq") };
+        reaper.made(Thing::Container(containers.mysql.clone()))?;
+        reaper.made(Thing::Container(containers.rabbitmq.clone()))?;
         let password = format!("MYSQL_ROOT_PASSWORD={SECRET}");
         let mut run = vec!["run", "-d", "--name", &containers.mysql, "-p", "127.0.0.1::3306"];
         run.extend(["-e", &password, MYSQL_IMAGE]);
@@ -286,35 +267,7 @@ impl Containers {
     }
 }
 
-impl Drop for Containers {
-    fn drop(&mut self) {
-        if let Err(error) = docker(&["rm", "-f", "-v", &self.mysql, &self.rabbitmq]) {
-            eprintln!("{error}");
-        }
-        let _ = self.reaper.kill();
-        let _ = self.reaper.wait();
-    }
-}
-
-/// Nothing is dropped by a process that is killed. So a child waits for the end of its standard input, which comes when
-/// this process ends, and removes the containers. In a process group of its own, Ctrl-C does not reach it.
-fn reaper(containers: &[&str]) -> Result<Child> {
-    let child = Command::new("sh")
-        .args([
-            "-c",
-            "trap '' HUP INT TERM; read -r _; for _ in 1 2 3; do docker rm -f -v \"$@\"; sleep 2; done",
-        ])
-        .arg("reaper of antre's benchmark")
-        .args(containers)
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    Ok(child)
-}
-
-fn docker(arguments: &[&str]) -> Result<String> {
+pub(crate) fn docker(arguments: &[&str]) -> Result<String> {
     let failed = |why: &dyn Display| format!("docker {}: {why}", arguments.join(" "));
     let output = Command::new("docker").args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| failed(&error))?;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use axum::{
     body::{BodyDataStream, Bytes},
-    extract::{FromRequest, Request},
+    extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, header},
 };
 use futures_util::StreamExt;
@@ -40,6 +40,51 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
         match serde_json::from_slice(&bytes) {
             Ok(fields) if is_object(&bytes) => Ok(Self(fields)),
             Ok(_) | Err(_) => Err(explain::<T>(&bytes)),
+        }
+    }
+}
+
+/// Extracts nothing: for calls that say all in their path. An empty JSON object is nothing as well.
+pub(super) struct NoBody;
+
+impl<S: Send + Sync> FromRequest<S> for NoBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = read(request).await?;
+        let is_empty_object = || {
+            serde_json::from_slice::<HashMap<String, &RawValue>>(&bytes).is_ok_and(|fields| fields.is_empty())
+        };
+        if bytes.trim_ascii().is_empty() || is_empty_object() {
+            Ok(Self)
+        } else {
+            Err(ApiError::new(Reason::InvalidBody, "this call takes no body; send it without one"))
+        }
+    }
+}
+
+/// Extracts what the head of a request says, then its body. A request that its head condemns is taken in as well before
+/// it is refused: see [`pass_over`].
+pub(super) struct HeadAndBody<H, B>(pub(super) H, pub(super) B);
+
+impl<S, H, B> FromRequest<S> for HeadAndBody<H, B>
+where
+    S: Send + Sync,
+    H: FromRequestParts<S, Rejection = ApiError> + Send,
+    B: FromRequest<S, Rejection = ApiError>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let head = H::from_request_parts(&mut parts, state).await;
+        let request = Request::from_parts(parts, body);
+        match head {
+            Ok(head) => Ok(Self(head, B::from_request(request, state).await?)),
+            Err(error) => {
+                pass_over(request).await;
+                Err(error)
+            }
         }
     }
 }

@@ -10,7 +10,11 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    inventory::StockBelowReserved, order::Rejection, product::ProductId, queue::Refusal, store::StoreError,
+    inventory::StockBelowReserved,
+    order::{OrderId, Rejection},
+    product::ProductId,
+    queue::Refusal,
+    store::StoreError,
 };
 
 #[derive(Serialize)]
@@ -57,12 +61,16 @@ pub(super) enum Reason {
     InvalidAfter,
     InvalidStatus,
     InvalidQuery,
+    InvalidIdempotencyKey,
     InsufficientStock,
     ProductNotFound,
     OrderNotFound,
     RouteNotFound,
     MethodNotAllowed,
     StockBelowReserved,
+    OrderNotReserved,
+    OrderAlreadyPaid,
+    IdempotencyKeyReused,
     BodyTooLarge,
     UnsupportedMediaType,
     LaneFull,
@@ -87,10 +95,14 @@ impl Reason {
             | Self::InvalidAfter
             | Self::InvalidStatus
             | Self::InvalidQuery
+            | Self::InvalidIdempotencyKey
             | Self::InsufficientStock => StatusCode::BAD_REQUEST,
             Self::ProductNotFound | Self::OrderNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::StockBelowReserved => StatusCode::CONFLICT,
+            Self::StockBelowReserved | Self::OrderNotReserved | Self::OrderAlreadyPaid => {
+                StatusCode::CONFLICT
+            }
+            Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::LaneFull | Self::QueueUnavailable | Self::DatabaseUnavailable | Self::NotReady => {
@@ -120,6 +132,8 @@ pub(super) struct ApiError {
     available_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<super::health::Readiness>,
     /// For the log only.
@@ -143,6 +157,7 @@ impl ApiError {
             field: None,
             available_stock: None,
             reserved_stock: None,
+            order_status: None,
             readiness: None,
             cause: None,
         }
@@ -167,6 +182,19 @@ impl ApiError {
         Self::new(Reason::ProductNotFound, format!("there is no product {id}"))
     }
 
+    pub(super) fn order_not_found(id: OrderId) -> Self {
+        Self::new(Reason::OrderNotFound, format!("there is no order {id}"))
+    }
+
+    /// What the order has become does not allow it any more (or not yet).
+    pub(super) fn conflict(
+        reason: Reason,
+        status: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { order_status: Some(status), ..Self::new(reason, message) }
+    }
+
     pub(super) fn not_ready(readiness: super::health::Readiness) -> Self {
         Self { readiness: Some(readiness), ..Self::new(Reason::NotReady, "not everything needed answers") }
     }
@@ -178,6 +206,11 @@ impl ApiError {
                 available_stock: Some(available),
                 ..Self::new(Reason::InsufficientStock, insufficient_stock(available))
             },
+            Rejection::KeyReused => Self::new(
+                Reason::IdempotencyKeyReused,
+                "this Idempotency-Key belongs to an order of another product or total; nothing was reserved, use a \
+                 new key for a new order",
+            ),
         }
     }
 }

@@ -10,13 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    body::{Fields, JsonBody},
+    body::{Fields, HeadAndBody, JsonBody, NoBody},
     envelope::{ApiError, Reason, success},
+    preferences::{GivenKey, Preferences},
     query::{ListQuery, OrderPath},
 };
 use crate::{
+    command::Change,
     order::{Order, OrderId, OrderState, OrderStatus, Quantity, Rejection},
-    placement::Placed,
+    placement::{Changed, Placed},
     product::ProductId,
     store::OrderPage,
 };
@@ -38,32 +40,105 @@ impl Fields for PlaceOrder {
 /// `POST /api/orders`
 pub(super) async fn place(
     State(api): State<Api>,
-    JsonBody(PlaceOrder { product_id, total }): JsonBody<PlaceOrder>,
+    preferences: Preferences,
+    HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<PlaceOrder>>,
 ) -> Result<Response, ApiError> {
-    match api.placement.place(product_id, total).await? {
-        Placed::Reserved(order) => {
-            Ok((location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response())
+    let PlaceOrder { product_id, total } = order;
+    let wait = preferences.wait();
+    let answer = match api.placement.place(product_id, total, key, wait).await? {
+        Placed::Accepted(order) => {
+            (location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response()
         }
         Placed::Pending(id) => {
-            Ok((location(id), success(StatusCode::ACCEPTED, PendingView::from(id))).into_response())
+            (location(id), success(StatusCode::ACCEPTED, PendingView::from(id))).into_response()
         }
-        Placed::Rejected(rejection) => Err(ApiError::rejected(rejection, product_id)),
-        Placed::Refused(refusal) => Err(refusal.into()),
-    }
+        Placed::Rejected(rejection) => return Err(ApiError::rejected(rejection, product_id)),
+        Placed::Refused(refusal) => return Err(refusal.into()),
+    };
+    Ok((preferences.applied(api.placement.waiting_time(wait)), answer).into_response())
 }
 
 fn location(id: OrderId) -> [(header::HeaderName, String); 1] {
     [(header::LOCATION, format!("/api/orders/{id}"))]
 }
 
+/// `POST /api/orders/{orderId}/payment`
+pub(super) async fn pay(
+    State(api): State<Api>,
+    preferences: Preferences,
+    HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
+) -> Result<Response, ApiError> {
+    change(&api, id, Change::Pay, preferences).await
+}
+
+/// `POST /api/orders/{orderId}/cancellation`
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    preferences: Preferences,
+    HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
+) -> Result<Response, ApiError> {
+    change(&api, id, Change::Cancel, preferences).await
+}
+
+async fn change(
+    api: &Api,
+    id: OrderId,
+    change: Change,
+    preferences: Preferences,
+) -> Result<Response, ApiError> {
+    // Asked before the database: what is decided in between is found there.
+    let may_be_pending = api.placement.may_be_pending(id);
+    let Some(order) = api.lookup.find(id).await? else {
+        return Err(if may_be_pending { still_pending() } else { ApiError::order_not_found(id) });
+    };
+    let wait = preferences.wait();
+    let answer = match api.placement.change(order, change, wait).await {
+        Changed::Now(order) if order.status() == change.leads_to() => {
+            success(StatusCode::OK, OrderView::from(order))
+        }
+        Changed::Now(order) => return Err(too_late(order.status())),
+        Changed::Pending => {
+            (location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response()
+        }
+        Changed::Refused(refusal) => return Err(refusal.into()),
+        Changed::NotFound => return Err(ApiError::order_not_found(id)),
+    };
+    Ok((preferences.applied(api.placement.waiting_time(wait)), answer).into_response())
+}
+
+fn still_pending() -> ApiError {
+    let message = "the order is still in line, nothing is reserved yet; try again when it is";
+    ApiError::conflict(Reason::OrderNotReserved, Status::PENDING, message)
+}
+
+/// Why a change is not possible: an order that is not reserved any more never changes again.
+fn too_late(status: OrderStatus) -> ApiError {
+    let (reason, message) = match status {
+        OrderStatus::Paid => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
+        OrderStatus::Cancelled => {
+            (Reason::OrderNotReserved, "the order was cancelled; nothing was changed, place a new one")
+        }
+        OrderStatus::Expired => (
+            Reason::OrderNotReserved,
+            "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
+             order",
+        ),
+        OrderStatus::Rejected => {
+            (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
+        }
+        OrderStatus::Reserved => (Reason::OrderNotReserved, "the order did not change; try again"),
+    };
+    ApiError::conflict(reason, status.as_str(), message)
+}
+
 /// `GET /api/orders/{orderId}`
 pub(super) async fn show(State(api): State<Api>, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
     // Asked before the database: what is decided in between is found there.
     let may_be_pending = api.placement.may_be_pending(id);
-    match api.store.order(id).await? {
+    match api.lookup.find(id).await? {
         Some(order) => Ok(success(StatusCode::OK, OrderView::from(order))),
         None if may_be_pending => Ok(success(StatusCode::OK, PendingView::from(id))),
-        None => Err(ApiError::new(Reason::OrderNotFound, format!("there is no order {id}"))),
+        None => Err(ApiError::order_not_found(id)),
     }
 }
 
@@ -140,9 +215,13 @@ struct OrderView {
 
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
-        let (expires_at, available_stock) = match order.state {
+        let (expires_at, rejection) = match order.state {
             OrderState::Accepted { expires_at, .. } => (Some(expires_at), None),
-            OrderState::Rejected { available } => (None, Some(available)),
+            OrderState::Rejected(rejection) => (None, Some(rejection)),
+        };
+        let available_stock = match rejection {
+            Some(Rejection::InsufficientStock { available }) => Some(available),
+            _ => None,
         };
         Self {
             id: order.id,
@@ -151,7 +230,7 @@ impl From<Order> for OrderView {
             status: order.status().as_str(),
             created_at: order.id.created_at(),
             expires_at,
-            reason: available_stock.map(|available| Rejection::InsufficientStock { available }.reason()),
+            reason: rejection.map(Rejection::reason),
             available_stock,
         }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    body::{Fields, JsonBody},
+    body::{Fields, HeadAndBody, JsonBody},
     envelope::{ApiError, Reason, success},
     query::{ListQuery, ProductPath},
 };
@@ -102,8 +102,7 @@ impl Fields for Recount {
 /// `PUT /api/products/{productId}/inventory`
 pub(super) async fn recount(
     State(api): State<Api>,
-    ProductPath(id): ProductPath,
-    JsonBody(Recount { stock }): JsonBody<Recount>,
+    HeadAndBody(ProductPath(id), JsonBody(Recount { stock })): HeadAndBody<ProductPath, JsonBody<Recount>>,
 ) -> Result<Response, ApiError> {
     let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
     api.placement.tell(counted.1.news(id)).await;

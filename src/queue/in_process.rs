@@ -9,25 +9,34 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, broadcast},
+    task::yield_now,
+};
 
 use super::{
     Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter,
 };
 use crate::{
+    batch::Event,
+    command::Command,
     inventory::StockNews,
-    order::{NewOrder, OrderId, now},
+    order::{OrderId, now},
     product::ProductId,
 };
+
+/// How many events the slowest listener may be behind before it loses the oldest ones.
+const EVENT_BACKLOG: usize = 16_384;
 
 /// Lanes in memory. Cloning it gives another handle to the same lanes.
 #[derive(Clone)]
 pub struct InProcessQueue(Arc<Shared>);
 
 struct Shared {
-    /// How many orders may wait in one lane.
+    /// How many commands may wait in one lane.
     lane_capacity: usize,
     opened_at: Timestamp,
+    events: broadcast::Sender<Event>,
     state: Mutex<State>,
     /// Something can be taken.
     arrived: Notify,
@@ -38,7 +47,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lanes: HashMap<ProductId, Lane>,
-    /// Lanes that nobody holds and in which orders wait, the longest waiting first.
+    /// Lanes that nobody holds and in which commands wait, the longest waiting first.
     ready: VecDeque<ProductId>,
     inboxes: HashMap<Address, Arc<dyn Inbox>>,
     /// Deliveries held by consumers.
@@ -48,24 +57,30 @@ struct State {
 
 #[derive(Default)]
 struct Lane {
-    waiting: VecDeque<(NewOrder, Address)>,
+    waiting: VecDeque<(Command, Address)>,
     /// Deliveries that its one consumer has not finished. While there are any, nobody takes from this lane.
     held: usize,
 }
 
 impl InProcessQueue {
-    /// Lanes in which up to `lane_capacity` orders may wait each.
+    /// Lanes in which up to `lane_capacity` commands may wait each.
     pub fn new(lane_capacity: usize) -> Self {
         Self(Arc::new(Shared {
             lane_capacity,
             opened_at: now(),
+            events: broadcast::channel(EVENT_BACKLOG).0,
             state: Mutex::default(),
             arrived: Notify::new(),
             drained: Notify::new(),
         }))
     }
 
-    /// Waits until no order is in line or in anybody's hands.
+    /// What becomes of orders from now on, live. A listener that is too slow is told how many events it lost.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Waits until no command is in line or in anybody's hands.
     pub async fn drained(&self) {
         loop {
             let drained = self.0.drained.notified();
@@ -114,20 +129,20 @@ impl State {
         }
     }
 
-    /// Takes up to `max_orders` (at least one) from the front of a lane, and holds it.
-    fn take_lane(&mut self, product_id: ProductId, max_orders: usize, taken: &mut Vec<Delivery>) {
+    /// Takes up to `max_commands` (at least one) from the front of a lane, and holds it.
+    fn take_lane(&mut self, product_id: ProductId, max_commands: usize, taken: &mut Vec<Delivery>) {
         let Some(lane) = self.lanes.get_mut(&product_id) else { return };
-        let count = lane.waiting.len().min(max_orders);
-        for (order, reply_to) in lane.waiting.drain(..count) {
+        let count = lane.waiting.len().min(max_commands);
+        for (command, reply_to) in lane.waiting.drain(..count) {
             match taken.last_mut() {
                 Some(delivery) if delivery.lane() == product_id && delivery.reply_to == reply_to => {
-                    delivery.orders.push(order);
+                    delivery.commands.push(command);
                 }
                 _ => {
                     self.last_tag += 1;
                     lane.held += 1;
                     self.held += 1;
-                    taken.push(Delivery { orders: vec![order], reply_to, tag: self.last_tag });
+                    taken.push(Delivery { commands: vec![command], reply_to, tag: self.last_tag });
                 }
             }
         }
@@ -157,18 +172,22 @@ struct InProcessSubmitter {
 
 #[async_trait]
 impl Submitter for InProcessSubmitter {
-    fn submit(&self, order: NewOrder) {
+    fn submit(&self, command: Command) {
+        let (id, product_id, is_async) = (command.id(), command.product_id(), command.is_async());
         let mut state = self.shared.state();
-        let lane = state.lanes.entry(order.product_id).or_default();
+        let lane = state.lanes.entry(product_id).or_default();
         if lane.waiting.len() >= self.shared.lane_capacity {
             drop(state);
-            return self.inbox.deliver(vec![(order.id, Outcome::Refused(Refusal::LaneFull))]);
+            return self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]);
         }
-        lane.waiting.push_back((order, self.address.clone()));
+        lane.waiting.push_back((command, self.address.clone()));
         if lane.waiting.len() == 1 && lane.held == 0 {
-            state.ready.push_back(order.product_id);
+            state.ready.push_back(product_id);
             drop(state);
             self.shared.arrived.notify_one();
+        }
+        if is_async {
+            self.inbox.deliver(vec![(id, Outcome::InLine)]);
         }
     }
 
@@ -209,7 +228,7 @@ struct InProcessConsumer {
 /// What is needed to give a delivery back.
 struct Held {
     product_id: ProductId,
-    orders: Vec<NewOrder>,
+    commands: Vec<Command>,
     reply_to: Address,
 }
 
@@ -219,18 +238,18 @@ impl Consumer for InProcessConsumer {
         Ok(()) // All lanes of the process are served.
     }
 
-    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError> {
+    async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             let arrived = self.shared.arrived.notified();
             let mut taken = Vec::new();
             {
                 let mut state = self.shared.state();
-                let mut room = max_orders.max(1);
+                let mut room = max_commands.max(1);
                 while room > 0 {
                     let Some(product_id) = state.ready.pop_front() else { break };
                     let first = taken.len();
                     state.take_lane(product_id, room, &mut taken);
-                    room -= taken[first..].iter().map(|delivery| delivery.orders.len()).sum::<usize>();
+                    room -= taken[first..].iter().map(|delivery| delivery.commands.len()).sum::<usize>();
                 }
                 if !state.ready.is_empty() {
                     self.shared.arrived.notify_one(); // for another consumer
@@ -241,6 +260,8 @@ impl Consumer for InProcessConsumer {
                 return Ok(taken);
             }
             arrived.await;
+            // Requests that have arrived together are taken together: their handlers run first.
+            yield_now().await;
         }
     }
 
@@ -257,6 +278,19 @@ impl Consumer for InProcessConsumer {
         Ok(())
     }
 
+    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError> {
+        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
+        news.into_iter().for_each(|news| inboxes.iter().for_each(|inbox| inbox.hear(news)));
+        Ok(())
+    }
+
+    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError> {
+        for event in events {
+            let _ = self.shared.events.send(event); // nobody has to listen
+        }
+        Ok(())
+    }
+
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         let done: Vec<_> = deliveries.iter().filter_map(|delivery| self.held.remove(&delivery.tag)).collect();
         self.shared.finish(done);
@@ -265,7 +299,7 @@ impl Consumer for InProcessConsumer {
 
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         for delivery in &deliveries {
-            tracing::error!(orders = ?delivery.orders, "put aside");
+            tracing::error!(commands = ?delivery.commands, "put aside");
         }
         self.ack(deliveries).await
     }
@@ -274,7 +308,7 @@ impl Consumer for InProcessConsumer {
 impl Delivery {
     /// In process, a lane is a product's.
     fn lane(&self) -> ProductId {
-        self.orders[0].product_id
+        self.commands[0].product_id()
     }
 }
 
@@ -282,7 +316,7 @@ impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
         Self {
             product_id: delivery.lane(),
-            orders: delivery.orders.clone(),
+            commands: delivery.commands.clone(),
             reply_to: delivery.reply_to.clone(),
         }
     }
@@ -294,13 +328,40 @@ impl Drop for InProcessConsumer {
         let mut held: Vec<_> = mem::take(&mut self.held).into_iter().collect();
         held.sort_unstable_by_key(|(tag, _)| *tag);
         let mut state = self.shared.state();
-        for (_, delivery) in held.iter().rev() {
+        for (_, delivery) in held.iter_mut().rev() {
             let lane = state.lanes.entry(delivery.product_id).or_default();
-            for order in delivery.orders.iter().rev() {
-                lane.waiting.push_front((*order, delivery.reply_to.clone()));
+            for command in mem::take(&mut delivery.commands).into_iter().rev() {
+                lane.waiting.push_front((command, delivery.reply_to.clone()));
             }
         }
         drop(state);
         self.shared.finish(held.into_iter().map(|(_, delivery)| delivery));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{Order, OrderState, OrderStatus, Quantity};
+
+    #[tokio::test]
+    async fn events_are_a_live_stream_in_their_order() {
+        let queue = InProcessQueue::new(1);
+        let event = |status| {
+            let (id, product_id) = (OrderId::mint(), ProductId::new(1).unwrap());
+            let state = OrderState::Accepted { status, expires_at: now() };
+            Event { order: Order { id, product_id, total: Quantity::new(1).unwrap(), state } }
+        };
+        let mut consumer = queue.consumer().await.unwrap();
+        consumer.publish(vec![event(OrderStatus::Reserved)]).await.unwrap(); // nobody listens
+        let mut listeners = [queue.events(), queue.events()];
+        let events = [OrderStatus::Reserved, OrderStatus::Paid, OrderStatus::Cancelled].map(event);
+        consumer.publish(events.to_vec()).await.unwrap();
+        for listener in &mut listeners {
+            for event in &events {
+                assert_eq!(listener.recv().await.as_ref(), Ok(event));
+            }
+            assert!(listener.is_empty());
+        }
     }
 }

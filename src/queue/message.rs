@@ -1,11 +1,19 @@
 //! What travels through the broker: JSON, so that a person can read it in the broker's own pages and a worker in
-//! another language is possible. `ARCHITECTURE.md` shows both messages.
+//! another language is possible. `ARCHITECTURE.md` shows them all.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    batch::Event,
+    command::{Change, ChangeOrder, Command, CommandId},
     inventory::StockNews,
-    order::{NewOrder, OrderId, Rejection, Verdict, from_millis},
+    order::{
+        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
+        from_millis,
+    },
     product::ProductId,
 };
 
@@ -17,6 +25,8 @@ pub(super) const ORDERS_V1: &str = "antre.orders.v1";
 pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
 /// The `type` property of a message that tells how much of a product is left.
 pub(super) const STOCK_V1: &str = "antre.stock.v1";
+/// The `type` property of a message that tells what became of orders.
+pub(super) const EVENTS_V1: &str = "antre.events.v1";
 /// The `type` property of a message that tells of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
@@ -25,10 +35,68 @@ pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 #[error("not a message of antre: {0}")]
 pub(super) struct Undecodable(String);
 
-/// `antre.orders.v1`: orders of one lane, in the order of their arrival.
+/// `antre.orders.v1`: commands of one lane, in the order of their arrival.
 #[derive(Serialize, Deserialize)]
 struct Orders<O> {
-    orders: O,
+    orders: Vec<O>,
+}
+
+/// A new order, or a change of one on record: then it names the `change` and the `order_id`.
+#[derive(Serialize)]
+struct OneCommand<'a> {
+    id: CommandId,
+    product_id: ProductId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a IdempotencyKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change: Option<Change>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_id: Option<OrderId>,
+    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
+    answer_by: Timestamp,
+}
+
+/// The same, as it arrives.
+#[derive(Deserialize)]
+struct GivenCommand {
+    id: CommandId,
+    product_id: ProductId,
+    total: Option<Quantity>,
+    idempotency_key: Option<IdempotencyKey>,
+    change: Option<Change>,
+    order_id: Option<OrderId>,
+    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
+    answer_by: Timestamp,
+}
+
+impl<'a> From<&'a Command> for OneCommand<'a> {
+    fn from(command: &'a Command) -> Self {
+        let (total, idempotency_key, change, order_id) = match command {
+            Command::Place(order) => (Some(order.total), order.key.as_ref(), None, None),
+            Command::Change(change) => (None, None, Some(change.change), Some(change.order_id)),
+        };
+        let (id, product_id, answer_by) = (command.id(), command.product_id(), command.answer_by());
+        Self { id, product_id, total, idempotency_key, change, order_id, answer_by }
+    }
+}
+
+impl TryFrom<GivenCommand> for Command {
+    type Error = Undecodable;
+
+    fn try_from(given: GivenCommand) -> Result<Self, Undecodable> {
+        let GivenCommand { id, product_id, total, idempotency_key: key, change, order_id, answer_by } = given;
+        match (total, change, order_id) {
+            (Some(total), None, None) => {
+                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, answer_by, key }))
+            }
+            (None, Some(change), Some(order_id)) => {
+                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, answer_by }))
+            }
+            _ => Err(Undecodable(format!("{id} must have a total, or a change and an order_id"))),
+        }
+    }
 }
 
 /// `antre.verdicts.v1`
@@ -42,13 +110,16 @@ struct Verdicts {
 
 #[derive(Serialize, Deserialize)]
 struct OneVerdict {
-    id: OrderId,
+    id: CommandId,
     verdict: Word,
     /// Unix milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
+    /// With `already_placed`: which order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    order: Option<OneOrder>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,6 +128,61 @@ enum Word {
     Reserved,
     InsufficientStock,
     ProductNotFound,
+    IdempotencyKeyReused,
+    AlreadyPlaced,
+    OrderNotFound,
+    /// Answers to changes: how far the order has come.
+    IsReserved,
+    IsPaid,
+    IsCancelled,
+    IsExpired,
+    IsRejected,
+}
+
+/// An order on record, as verdicts and events tell of it.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct OneOrder {
+    order_id: OrderId,
+    product_id: ProductId,
+    total: Quantity,
+    status: OrderStatus,
+    /// Unix milliseconds; a rejected order has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<i64>,
+    /// What was available for a rejected one, unless that was not the reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    available_stock: Option<u32>,
+}
+
+impl From<Order> for OneOrder {
+    fn from(order: Order) -> Self {
+        let (expires_at, available_stock) = match order.state {
+            OrderState::Accepted { expires_at, .. } => (Some(expires_at.as_millisecond()), None),
+            OrderState::Rejected(Rejection::InsufficientStock { available }) => (None, Some(available)),
+            OrderState::Rejected(_) => (None, None),
+        };
+        let Order { id: order_id, product_id, total, .. } = order;
+        Self { order_id, product_id, total, status: order.status(), expires_at, available_stock }
+    }
+}
+
+impl From<OneOrder> for Order {
+    fn from(one: OneOrder) -> Self {
+        let state = match (one.expires_at, one.available_stock) {
+            (Some(expires_at), _) => {
+                OrderState::Accepted { status: one.status, expires_at: from_millis(expires_at) }
+            }
+            (None, Some(available)) => OrderState::Rejected(Rejection::InsufficientStock { available }),
+            (None, None) => OrderState::Rejected(Rejection::KeyReused),
+        };
+        Self { id: one.order_id, product_id: one.product_id, total: one.total, state }
+    }
+}
+
+/// `antre.events.v1`: what became of orders of one product that came to the same stage one after the other.
+#[derive(Serialize)]
+struct Events {
+    events: Vec<OneOrder>,
 }
 
 /// `antre.product.v1`
@@ -81,63 +207,102 @@ fn decode<'a, T: Deserialize<'a>>(
     serde_json::from_slice(bytes).map_err(|error| Undecodable(error.to_string()))
 }
 
-pub(super) fn encode_orders(orders: &[NewOrder]) -> Vec<u8> {
-    encode(&Orders { orders })
+pub(super) fn encode_commands(commands: &[Command]) -> Vec<u8> {
+    encode(&Orders { orders: commands.iter().map(OneCommand::from).collect() })
 }
 
-/// At least one order, in order.
-pub(super) fn decode_orders(bytes: &[u8], kind: Option<&str>) -> Result<Vec<NewOrder>, Undecodable> {
-    let Orders { orders } = decode::<Orders<Vec<NewOrder>>>(bytes, kind, ORDERS_V1)?;
+/// At least one command, in order.
+pub(super) fn decode_commands(bytes: &[u8], kind: Option<&str>) -> Result<Vec<Command>, Undecodable> {
+    let Orders { orders } = decode::<Orders<GivenCommand>>(bytes, kind, ORDERS_V1)?;
     if orders.is_empty() {
         return Err(Undecodable("it has no orders".to_owned()));
     }
-    Ok(orders)
+    orders.into_iter().map(Command::try_from).collect()
 }
 
-pub(super) fn encode_verdicts(verdicts: Vec<(OrderId, Verdict)>, sold_out: Vec<StockNews>) -> Vec<u8> {
-    let verdicts = verdicts
-        .into_iter()
-        .map(|(id, verdict)| {
-            let (verdict, expires_at, available_stock) = match verdict {
-                Verdict::Reserved { expires_at } => (Word::Reserved, Some(expires_at.as_millisecond()), None),
-                Verdict::Rejected(Rejection::InsufficientStock { available }) => {
-                    (Word::InsufficientStock, None, Some(available))
-                }
-                Verdict::Rejected(Rejection::ProductNotFound) => (Word::ProductNotFound, None, None),
-            };
-            OneVerdict { id, verdict, expires_at, available_stock }
-        })
-        .collect();
+pub(super) fn encode_verdicts(verdicts: Vec<(CommandId, Verdict)>, sold_out: Vec<StockNews>) -> Vec<u8> {
+    let verdicts = verdicts.into_iter().map(OneVerdict::from).collect();
     encode(&Verdicts { verdicts, sold_out })
+}
+
+impl From<(CommandId, Verdict)> for OneVerdict {
+    fn from((id, verdict): (CommandId, Verdict)) -> Self {
+        let plain = |verdict| Self { id, verdict, expires_at: None, available_stock: None, order: None };
+        match verdict {
+            Verdict::Reserved { expires_at } => {
+                Self { expires_at: Some(expires_at.as_millisecond()), ..plain(Word::Reserved) }
+            }
+            Verdict::Rejected(Rejection::InsufficientStock { available }) => {
+                Self { available_stock: Some(available), ..plain(Word::InsufficientStock) }
+            }
+            Verdict::Rejected(Rejection::ProductNotFound) => plain(Word::ProductNotFound),
+            Verdict::Rejected(Rejection::KeyReused) => plain(Word::IdempotencyKeyReused),
+            Verdict::AlreadyPlaced(order) => Self { order: Some(order.into()), ..plain(Word::AlreadyPlaced) },
+            Verdict::OrderNotFound => plain(Word::OrderNotFound),
+            Verdict::Status(OrderStatus::Reserved) => plain(Word::IsReserved),
+            Verdict::Status(OrderStatus::Paid) => plain(Word::IsPaid),
+            Verdict::Status(OrderStatus::Cancelled) => plain(Word::IsCancelled),
+            Verdict::Status(OrderStatus::Expired) => plain(Word::IsExpired),
+            Verdict::Status(OrderStatus::Rejected) => plain(Word::IsRejected),
+        }
+    }
+}
+
+impl TryFrom<OneVerdict> for (CommandId, Verdict) {
+    type Error = Undecodable;
+
+    fn try_from(one: OneVerdict) -> Result<Self, Undecodable> {
+        let verdict = match (one.verdict, one.expires_at, one.available_stock, one.order) {
+            (Word::Reserved, Some(expires_at), ..) => {
+                Verdict::Reserved { expires_at: from_millis(expires_at) }
+            }
+            (Word::InsufficientStock, _, Some(available), _) => {
+                Verdict::Rejected(Rejection::InsufficientStock { available })
+            }
+            (Word::AlreadyPlaced, .., Some(order)) => Verdict::AlreadyPlaced(order.into()),
+            (Word::Reserved | Word::InsufficientStock | Word::AlreadyPlaced, ..) => {
+                return Err(Undecodable(format!("the verdict on {} is not complete", one.id)));
+            }
+            (Word::ProductNotFound, ..) => Verdict::Rejected(Rejection::ProductNotFound),
+            (Word::IdempotencyKeyReused, ..) => Verdict::Rejected(Rejection::KeyReused),
+            (Word::OrderNotFound, ..) => Verdict::OrderNotFound,
+            (Word::IsReserved, ..) => Verdict::Status(OrderStatus::Reserved),
+            (Word::IsPaid, ..) => Verdict::Status(OrderStatus::Paid),
+            (Word::IsCancelled, ..) => Verdict::Status(OrderStatus::Cancelled),
+            (Word::IsExpired, ..) => Verdict::Status(OrderStatus::Expired),
+            (Word::IsRejected, ..) => Verdict::Status(OrderStatus::Rejected),
+        };
+        Ok((one.id, verdict))
+    }
+}
+
+/// The events of a batch as messages: `routing key, payload`. Each carries those of one product and one status that
+/// follow one another, so that receivers can choose by either, and the order within a product is kept.
+pub(super) fn encode_events(events: &[Event]) -> Vec<(String, Vec<u8>)> {
+    let mut of_products: BTreeMap<ProductId, Vec<OneOrder>> = BTreeMap::new();
+    for Event { order } in events {
+        of_products.entry(order.product_id).or_default().push((*order).into());
+    }
+    let mut messages = Vec::with_capacity(of_products.len());
+    for (product_id, events) in of_products {
+        for run in events.chunk_by(|one, next| one.status == next.status) {
+            let key = format!("order.{}.{product_id}", run[0].status.as_str());
+            messages.push((key, encode(&Events { events: run.to_vec() })));
+        }
+    }
+    messages
 }
 
 /// What `antre.verdicts.v1` says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decided {
-    pub(super) verdicts: Vec<(OrderId, Verdict)>,
+    pub(super) verdicts: Vec<(CommandId, Verdict)>,
     pub(super) sold_out: Vec<StockNews>,
 }
 
 pub(super) fn decode_verdicts(bytes: &[u8], kind: Option<&str>) -> Result<Decided, Undecodable> {
     let Verdicts { verdicts, sold_out } = decode(bytes, kind, VERDICTS_V1)?;
-    let verdicts: Result<_, _> = verdicts
-        .into_iter()
-        .map(|one| {
-            let verdict = match (one.verdict, one.expires_at, one.available_stock) {
-                (Word::Reserved, Some(expires_at), _) => {
-                    Verdict::Reserved { expires_at: from_millis(expires_at) }
-                }
-                (Word::InsufficientStock, _, Some(available)) => {
-                    Verdict::Rejected(Rejection::InsufficientStock { available })
-                }
-                (Word::ProductNotFound, ..) => Verdict::Rejected(Rejection::ProductNotFound),
-                (Word::Reserved | Word::InsufficientStock, ..) => {
-                    return Err(Undecodable(format!("the verdict on {} is not complete", one.id)));
-                }
-            };
-            Ok((one.id, verdict))
-        })
-        .collect();
+    let verdicts: Result<_, _> = verdicts.into_iter().map(TryFrom::try_from).collect();
     Ok(Decided { verdicts: verdicts?, sold_out })
 }
 
@@ -160,71 +325,136 @@ pub(super) fn decode_product(bytes: &[u8], kind: Option<&str>) -> Result<Product
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::{Quantity, now};
+    use crate::order::now;
+
+    fn product(number: u64) -> ProductId {
+        ProductId::new(number).unwrap()
+    }
+
+    fn id() -> OrderId {
+        "0193ab5e-0000-7000-8000-000000000000".parse().unwrap()
+    }
+
+    fn new_order(id: OrderId, number: u64, key: Option<&str>) -> Command {
+        let key = key.map(|key| key.to_owned().try_into().unwrap());
+        let answer_by = from_millis(1_734_000_010_000);
+        NewOrder { id, product_id: product(number), total: Quantity::new(2).unwrap(), answer_by, key }.into()
+    }
+
+    fn change(id: CommandId, change: Change) -> Command {
+        let answer_by = from_millis(1_734_000_010_000);
+        ChangeOrder { id, order_id: self::id(), product_id: product(1), change, answer_by }.into()
+    }
+
+    fn order(number: u64, status: OrderStatus) -> Order {
+        let state = OrderState::Accepted { status, expires_at: from_millis(1_734_000_900_000) };
+        Order { id: id(), product_id: product(number), total: Quantity::new(2).unwrap(), state }
+    }
+
+    fn text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).unwrap()
+    }
 
     #[test]
     fn what_is_encoded_is_decoded() {
-        let orders: Vec<_> = (1..=3)
-            .map(|number| NewOrder {
-                id: OrderId::mint(),
-                product_id: ProductId::new(number).unwrap(),
-                total: Quantity::new(12).unwrap(),
-                answer_by: now(),
-            })
+        let commands: Vec<_> = [Change::Pay, Change::Cancel, Change::Expire]
+            .into_iter()
+            .map(|one| change(CommandId::mint(), one))
+            .chain((1..=3).map(|number| new_order(OrderId::mint(), number, None)))
+            .chain([new_order(OrderId::mint(), 4, Some("a-key"))])
             .collect();
-        assert_eq!(decode_orders(&encode_orders(&orders), Some(ORDERS_V1)).unwrap(), orders);
-        let verdicts = vec![
-            (OrderId::mint(), Verdict::Reserved { expires_at: now() }),
-            (OrderId::mint(), Verdict::Rejected(Rejection::InsufficientStock { available: 0 })),
-            (OrderId::mint(), Verdict::Rejected(Rejection::ProductNotFound)),
-        ];
-        let product = ProductId::new(7).unwrap();
-        let news = StockNews { product_id: product, version: 3, available: 0 };
+        assert_eq!(decode_commands(&encode_commands(&commands), Some(ORDERS_V1)).unwrap(), commands);
+
+        let rejected =
+            |rejection| Order { state: OrderState::Rejected(rejection), ..order(1, OrderStatus::Paid) };
+        let rejections =
+            [Rejection::InsufficientStock { available: 0 }, Rejection::KeyReused, Rejection::ProductNotFound];
+        let verdicts: Vec<_> = [Verdict::Reserved { expires_at: now() }, Verdict::OrderNotFound]
+            .into_iter()
+            .chain(rejections.map(Verdict::Rejected))
+            .chain(OrderStatus::ALL.map(Verdict::Status))
+            .chain([
+                Verdict::AlreadyPlaced(order(1, OrderStatus::Paid)),
+                Verdict::AlreadyPlaced(rejected(rejections[0])),
+                Verdict::AlreadyPlaced(rejected(rejections[1])),
+            ])
+            .map(|verdict| (CommandId::mint(), verdict))
+            .collect();
+        let news = StockNews { product_id: product(7), version: 3, available: 0 };
         assert_eq!(
             decode_verdicts(&encode_verdicts(verdicts.clone(), vec![news]), Some(VERDICTS_V1)).unwrap(),
             Decided { verdicts, sold_out: vec![news] }
         );
         assert_eq!(decode_stock(&encode_stock(news), Some(STOCK_V1)).unwrap(), news);
-        assert_eq!(decode_product(&encode_product(product), Some(PRODUCT_V1)).unwrap(), product);
+        assert_eq!(decode_product(&encode_product(product(7)), Some(PRODUCT_V1)).unwrap(), product(7));
     }
 
     #[test]
     fn the_wire_format_is_what_architecture_md_shows() {
-        let id: OrderId = "0193ab5e-0000-7000-8000-000000000000".parse().unwrap();
-        let order = NewOrder {
-            id,
-            product_id: ProductId::new(1).unwrap(),
-            total: Quantity::new(2).unwrap(),
-            answer_by: from_millis(1_734_000_010_000),
-        };
+        let commands =
+            [new_order(id(), 1, None), new_order(id(), 1, Some("a-key")), change(id().into(), Change::Pay)];
         assert_eq!(
-            String::from_utf8(encode_orders(&[order])).unwrap(),
-            r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":1734000010000}]}"#
+            text(encode_commands(&commands)),
+            r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":1734000010000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"idempotency_key":"a-key","answer_by":1734000010000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"change":"pay","order_id":"0193ab5e-0000-7000-8000-000000000000","answer_by":1734000010000}]}"#
         );
         let reserved = Verdict::Reserved { expires_at: from_millis(1_734_000_900_000) };
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
-        let news = StockNews { product_id: ProductId::new(1).unwrap(), version: 4, available: 0 };
+        let paid = Verdict::Status(OrderStatus::Paid);
+        let placed = Verdict::AlreadyPlaced(order(1, OrderStatus::Reserved));
+        let news = StockNews { product_id: product(1), version: 4, available: 0 };
+        let verdicts = [reserved, rejected, paid, placed].map(|verdict| (id().into(), verdict));
         assert_eq!(
-            String::from_utf8(encode_verdicts(vec![(id, reserved), (id, rejected)], vec![news])).unwrap(),
-            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0}],"sold_out":[{"product_id":1,"version":4,"available":0}]}"#
+            text(encode_verdicts(verdicts.to_vec(), vec![news])),
+            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid"},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}],"sold_out":[{"product_id":1,"version":4,"available":0}]}"#
         );
     }
 
     #[test]
+    fn events_keep_their_order_within_a_product() {
+        use OrderStatus::{Cancelled, Paid, Reserved};
+        let lane = [(1, Reserved), (2, Reserved), (1, Reserved), (1, Paid), (1, Reserved), (2, Cancelled)];
+        let events: Vec<_> =
+            lane.iter().map(|(number, status)| Event { order: order(*number, *status) }).collect();
+        let messages = encode_events(&events);
+        let keys: Vec<_> = messages.iter().map(|(key, _)| key.as_str()).collect();
+        let expected =
+            ["order.reserved.1", "order.paid.1", "order.reserved.1", "order.reserved.2", "order.cancelled.2"];
+        assert_eq!(keys, expected);
+        assert_eq!(
+            text(messages[1].1.clone()),
+            r#"{"events":[{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}]}"#
+        );
+        assert_eq!(text(messages[0].1.clone()).matches("order_id").count(), 2);
+    }
+
+    #[test]
     fn what_cannot_be_is_undecodable() {
-        let order = |total: &str| {
+        let order = |fields: &str| {
             format!(
-                r#"{{"orders":[{{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":{total},"answer_by":0}}]}}"#
+                r#"{{"orders":[{{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"answer_by":0{fields}}}]}}"#
             )
         };
-        assert!(decode_orders(order("1").as_bytes(), Some(ORDERS_V1)).is_ok());
-        for bad in
-            ["", "[]", "{}", r#"{"orders":[]}"#, &order("0"), &order("-1"), &order("\"1\""), &order("4e9")]
-        {
-            assert!(decode_orders(bad.as_bytes(), Some(ORDERS_V1)).is_err(), "{bad}");
+        let decoded = |message: &str| decode_commands(message.as_bytes(), Some(ORDERS_V1));
+        assert!(decoded(&order(r#","total":1"#)).is_ok());
+        for bad in [
+            "",
+            r#","total":0"#,
+            r#","total":-1"#,
+            r#","total":"1""#,
+            r#","total":4e9"#,
+            r#","total":1,"change":"pay""#,
+            r#","change":"pay""#,
+            r#","total":1,"idempotency_key":"""#,
+            r#","change":"steal","order_id":"0193ab5e-0000-7000-8000-000000000000""#,
+        ] {
+            assert!(decoded(&order(bad)).is_err(), "{bad}");
         }
-        assert!(decode_orders(order("1").as_bytes(), Some("antre.orders.v2")).is_err());
-        assert!(decode_orders(order("1").as_bytes(), None).is_err());
+        for bad in ["", "[]", "{}", r#"{"orders":[]}"#] {
+            assert!(decoded(bad).is_err(), "{bad}");
+        }
+        let good = order(r#","total":1"#);
+        assert!(decode_commands(good.as_bytes(), Some("antre.orders.v2")).is_err());
+        assert!(decode_commands(good.as_bytes(), None).is_err());
         let incomplete =
             r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved"}]}"#;
         assert!(decode_verdicts(incomplete.as_bytes(), Some(VERDICTS_V1)).is_err());

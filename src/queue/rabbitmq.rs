@@ -11,10 +11,11 @@ use std::{fmt::Display, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use deadpool_lapin::{Manager, Pool, PoolConfig, Runtime, Timeouts};
+use lapin::BasicProperties;
 use tokio::time::timeout;
 
 use self::{consumer::RabbitMqConsumer, submitter::RabbitMqSubmitter, topology::Topology};
-use super::{Consumer, Inbox, Ping, Queue, QueueError, Submitter};
+use super::{Consumer, Inbox, Ping, Queue, QueueError, Submitter, message::JSON};
 
 pub use topology::{LaneMode, RabbitMqSettings};
 
@@ -75,6 +76,11 @@ impl Queue for RabbitMqQueue {
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
         Ok(Box::new(RabbitMqConsumer::start(self.topology.clone()).await?))
     }
+}
+
+/// What every message says of itself.
+fn properties(kind: &str) -> BasicProperties {
+    BasicProperties::default().with_content_type(JSON.into()).with_type(kind.into())
 }
 
 fn failed(error: impl Display) -> QueueError {

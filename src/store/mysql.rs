@@ -4,22 +4,30 @@
 //! the wait. The batch's statements join from `JSON_TABLE` with `STRAIGHT_JOIN`, so that rows are looked up by
 //! key in the order of the list, and only they are locked.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    collections::HashMap,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, MySql, MySqlPool, QueryBuilder,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
+    pool::PoolConnection,
 };
 
 use super::{
-    Decided, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
-    transaction::{self, Begin, InsertError, Transaction, json},
+    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    transaction::{self, Begin, InsertError, Transaction, hex, json},
 };
 use crate::{
     batch::Inventories,
+    command::Command,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{NewOrder, Order, OrderId},
+    order::{IdempotencyKey, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
 
@@ -32,6 +40,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// After this many seconds the server rolls back the transaction of a client that says nothing any more: a
 /// process that was stopped or cut off in the middle of a batch must not keep its rows locked.
 const SILENT_SECONDS: u32 = 15;
+/// A connection that was silent for longer than this is asked whether it still works before it is used.
+const TRUSTED: Duration = Duration::from_secs(1);
 /// The pool gives up idle connections well before the server does.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement waits for a row that another transaction has locked.
@@ -41,6 +51,25 @@ const LOCK_WAIT_SECONDS: u32 = 5;
 #[derive(Clone, Debug)]
 pub struct MySqlStore {
     pool: MySqlPool,
+    deciding: Deciding,
+}
+
+/// Connections for transactions that lock inventories, with `autocommit = 0`: their first statement begins a
+/// transaction, which spares a `BEGIN`.
+///
+/// A lone order waits for every round trip, and on a busy machine each one costs a batch some hundred microseconds.
+/// The pool makes two of its own, asking a connection whether it works when it is taken and when it is given back. So
+/// the connection of the last transaction is kept outside of it.
+#[derive(Clone, Debug)]
+struct Deciding {
+    pool: MySqlPool,
+    kept: Arc<Mutex<Option<Kept>>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    connection: PoolConnection<MySql>,
+    since: Instant,
 }
 
 impl MySqlStore {
@@ -48,25 +77,37 @@ impl MySqlStore {
     pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
         let options = MySqlConnectOptions::from_str(url)?.disable_statement_logging();
         migrate(&options).await?;
-        let limits = format!(
-            "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}"
-        );
-        let pool = MySqlPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(IDLE_TIMEOUT)
-            .after_connect(move |connection, _| {
-                let limits = AssertSqlSafe(limits.clone()); // made of constants
+        let reading = connections(1).connect_with(options.clone()).await?;
+        let deciding = connections(0)
+            // Whatever was not committed.
+            .after_release(|connection, _| {
                 Box::pin(async move {
-                    connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
-                    connection.execute(limits).await?;
-                    Ok(())
+                    connection.execute("ROLLBACK").await?;
+                    Ok(true)
                 })
             })
-            .connect_with(options)
-            .await?;
-        Ok(Self { pool })
+            .connect_lazy_with(options);
+        Ok(Self { pool: reading, deciding: Deciding { pool: deciding, kept: Arc::default() } })
     }
+}
+
+fn connections(autocommit: u8) -> MySqlPoolOptions {
+    let limits = format!(
+        "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, \
+         autocommit = {autocommit}"
+    );
+    MySqlPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(IDLE_TIMEOUT)
+        .after_connect(move |connection, _| {
+            let limits = AssertSqlSafe(limits.clone()); // made of constants
+            Box::pin(async move {
+                connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+                connection.execute(limits).await?;
+                Ok(())
+            })
+        })
 }
 
 /// Applies the migrations on a connection of its own: one process does, others wait for it, however long that
@@ -76,6 +117,11 @@ async fn migrate(options: &MySqlConnectOptions) -> Result<(), sqlx::Error> {
     MIGRATIONS.run(&mut connection).await?;
     connection.close().await
 }
+
+/// The orders on record of a list of idempotency keys.
+const ORDERS_OF_KEYS: &str = "SELECT orders.*
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$')) AS batch
+    STRAIGHT_JOIN orders USING (idempotency_key)";
 
 #[async_trait]
 impl Store for MySqlStore {
@@ -112,6 +158,18 @@ impl Store for MySqlStore {
         rows.into_iter().map(|(id, name)| product(id, name)).collect()
     }
 
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT products.id
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+             STRAIGHT_JOIN products ON products.id = batch.id",
+        )
+        .bind(json(&ids))
+        .fetch_all(&self.pool)
+        .await?;
+        ids.into_iter().map(product_id).collect()
+    }
+
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
         let ids: Vec<i64> =
             sqlx::query_scalar("SELECT id FROM products ORDER BY id").fetch_all(&self.pool).await?;
@@ -145,7 +203,6 @@ impl Store for MySqlStore {
             return Ok(Some(Err(below)));
         }
         let inventory = counted.committed(before);
-        let mut transaction = transaction.0;
         sqlx::query(
             "UPDATE inventories SET stored_stock = ?, available_stock = ?, version = ? WHERE product_id = ?",
         )
@@ -153,22 +210,47 @@ impl Store for MySqlStore {
         .bind(inventory.available())
         .bind(inventory.version().cast_signed())
         .bind(column(id))
-        .execute(&mut *transaction)
+        .execute(&mut *transaction.connection)
         .await?;
         let name: String = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
             .bind(column(id))
-            .fetch_one(&mut *transaction)
+            .fetch_one(&mut *transaction.connection)
             .await?;
         transaction.commit().await?;
         Ok(Some(Ok((product(column(id), name)?, inventory))))
     }
 
-    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
-        let row: Option<OrderRow> = sqlx::query_as("SELECT * FROM orders WHERE id = ?")
-            .bind(id.uuid())
-            .fetch_optional(&self.pool)
-            .await?;
-        row.map(Order::try_from).transpose()
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+        let rows: Vec<FoundRow> = sqlx::query_as(
+            "SELECT batch.id AS asked, orders.*
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch
+             LEFT JOIN order_aliases ON order_aliases.id = UNHEX(batch.id)
+             STRAIGHT_JOIN orders ON orders.id = COALESCE(order_aliases.order_id, UNHEX(batch.id))",
+        )
+        .bind(hex(ids.iter().copied()))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+        let rows: Vec<KeyedRow> =
+            sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys)).fetch_all(&self.pool).await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
+    async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError> {
+        let rows: Vec<OrderRow> = sqlx::query_as(
+            "SELECT * FROM orders WHERE status = 'reserved' AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+        )
+        .bind(at.as_millisecond())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(Order::try_from).collect()
     }
 
     async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
@@ -185,8 +267,8 @@ impl Store for MySqlStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError> {
-        transaction::decide(self, orders, reservation_ttl).await
+    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+        transaction::decide(self, commands, reservation_ttl).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -195,6 +277,8 @@ impl Store for MySqlStore {
     }
 
     async fn close(&self) {
+        drop(self.deciding.kept());
+        self.deciding.pool.close().await;
         self.pool.close().await;
     }
 }
@@ -203,11 +287,33 @@ impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
 
     async fn begin(&self) -> Result<MySqlTransaction, StoreError> {
-        Ok(MySqlTransaction(self.pool.begin().await?))
+        let connection = match self.deciding.kept() {
+            Some(kept) if kept.since.elapsed() < TRUSTED => kept.connection,
+            _ => self.deciding.pool.acquire().await?,
+        };
+        Ok(MySqlTransaction { connection, deciding: self.deciding.clone(), at_commit: String::new() })
     }
 }
 
-pub(super) struct MySqlTransaction(sqlx::Transaction<'static, MySql>);
+impl Deciding {
+    fn kept(&self) -> Option<Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// One, not more: who waits for a connection waits at the pool.
+    fn keep(&self, connection: PoolConnection<MySql>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get_or_insert(Kept { connection, since: Instant::now() });
+    }
+}
+
+/// Begins with its first statement. Dropping it gives its connection back to the pool, which rolls back.
+pub(super) struct MySqlTransaction {
+    connection: PoolConnection<MySql>,
+    deciding: Deciding,
+    /// Statements that nothing in the transaction depends on: they travel with the commit.
+    at_commit: String,
+}
 
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
@@ -217,7 +323,7 @@ impl Transaction for MySqlTransaction {
              STRAIGHT_JOIN inventories ON product_id = batch.id FOR UPDATE OF inventories",
         )
         .bind(products)
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.connection)
         .await?;
         rows.into_iter()
             .map(|(id, stored, available, reserved, version)| {
@@ -233,29 +339,64 @@ impl Transaction for MySqlTransaction {
              STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)",
         )
         .bind(ids)
-        .fetch_all(&mut *self.0)
+        .fetch_all(&mut *self.connection)
         .await?;
         rows.into_iter().map(Order::try_from).collect()
     }
 
+    async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, Order)>, StoreError> {
+        let rows: Vec<KeyedRow> =
+            sqlx::query_as(ORDERS_OF_KEYS).bind(keys).fetch_all(&mut *self.connection).await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
     async fn insert_orders(&mut self, rows: String) -> Result<(), InsertError> {
         sqlx::query(
-            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available)
-             SELECT UNHEX(id), product_id, total, status, expires_at, rejected_available
+            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
+             SELECT UNHEX(id), product_id, total, status, expires_at, rejected_available, idempotency_key
              FROM JSON_TABLE(?, '$[*]' COLUMNS (
                  id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-                 status VARCHAR(10) PATH '$[3]', expires_at BIGINT PATH '$[4]', rejected_available INT PATH '$[5]'
+                 status VARCHAR(10) PATH '$[3]', expires_at BIGINT PATH '$[4]', rejected_available INT PATH '$[5]',
+                 idempotency_key VARCHAR(255) PATH '$[6]'
              )) AS batch",
         )
         .bind(rows)
-        .execute(&mut *self.0)
+        .execute(&mut *self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn set_statuses(&mut self, statuses: String) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+                 id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
+             )) AS batch
+             STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)
+             SET status = new_status",
+        )
+        .bind(statuses)
+        .execute(&mut *self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn insert_aliases(&mut self, aliases: String) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO order_aliases (id, order_id)
+             SELECT UNHEX(batch.id), UNHEX(batch.order_id)
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
+             ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id",
+        )
+        .bind(aliases)
+        .execute(&mut *self.connection)
         .await?;
         Ok(())
     }
 
     async fn move_stock(&mut self, differences: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+        // Text, because prepared statements travel alone. A list of numbers needs no quoting.
+        self.at_commit.push_str(&format!(
+            "UPDATE JSON_TABLE('{differences}', '$[*]' COLUMNS (
                  id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
                  more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
              )) AS batch
@@ -263,15 +404,16 @@ impl Transaction for MySqlTransaction {
              SET stored_stock    = stored_stock    + more_stored,
                  available_stock = available_stock + more_available,
                  reserved_stock  = reserved_stock  + more_reserved,
-                 version         = version + 1",
-        )
-        .bind(differences)
-        .execute(&mut *self.0)
-        .await?;
+                 version         = version + 1;"
+        ));
         Ok(())
     }
 
-    async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.0.commit().await?)
+    async fn commit(mut self) -> Result<(), StoreError> {
+        self.at_commit.push_str("COMMIT");
+        // A statement that fails keeps those behind it, and so the commit, from being run.
+        sqlx::raw_sql(AssertSqlSafe(self.at_commit)).execute(&mut *self.connection).await?;
+        self.deciding.keep(self.connection);
+        Ok(())
     }
 }

@@ -3,22 +3,24 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody hears of it.
 
-use std::{str::FromStr, time::Duration};
+use std::{collections::HashMap, str::FromStr, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{
     ConnectOptions, QueryBuilder, Sqlite, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 use super::{
-    Decided, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
-    transaction::{self, Begin, InsertError, Transaction, json},
+    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    transaction::{self, Begin, InsertError, Transaction, hex, json},
 };
 use crate::{
     batch::Inventories,
+    command::Command,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{NewOrder, Order, OrderId},
+    order::{IdempotencyKey, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
 
@@ -63,6 +65,10 @@ impl SqliteStore {
     }
 }
 
+/// The orders on record of a list of idempotency keys.
+const ORDERS_OF_KEYS: &str =
+    "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.idempotency_key = batch.value";
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
@@ -95,6 +101,16 @@ impl Store for SqliteStore {
                 .fetch_all(&self.readers)
                 .await?;
         rows.into_iter().map(|(id, name)| product(id, name)).collect()
+    }
+
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT products.id FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value",
+        )
+        .bind(json(&ids))
+        .fetch_all(&self.readers)
+        .await?;
+        ids.into_iter().map(product_id).collect()
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
@@ -145,12 +161,37 @@ impl Store for SqliteStore {
         Ok(Some(Ok((product(column(id), name)?, inventory))))
     }
 
-    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
-        let row: Option<OrderRow> = sqlx::query_as("SELECT * FROM orders WHERE id = ?")
-            .bind(id.uuid())
-            .fetch_optional(&self.readers)
-            .await?;
-        row.map(Order::try_from).transpose()
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+        let rows: Vec<FoundRow> = sqlx::query_as(
+            "SELECT batch.value AS asked, orders.*
+             FROM json_each(?) AS batch
+             LEFT JOIN order_aliases ON order_aliases.id = unhex(batch.value)
+             CROSS JOIN orders ON orders.id = COALESCE(order_aliases.order_id, unhex(batch.value))",
+        )
+        .bind(hex(ids.iter().copied()))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+        let rows: Vec<KeyedRow> =
+            sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys)).fetch_all(&self.readers).await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
+    async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError> {
+        let rows: Vec<OrderRow> = sqlx::query_as(
+            "SELECT * FROM orders WHERE status = 'reserved' AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+        )
+        .bind(at.as_millisecond())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(Order::try_from).collect()
     }
 
     async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
@@ -167,8 +208,8 @@ impl Store for SqliteStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn decide(&self, orders: &[NewOrder], reservation_ttl: Duration) -> Result<Decided, StoreError> {
-        transaction::decide(self, orders, reservation_ttl).await
+    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+        transaction::decide(self, commands, reservation_ttl).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -221,13 +262,41 @@ impl Transaction for SqliteTransaction {
         rows.into_iter().map(Order::try_from).collect()
     }
 
+    async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, Order)>, StoreError> {
+        let rows: Vec<KeyedRow> = sqlx::query_as(ORDERS_OF_KEYS).bind(keys).fetch_all(&mut *self.0).await?;
+        rows.into_iter().map(TryFrom::try_from).collect()
+    }
+
     async fn insert_orders(&mut self, rows: String) -> Result<(), InsertError> {
         sqlx::query(
-            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available)
-             SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
+            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
+             SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
              FROM json_each(?)",
         )
         .bind(rows)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn set_statuses(&mut self, statuses: String) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE orders SET status = batch.value ->> 1
+             FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0)",
+        )
+        .bind(statuses)
+        .execute(&mut *self.0)
+        .await?;
+        Ok(())
+    }
+
+    async fn insert_aliases(&mut self, aliases: String) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO order_aliases (id, order_id)
+             SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(aliases)
         .execute(&mut *self.0)
         .await?;
         Ok(())

@@ -4,18 +4,16 @@
 //! step is one statement with one JSON parameter, whatever the size of the batch, so that its text stays in the
 //! prepared-statement cache.
 
-use std::{
-    collections::{HashMap, HashSet},
-    future::Future,
-    time::Duration,
-};
+use std::{collections::HashSet, future::Future, time::Duration};
 
 use serde::Serialize;
 
 use super::{Decided, StoreError};
 use crate::{
-    batch::{self, Decision, Inventories},
-    order::{NewOrder, Order, OrderId, OrderState, Verdict, from_millis, now, on_record},
+    batch::{self, Decision, Inventories, OnRecord, Times, Writes},
+    command::Command,
+    inventory::StockNews,
+    order::{IdempotencyKey, NewOrder, Order, OrderId, OrderState, Rejection, from_millis, now},
 };
 
 /// One open transaction. Dropping it rolls it back.
@@ -32,8 +30,21 @@ pub(super) trait Transaction: Send {
         ids: String,
     ) -> impl Future<Output = Result<Vec<Order>, StoreError>> + Send;
 
-    /// Puts orders on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available], …]`.
+    /// The orders on record that have one of these idempotency keys (`["<key>", …]`).
+    fn orders_of_keys(
+        &mut self,
+        keys: String,
+    ) -> impl Future<Output = Result<Vec<(IdempotencyKey, Order)>, StoreError>> + Send;
+
+    /// Puts orders on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available, key], …]`.
     fn insert_orders(&mut self, rows: String) -> impl Future<Output = Result<(), InsertError>> + Send;
+
+    /// Takes orders further: `[["<32 hex digits>", status], …]`.
+    fn set_statuses(&mut self, statuses: String) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Other ids of orders on record, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; those that are on
+    /// record already stay as they are.
+    fn insert_aliases(&mut self, aliases: String) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Moves stock: `[[product_id, stored, available, reserved], …]`, each the difference to what is there; counts
     /// up their versions.
@@ -54,159 +65,202 @@ pub(super) trait Begin: Sync {
 
 /// Why orders were not inserted.
 pub(super) enum InsertError {
-    /// One of the ids is on record.
+    /// One of the ids or keys is on record.
     Duplicate,
     /// Anything else.
     Store(StoreError),
 }
 
-/// How often a transaction runs again after a deadlock or a lock that was not had in time, before the caller
-/// hears of it.
+/// How often a transaction runs again after a deadlock, a lock that was not had in time, or a key that somebody else put
+/// on record meanwhile, before the caller hears of it.
 const RUNS: u32 = 5;
 
 /// Decides a batch: see [`super::Store::decide`].
 pub(super) async fn decide<B: Begin>(
     store: &B,
-    orders: &[NewOrder],
+    commands: &[Command],
     reservation_ttl: Duration,
 ) -> Result<Decided, StoreError> {
+    let mut is_plain = are_plain(commands);
     let mut run = 1;
     loop {
-        let result = match decide_new(store, orders, reservation_ttl).await {
-            Err(InsertError::Duplicate) => decide_redelivered(store, orders, reservation_ttl).await,
-            Ok(decided) => Ok(decided),
-            Err(InsertError::Store(error)) => Err(error),
+        let result = match is_plain {
+            true => decide_plain(store, commands, reservation_ttl).await,
+            false => decide_any(store, commands, reservation_ttl).await,
         };
         match result {
-            Err(error) if is_conflict(&error) && run < RUNS => {
+            Ok(decided) => return Ok(decided),
+            // Something of the batch is on record, after all.
+            Err(InsertError::Duplicate) if is_plain => is_plain = false,
+            Err(InsertError::Duplicate) if commands.iter().all(|command| key_of(command).is_none()) => {
+                return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
+            }
+            // A worker of another lane was faster with one of its keys: what it put on record is found now.
+            Err(InsertError::Duplicate) if run < RUNS => run += 1,
+            Err(InsertError::Duplicate) => return Err(StoreError::Contended),
+            Err(InsertError::Store(error)) if is_conflict(&error) && run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
             }
-            result => return result,
+            Err(InsertError::Store(error)) => return Err(error),
         }
     }
+}
+
+/// Whether a batch is what most batches are: new orders without idempotency keys, each once.
+fn are_plain(commands: &[Command]) -> bool {
+    let plain = |command: &Command| matches!(command, Command::Place(NewOrder { key: None, .. }));
+    commands.iter().all(plain) && !one_stands_twice(commands)
 }
 
 /// The usual way: none of the orders is on record. For those that go on record now, their insertion tells; for the
 /// others it takes a look, because the very order that took the last piece is rejected when it comes back.
-async fn decide_new<B: Begin>(
+async fn decide_plain<B: Begin>(
     store: &B,
-    orders: &[NewOrder],
+    commands: &[Command],
     reservation_ttl: Duration,
 ) -> Result<Decided, InsertError> {
-    if one_stands_twice(orders) {
-        return Err(InsertError::Duplicate);
-    }
     let mut transaction = store.begin().await?;
-    let inventories = transaction.lock_inventories(products_of(orders)).await?;
-    let Applied { decided, forgotten } =
-        apply(&mut transaction, inventories, orders, reservation_ttl).await?;
-    if !forgotten.is_empty() && !transaction.orders_on_record(ids(&forgotten)).await?.is_empty() {
+    let before = transaction.lock_inventories(products_of(commands)).await?;
+    let decision =
+        batch::decide(before.clone(), None, commands, times(reservation_ttl)).map_err(StoreError::from)?;
+    write(&mut transaction, &decision.writes, &before, &decision.inventories).await?;
+    let forgotten = forgotten(commands, &decision);
+    if !forgotten.is_empty() && !transaction.orders_on_record(hex(forgotten)).await?.is_empty() {
         return Err(InsertError::Duplicate);
     }
     transaction.commit().await?;
-    Ok(decided)
+    Ok(decided(&before, decision))
 }
 
-/// The careful way, after one of the ids was found on record: a worker died between commit and ack, and its
-/// messages came back. Whoever decides an order holds the lock of its inventory, so what is read after taking
-/// that lock is final.
-async fn decide_redelivered<B: Begin>(
+/// The way of all other batches: of changes of orders on record, of orders with idempotency keys, and of orders that
+/// came back because a worker died between commit and ack. It reads first what is on record. Whoever moves an order
+/// holds the lock of its inventory, so what is read after taking that lock is final.
+async fn decide_any<B: Begin>(
     store: &B,
-    orders: &[NewOrder],
+    commands: &[Command],
     reservation_ttl: Duration,
-) -> Result<Decided, StoreError> {
+) -> Result<Decided, InsertError> {
     let mut transaction = store.begin().await?;
-    let inventories = transaction.lock_inventories(products_of(orders)).await?;
-    let mut verdicts: HashMap<OrderId, Verdict> = transaction
-        .orders_on_record(ids(orders))
-        .await?
-        .iter()
-        .map(|order| (order.id, order.verdict()))
-        .collect();
-
-    // A message may even stand twice in one batch: it is decided once.
-    let mut seen: HashSet<OrderId> = verdicts.keys().copied().collect();
-    let rest: Vec<_> = orders.iter().copied().filter(|order| seen.insert(order.id)).collect();
-    let decided = match apply(&mut transaction, inventories, &rest, reservation_ttl).await {
-        Ok(Applied { decided, .. }) => decided,
-        Err(InsertError::Store(error)) => return Err(error),
-        Err(InsertError::Duplicate) => {
-            return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
+    let before = transaction.lock_inventories(products_of(commands)).await?;
+    let mut on_record = OnRecord::default();
+    let known = transaction.orders_on_record(hex(commands.iter().map(order_of))).await?;
+    on_record.orders.extend(known.into_iter().map(|order| (order.id, order)));
+    let keys: HashSet<_> = commands.iter().filter_map(key_of).collect();
+    if !keys.is_empty() {
+        for (key, order) in transaction.orders_of_keys(json(&keys)).await? {
+            on_record.keys.insert(key, order.id);
+            on_record.orders.entry(order.id).or_insert(order);
         }
-    };
+    }
+    let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
+        .map_err(StoreError::from)?;
+    write(&mut transaction, &decision.writes, &before, &decision.inventories).await?;
     transaction.commit().await?;
-    verdicts.extend(rest.iter().map(|order| order.id).zip(decided.verdicts));
-    let verdicts = orders.iter().map(|order| verdicts[&order.id]).collect();
-    Ok(Decided { verdicts, stock: decided.stock })
+    Ok(decided(&before, decision))
 }
 
-/// A batch that is decided and written, but not committed.
-struct Applied {
-    decided: Decided,
-    /// Those of an existing product that do not go on record.
-    forgotten: Vec<NewOrder>,
-}
-
-/// Decides in memory, then writes what changed. A batch that changes nothing writes nothing.
-async fn apply(
-    transaction: &mut impl Transaction,
-    before: Inventories,
-    orders: &[NewOrder],
-    reservation_ttl: Duration,
-) -> Result<Applied, InsertError> {
+fn times(reservation_ttl: Duration) -> Times {
     let decided_at = now();
     let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
-    let expires_at = from_millis(decided_at.as_millisecond().saturating_add(ttl_ms));
-    let Decision { verdicts, inventories: after } = batch::decide(before.clone(), orders, expires_at);
+    Times { decided_at, expires_at: from_millis(decided_at.as_millisecond().saturating_add(ttl_ms)) }
+}
 
-    let (mut rows, mut forgotten) = (Vec::new(), Vec::new());
-    for (order, verdict) in orders.iter().zip(&verdicts) {
-        match on_record(order, *verdict, decided_at) {
-            Some(order) => rows.push(row(order)),
-            None if before.contains_key(&order.product_id) => forgotten.push(*order),
-            None => {}
-        }
+/// Writes what changed. A batch that changes nothing writes nothing.
+async fn write(
+    transaction: &mut impl Transaction,
+    Writes { orders, statuses, aliases }: &Writes,
+    before: &Inventories,
+    after: &Inventories,
+) -> Result<(), InsertError> {
+    if !orders.is_empty() {
+        transaction.insert_orders(json(&orders.iter().map(row).collect::<Vec<_>>())).await?;
     }
-    if !rows.is_empty() {
-        transaction.insert_orders(json(&rows)).await?;
+    if !statuses.is_empty() {
+        let statuses: Vec<_> =
+            statuses.iter().map(|(id, status)| (id.uuid().simple(), status.as_str())).collect();
+        transaction.set_statuses(json(&statuses)).await?;
     }
-    let differences = differences(&before, &after);
+    if !aliases.is_empty() {
+        let aliases: Vec<_> =
+            aliases.iter().map(|(id, order)| (id.uuid().simple(), order.uuid().simple())).collect();
+        transaction.insert_aliases(json(&aliases)).await?;
+    }
+    let differences = differences(before, after);
     if !differences.is_empty() {
         transaction.move_stock(json(&differences)).await?;
     }
-    let stock = before
-        .iter()
-        .zip(&after)
-        .map(|((product_id, before), (_, after))| after.committed(*before).news(*product_id))
-        .collect();
-    Ok(Applied { decided: Decided { verdicts, stock }, forgotten })
+    Ok(())
 }
 
-fn one_stands_twice(orders: &[NewOrder]) -> bool {
-    let mut ids: Vec<_> = orders.iter().map(|order| order.id).collect();
+fn decided(before: &Inventories, decision: Decision) -> Decided {
+    let Decision { verdicts, inventories: after, events, .. } = decision;
+    let news = || {
+        before.iter().zip(&after).map(|((product_id, before), (_, after))| {
+            (before.available(), after.committed(*before).news(*product_id))
+        })
+    };
+    let is_back = |(before, news): (u32, StockNews)| (before == 0 && news.available > 0).then_some(news);
+    Decided {
+        stock: news().map(|(_, news)| news).collect(),
+        back_in_stock: news().filter_map(is_back).collect(),
+        verdicts,
+        events,
+    }
+}
+
+/// Those orders of existing products that do not go on record.
+fn forgotten(commands: &[Command], decision: &Decision) -> Vec<OrderId> {
+    // What goes on record does so in the order of the batch.
+    let mut recorded = decision.writes.orders.iter().map(|(order, _)| order.id).peekable();
+    commands
+        .iter()
+        .filter(|command| decision.inventories.contains_key(&command.product_id()))
+        .map(order_of)
+        .filter(|id| recorded.next_if_eq(id).is_none())
+        .collect()
+}
+
+fn order_of(command: &Command) -> OrderId {
+    match command {
+        Command::Place(order) => order.id,
+        Command::Change(change) => change.order_id,
+    }
+}
+
+fn key_of(command: &Command) -> Option<&IdempotencyKey> {
+    match command {
+        Command::Place(order) => order.key.as_ref(),
+        Command::Change(_) => None,
+    }
+}
+
+fn one_stands_twice(commands: &[Command]) -> bool {
+    let mut ids: Vec<_> = commands.iter().map(Command::id).collect();
     ids.sort_unstable(); // almost sorted already: orders arrive about as they were created
     ids.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-fn ids(orders: &[NewOrder]) -> String {
-    json(&orders.iter().map(|order| order.id.uuid().simple()).collect::<Vec<_>>())
+/// As [`Transaction::orders_on_record`] takes them.
+pub(super) fn hex(ids: impl IntoIterator<Item = OrderId>) -> String {
+    json(&ids.into_iter().map(|id| id.uuid().simple()).collect::<Vec<_>>())
 }
 
-fn products_of(orders: &[NewOrder]) -> String {
-    let mut products: Vec<_> = orders.iter().map(|order| order.product_id).collect();
+fn products_of(commands: &[Command]) -> String {
+    let mut products: Vec<_> = commands.iter().map(Command::product_id).collect();
     products.sort_unstable();
     products.dedup();
     json(&products)
 }
 
-fn row(order: Order) -> impl Serialize {
+fn row((order, key): &(Order, Option<IdempotencyKey>)) -> impl Serialize {
     let (expires_at, rejected_available) = match order.state {
         OrderState::Accepted { expires_at, .. } => (Some(expires_at.as_millisecond()), None),
-        OrderState::Rejected { available } => (None, Some(available)),
+        OrderState::Rejected(Rejection::InsufficientStock { available }) => (None, Some(available)),
+        OrderState::Rejected(_) => (None, None),
     };
     let status = order.status().as_str();
-    (order.id.uuid().simple(), order.product_id, order.total, status, expires_at, rejected_available)
+    (order.id.uuid().simple(), order.product_id, order.total, status, expires_at, rejected_available, key)
 }
 
 fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize> {

@@ -284,6 +284,7 @@ async fn bodies_that_are_too_large(pair: Pair) {
     for (method, path, headers, reason) in [
         ("POST", "/api/orders", "Content-Type: text/plain\r\n", "unsupported_media_type"),
         ("DELETE", "/api/orders", JSON, "method_not_allowed"),
+        ("PUT", "/api/products/x/inventory", JSON, "invalid_product_id"),
         ("POST", "/nowhere", JSON, "route_not_found"),
     ] {
         assert_eq!(target.send(method, path, headers, &large).await.reason(), reason);

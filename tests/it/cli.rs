@@ -58,6 +58,7 @@ async fn a_bad_setting_is_named() {
         ("ORDER_TIMEOUT", "1h", "--order-timeout"),
         ("ORDER_TIMEOUT", "99999999999999999999s", "--order-timeout"),
         ("RESERVATION_TTL", "soon", "--reservation-ttl"),
+        ("EVENTS", "perhaps", "--events"),
         ("RESERVATION_TTL", "0ms", "--reservation-ttl"),
         ("RESERVATION_TTL", "1000years", "--reservation-ttl"),
         ("LISTEN_ADDR", "nonsense", "--listen-addr"),
@@ -221,6 +222,7 @@ async fn help_names_every_setting() {
             "AMQP_URL",
             "ORDER_TIMEOUT",
             "RESERVATION_TTL",
+            "EVENTS",
             "RUST_LOG",
             "LOG_FORMAT",
         ] {

@@ -34,6 +34,9 @@ use crate::{
     servers::{ConsumerInfo, Place, Server, servers},
 };
 
+mod events;
+mod life;
+
 /// Processes that share a place.
 struct Cluster {
     apis: Vec<App>,

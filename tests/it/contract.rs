@@ -325,6 +325,10 @@ mod tests {
         );
         check_order(order("reserved"));
         check_order(rejected());
+        let mut of_a_used_key = rejected();
+        of_a_used_key["reason"] = json!("idempotency_key_reused");
+        of_a_used_key.as_object_mut().unwrap().remove("available_stock");
+        check_order(of_a_used_key);
         check_order(json!({"id": ORDER_ID, "status": "pending"}));
         let away = json!({"reason": "database_unavailable", "message": "the database does not answer"});
         let retry = headers(&[json, ("retry-after", "1")]);

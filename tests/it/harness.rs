@@ -19,7 +19,7 @@ use reqwest::{
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::{Connection, Executor, MySqlConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
@@ -40,13 +40,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const MAX_TOTAL: u64 = 2_147_483_647;
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 10] = [
     "LISTEN_ADDR",
     "DATABASE_URL",
     "AMQP_URL",
     "QUEUE_PREFIX",
     "ORDER_TIMEOUT",
     "RESERVATION_TTL",
+    "EVENTS",
     "LANES",
     "RUST_LOG",
     "LOG_FORMAT",
@@ -171,6 +172,15 @@ impl App {
         connection
     }
 
+    /// Takes what a decision must have: from now on nothing is decided, and all that is on record can be read.
+    pub(crate) async fn hold_decisions(&self) -> Hold {
+        let Some(place) = &self._place else { return Hold::Sqlite(self.hold_the_database().await) };
+        let mut connection = MySqlConnection::connect(&place.database_url).await.unwrap();
+        connection.execute("BEGIN").await.unwrap();
+        connection.execute("SELECT 1 FROM inventories FOR UPDATE").await.unwrap();
+        Hold::MySql(connection)
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("it has ended already");
@@ -200,6 +210,22 @@ impl App {
             TcpStream::connect(self.client.address()).await.is_err().then_some(())
         })
         .await;
+    }
+}
+
+/// See [`App::hold_decisions`].
+pub(crate) enum Hold {
+    Sqlite(SqliteConnection),
+    MySql(MySqlConnection),
+}
+
+impl Hold {
+    /// Decisions go on.
+    pub(crate) async fn end(self) {
+        match self {
+            Self::Sqlite(connection) => connection.close().await.unwrap(),
+            Self::MySql(connection) => connection.close().await.unwrap(),
+        }
     }
 }
 
@@ -364,6 +390,38 @@ impl Client {
         self.try_send(Method::POST, "/api/orders", |request| request.json(&body)).await
     }
 
+    /// An order with these request headers.
+    pub(crate) async fn order_with(&self, product: u64, total: u64, headers: &[(&str, &str)]) -> Answer {
+        let body = json!({"product_id": product, "total": total});
+        self.send(Method::POST, "/api/orders", |request| with(request, headers).json(&body)).await
+    }
+
+    /// The buyer of the order paid.
+    pub(crate) async fn pay(&self, order: &str) -> Answer {
+        self.change(order, "payment", &[]).await
+    }
+
+    /// The buyer gives the order up.
+    pub(crate) async fn cancel(&self, order: &str) -> Answer {
+        self.change(order, "cancellation", &[]).await
+    }
+
+    /// A `payment` or `cancellation` with these request headers.
+    pub(crate) async fn change(&self, order: &str, what: &str, headers: &[(&str, &str)]) -> Answer {
+        self.try_change(order, what, headers).await.unwrap()
+    }
+
+    /// An error is one of the connection.
+    pub(crate) async fn try_change(
+        &self,
+        order: &str,
+        what: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, reqwest::Error> {
+        let path = format!("/api/orders/{order}/{what}");
+        self.try_send(Method::POST, &path, |request| with(request, headers)).await
+    }
+
     /// All rows of a list, page by page.
     pub(crate) async fn all(&self, list: &str) -> Vec<Value> {
         let (mut rows, mut page) = (Vec::new(), Some(list.to_owned()));
@@ -406,6 +464,25 @@ impl Client {
         .await
     }
 
+    /// Holds the inventory of a product against all of its orders on record, when the seller counted so many pieces
+    /// before the first of them, and never again. Nothing may be moving meanwhile. Returns the pieces by status.
+    pub(crate) async fn ledger(&self, product: u64, counted: u64) -> BTreeMap<String, u64> {
+        let mut pieces = BTreeMap::<_, u64>::new();
+        for order in self.all(&format!("/api/orders?product_id={product}&limit=100")).await {
+            *pieces.entry(order["status"].as_str().unwrap().to_owned()).or_default() +=
+                order["total"].as_u64().unwrap();
+        }
+        let of = |status: &str| pieces.get(status).copied().unwrap_or_default();
+        let stored = counted - of("paid");
+        let expected = [stored, stored - of("reserved"), of("reserved")];
+        assert_eq!(
+            self.inventory(product).await,
+            expected,
+            "the inventory and the orders disagree: {pieces:?}"
+        );
+        pieces
+    }
+
     /// The books of a product: its inventory and the totals of its reserved orders by id, once they are held
     /// against each other. Nothing may be moving meanwhile.
     pub(crate) async fn books(&self, product: u64) -> Books {
@@ -425,6 +502,10 @@ impl Client {
         assert_eq!(orders.values().sum::<u64>(), reserved, "orders on record and reserved stock disagree");
         Books { stored, available, reserved, orders }
     }
+}
+
+fn with(request: RequestBuilder, headers: &[(&str, &str)]) -> RequestBuilder {
+    headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
 /// See [`Client::books`].
@@ -475,6 +556,12 @@ impl Answer {
     #[track_caller]
     pub(crate) fn data(&self) -> &Value {
         self.json.get("data").unwrap_or_else(|| panic!("no envelope: {self:?}"))
+    }
+
+    /// The id of an order.
+    #[track_caller]
+    pub(crate) fn id(&self) -> &str {
+        self.data()["id"].as_str().unwrap_or_else(|| panic!("no order: {self:?}"))
     }
 
     /// The stable word of an error.

@@ -8,7 +8,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
     ("deadpool_lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
     ("axum", &["http.rs", "http/", "app.rs"]),
-    ("tower_http", &["http.rs", "http/"]),
+    ("tower", &["http.rs", "app.rs"]),
 ];
 
 #[test]

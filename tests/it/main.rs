@@ -12,6 +12,7 @@ mod contract;
 mod faults;
 mod http;
 mod layers;
+mod life;
 mod race;
 mod routes;
 mod queue_contract;

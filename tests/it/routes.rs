@@ -47,13 +47,13 @@ async fn each_path_takes_the_methods_of_the_contract() {
 #[tokio::test]
 async fn each_call_of_the_contract_succeeds() {
     let app = App::start(Pair::Embedded).await;
-    let product = app.create_stocked("Kaos Polos", 9).await;
-    let order = app.order(product, 1).await.data()["id"].as_str().unwrap().to_owned();
+    let product = app.create_stocked("Kaos Polos", 99).await;
     for (method, template) in contract::calls() {
+        let order = app.order(product, 1).await.data()["id"].as_str().unwrap().to_owned();
         let path = template.replace("{productId}", &product.to_string()).replace("{orderId}", &order);
         let body = match (method.as_str(), template.as_str()) {
             ("POST", "/api/products") => Some(json!({"name": "Kaos Garis"})),
-            ("PUT", "/api/products/{productId}/inventory") => Some(json!({"stock": 9})),
+            ("PUT", "/api/products/{productId}/inventory") => Some(json!({"stock": 99})),
             ("POST", "/api/orders") => Some(json!({"product_id": product, "total": 1})),
             _ => None,
         };

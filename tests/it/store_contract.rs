@@ -6,12 +6,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::{Future, poll_fn},
     pin::pin,
+    slice,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
 
 use antre::{
+    command::Command,
     inventory::{Inventory, Stock, StockBelowReserved, StockNews},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
     product::{Product, ProductId, ProductName},
@@ -48,6 +50,8 @@ macro_rules! suite {
         }
     };
 }
+
+mod life;
 
 suite! {
     a_new_product_has_no_pieces,
@@ -235,7 +239,7 @@ fn stranger() -> ProductId {
 /// An order whose buyer waits for another hour: a rejection is not late.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
     let answer_by = now() + SignedDuration::from_hours(1);
-    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), answer_by }
+    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), answer_by, key: None }
 }
 
 /// An order whose buyer stopped waiting an hour ago.
@@ -261,7 +265,7 @@ fn accepted(verdicts: &[Verdict]) -> Vec<bool> {
 fn reservations(verdicts: &[Verdict]) -> Vec<Option<Timestamp>> {
     let expiry = |verdict: &Verdict| match verdict {
         Verdict::Reserved { expires_at } => Some(*expires_at),
-        Verdict::Rejected(_) => None,
+        _ => None,
     };
     verdicts.iter().map(expiry).collect()
 }
@@ -277,10 +281,15 @@ fn pieces_accepted(orders: &[NewOrder], verdicts: &[Verdict]) -> u32 {
         .sum()
 }
 
+fn commands(orders: &[NewOrder]) -> Vec<Command> {
+    orders.iter().cloned().map(Command::Place).collect()
+}
+
 async fn decide(store: &dyn Store, orders: &[NewOrder]) -> Vec<Verdict> {
+    let commands = commands(orders);
     let deadline = Instant::now() + DEADLINE;
     loop {
-        match store.decide(orders, TTL).await {
+        match store.decide(&commands, TTL).await {
             Ok(decided) => return decided.verdicts,
             Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
         }
@@ -390,13 +399,15 @@ async fn nothing_is_known_of_what_does_not_exist(database: Database) {
         assert_eq!(store.order(id).await.unwrap(), None);
     }
     assert_eq!(store.product_ids().await.unwrap(), [known]);
+    assert_eq!(store.existing(&[stranger(), known]).await.unwrap(), [known]);
+    assert_eq!(store.existing(&[stranger()]).await.unwrap(), []);
     store.ping().await.unwrap();
 }
 
 async fn an_order_on_record_has_all_that_was_ordered(database: Database) {
     let id = database.product_of(10).await;
     let new = order(id, 3);
-    let (before, verdicts, after) = (now(), database.decide(&[new]).await, now());
+    let (before, verdicts, after) = (now(), database.decide(slice::from_ref(&new)).await, now());
     let Verdict::Reserved { expires_at } = verdicts[0] else { panic!("{verdicts:?}") };
     let ttl = SignedDuration::try_from(TTL).unwrap();
     assert!((before + ttl..=after + ttl).contains(&expires_at), "{expires_at}");
@@ -476,7 +487,7 @@ async fn first_come_first_served_in_every_lane_of_a_batch(database: Database) {
         (order(shirt, 1), Some(0)),
         (order(hat, 1), None),
     ];
-    let orders = batch.map(|(order, _)| order);
+    let orders = batch.clone().map(|(order, _)| order);
     let verdicts = database.decide(&orders).await;
     for ((order, expected), verdict) in batch.iter().zip(&verdicts) {
         match expected {
@@ -509,7 +520,7 @@ async fn an_unknown_product_is_rejected_amid_others(database: Database) {
     let not_found = Verdict::Rejected(Rejection::ProductNotFound);
     let unknown = [order(stranger(), 1), late_order(stranger(), 1)];
     assert_eq!(database.decide(&unknown).await, [not_found; 2]);
-    let batch = [unknown[0], order(id, 2), unknown[1], order(stranger(), 3), order(id, 3)];
+    let batch = [unknown[0].clone(), order(id, 2), unknown[1].clone(), order(stranger(), 3), order(id, 3)];
     let verdicts = database.decide(&batch).await;
     assert_eq!(accepted(&verdicts), [false, true, false, false, true]);
     assert_eq!([verdicts[0], verdicts[2], verdicts[3]], [not_found; 3]);
@@ -528,9 +539,9 @@ async fn a_batch_that_accepts_nothing_writes_nothing(database: Database) {
         database.by_hand(&database.home.refuse(change, table)).await.unwrap();
     }
     let batch = [order(shirt, 2), order(hat, 1), order(stranger(), 1), order(shirt, 100)];
-    assert_eq!(accepted(&database.store.decide(&batch, TTL).await.unwrap().verdicts), [false; 4]);
+    assert_eq!(accepted(&database.store.decide(&commands(&batch), TTL).await.unwrap().verdicts), [false; 4]);
     // The triggers do work: what would write is refused, for good, and leaves nothing.
-    let error = database.store.decide(&[order(shirt, 1)], TTL).await.unwrap_err();
+    let error = database.store.decide(&commands(&[order(shirt, 1)]), TTL).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused(_)), "{error}");
     assert_eq!(database.pieces(shirt).await, [2, 1, 1]);
 }
@@ -540,7 +551,7 @@ async fn a_batch_that_fails_halfway_leaves_nothing(database: Database) {
     // The orders go on record first. Then the stock cannot be moved.
     database.by_hand(&database.home.refuse("UPDATE", "inventories")).await.unwrap();
     let batch = [order(shirt, 1), late_order(hat, 100), order(hat, 2)];
-    database.store.decide(&batch, TTL).await.unwrap_err();
+    database.store.decide(&commands(&batch), TTL).await.unwrap_err();
     for id in [shirt, hat] {
         assert_eq!(database.orders_of(id).await, []);
         assert_eq!(database.pieces(id).await, [5, 5, 0]);
@@ -555,12 +566,13 @@ async fn every_change_of_the_stock_makes_newer_news(database: Database) {
     let (shirt, hat) = (database.product_of(3).await, database.product_of(1).await);
     let version = async |id| store.inventory(id).await.unwrap().unwrap().1.version();
     let before = (version(shirt).await, version(hat).await);
-    let decided = store.decide(&[order(shirt, 2), order(shirt, 2), order(hat, 2)], TTL).await.unwrap();
+    let decided =
+        store.decide(&commands(&[order(shirt, 2), order(shirt, 2), order(hat, 2)]), TTL).await.unwrap();
     let news = |product_id, version, available| StockNews { product_id, version, available };
     assert_eq!(decided.stock, [news(shirt, before.0 + 1, 1), news(hat, before.1, 1)]);
     assert_eq!((version(shirt).await, version(hat).await), (before.0 + 1, before.1));
     // What changes nothing makes no news.
-    let refused = store.decide(&[order(shirt, 2)], TTL).await.unwrap();
+    let refused = store.decide(&commands(&[order(shirt, 2)]), TTL).await.unwrap();
     assert_eq!(refused.stock, [news(shirt, before.0 + 1, 1)]);
     let counted = store.recount(shirt, stock(2)).await.unwrap().unwrap().unwrap().1;
     assert_eq!(counted.news(shirt), news(shirt, before.0 + 2, 0));
@@ -569,7 +581,7 @@ async fn every_change_of_the_stock_makes_newer_news(database: Database) {
 }
 
 async fn an_empty_batch_is_no_work(database: Database) {
-    assert_eq!(database.store.decide(&[], TTL).await.unwrap().verdicts, []);
+    assert_eq!(database.store.decide(&commands(&[]), TTL).await.unwrap().verdicts, []);
 }
 
 async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
@@ -583,8 +595,8 @@ async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
     }
     // In other company, in another order, with another time to live, and after more pieces came.
     database.store.recount(shirt, stock(100)).await.unwrap().unwrap().unwrap();
-    let turned: Vec<NewOrder> = batch.iter().rev().copied().collect();
-    let again = database.store.decide(&turned, Duration::ZERO).await.unwrap().verdicts;
+    let turned: Vec<NewOrder> = batch.iter().rev().cloned().collect();
+    let again = database.store.decide(&commands(&turned), Duration::ZERO).await.unwrap().verdicts;
     assert_eq!(again, verdicts.iter().rev().copied().collect::<Vec<_>>());
     assert_eq!(database.orders_of(shirt).await, orders);
     assert_eq!(database.pieces(shirt).await, [100, 96, pieces[2]]);
@@ -594,12 +606,12 @@ async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
 async fn a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf(database: Database) {
     let (shirt, hat) = (database.product_of(5).await, database.product_of(5).await);
     let taker = order(shirt, 5);
-    let reserved = database.decide(&[taker]).await;
+    let reserved = database.decide(slice::from_ref(&taker)).await;
     assert_eq!(accepted(&reserved), [true]);
     // Alone; amid orders that are rejected; amid one that is accepted.
-    assert_eq!(database.decide(&[taker]).await, reserved);
+    assert_eq!(database.decide(slice::from_ref(&taker)).await, reserved);
     for company in [order(shirt, 1), order(hat, 1), late_order(shirt, 1), order(stranger(), 1)] {
-        let verdicts = database.decide(&[company, taker]).await;
+        let verdicts = database.decide(&[company.clone(), taker.clone()]).await;
         assert_eq!(verdicts[1], reserved[0]);
         assert_eq!(is_reserved(&verdicts[0]), company.product_id == hat);
     }
@@ -614,7 +626,7 @@ async fn a_batch_half_old_half_new_decides_only_the_new(database: Database) {
     let on_record = database.decide(&old).await;
     assert_eq!(accepted(&on_record), [true, true, false]);
     let new = [order(shirt, 3), order(hat, 1), order(shirt, 1)];
-    let mixed = [old[0], new[0], old[1], new[1], old[2], new[2]];
+    let mixed = [&old[0], &new[0], &old[1], &new[1], &old[2], &new[2]].map(Clone::clone);
     let verdicts = database.decide(&mixed).await;
     assert_eq!([verdicts[0], verdicts[2], verdicts[4]], on_record[..]);
     assert!(is_reserved(&verdicts[1]), "{verdicts:?}");
@@ -629,21 +641,21 @@ async fn an_order_that_stands_twice_in_a_batch_is_decided_once(database: Databas
     let id = database.product_of(5).await;
     // There are pieces enough for the second one.
     let twice = order(id, 2);
-    let verdicts = database.decide(&[twice, twice]).await;
+    let verdicts = database.decide(&[twice.clone(), twice]).await;
     assert!(is_reserved(&verdicts[0]) && verdicts[0] == verdicts[1], "{verdicts:?}");
     assert_eq!(database.pieces(id).await, [5, 3, 2]);
     // There are not.
     let twice = order(id, 2);
-    let verdicts = database.decide(&[twice, order(id, 100), twice]).await;
+    let verdicts = database.decide(&[twice.clone(), order(id, 100), twice]).await;
     assert!(is_reserved(&verdicts[0]) && verdicts[0] == verdicts[2], "{verdicts:?}");
     assert_eq!(database.pieces(id).await, [5, 1, 4]);
     // Rejected twice, in time and late.
     for twice in [order(id, 2), late_order(id, 2)] {
-        assert_eq!(database.decide(&[twice, twice]).await, [rejected(1); 2]);
+        assert_eq!(database.decide(&[twice.clone(), twice]).await, [rejected(1); 2]);
     }
     // An order between the two takes what is left.
     let twice = order(id, 2);
-    let verdicts = database.decide(&[twice, order(id, 1), twice]).await;
+    let verdicts = database.decide(&[twice.clone(), order(id, 1), twice]).await;
     assert_eq!([verdicts[0], verdicts[2]], [rejected(1); 2]);
     assert_eq!(database.orders_of(id).await.len(), 4);
     database.assert_balanced().await;
@@ -652,9 +664,9 @@ async fn an_order_that_stands_twice_in_a_batch_is_decided_once(database: Databas
 async fn a_late_rejection_goes_on_record(database: Database) {
     let id = database.product_of(3).await;
     let (in_time, late) = (order(id, 4), late_order(id, 4));
-    assert_eq!(database.decide(&[in_time, late]).await, [rejected(3); 2]);
+    assert_eq!(database.decide(&[in_time.clone(), late.clone()]).await, [rejected(3); 2]);
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
-    let state = OrderState::Rejected { available: 3 };
+    let state = OrderState::Rejected(Rejection::InsufficientStock { available: 3 });
     let expected = Order { id: late.id, product_id: id, total: late.total, state };
     assert_eq!(database.store.order(late.id).await.unwrap(), Some(expected));
     assert_eq!(database.pieces(id).await, [3, 3, 0]);
@@ -670,10 +682,10 @@ async fn a_late_rejection_goes_on_record(database: Database) {
 async fn what_became_of_an_order_since_does_not_change_its_verdict(database: Database) {
     let id = database.product_of(3).await;
     let paid = order(id, 2);
-    let verdict = database.decide(&[paid]).await;
+    let verdict = database.decide(slice::from_ref(&paid)).await;
     for word in ["paid", "cancelled", "expired"] {
         database.by_hand(&format!("UPDATE orders SET status = '{word}'")).await.unwrap();
-        assert_eq!(database.decide(&[paid]).await, verdict);
+        assert_eq!(database.decide(slice::from_ref(&paid)).await, verdict);
         assert_eq!(database.store.order(paid.id).await.unwrap().unwrap().status().as_str(), word);
     }
     assert_eq!(database.pieces(id).await, [3, 1, 2]);
@@ -976,12 +988,12 @@ async fn replay(database: &Database, steps: Vec<Step>) {
                         Pick::New { product, total, late: false } => order(products[product], total),
                         Pick::New { product, total, late: true } => late_order(products[product], total),
                         Pick::Again(_) if picked.is_empty() => continue,
-                        Pick::Again(index) => *index.get(&picked),
+                        Pick::Again(index) => index.get(&picked).clone(),
                     };
-                    batch.push(order);
+                    batch.push(order.clone());
                     picked.push(order);
                 }
-                let found = database.store.decide(&batch, TTL).await.unwrap().verdicts;
+                let found = database.store.decide(&commands(&batch), TTL).await.unwrap().verdicts;
                 let expires_at = batch.iter().zip(&found).find_map(|(order, verdict)| match verdict {
                     Verdict::Reserved { expires_at } if !model.on_record.contains_key(&order.id) => {
                         Some(*expires_at)
@@ -1032,11 +1044,11 @@ async fn a_decision_cancelled_at_any_point_leaves_books_that_balance(database: D
     for redelivered in [false, true] {
         for polls in 0.. {
             let batch = [order(hat, 1), order(shirt, 2), late_order(hat, PIECES + 1)];
-            sent.extend(batch);
+            sent.extend(batch.clone());
             if redelivered {
                 database.decide(&batch[..1]).await;
             }
-            match cancelled_after(polls, database.store.decide(&batch, TTL)).await {
+            match cancelled_after(polls, database.store.decide(&commands(&batch), TTL)).await {
                 Some(decided) => {
                     assert_eq!(accepted(&decided.unwrap().verdicts), [true, true, false]);
                     break;
@@ -1120,7 +1132,7 @@ async fn many_may_open_one_database_at_once(database: Database) {
 async fn bad_numbers_written_by_hand_are_refused(database: Database) {
     let id = database.product_of(5).await;
     let (reserved, rejected) = (order(id, 2), late_order(id, 9));
-    database.decide(&[reserved, rejected]).await;
+    database.decide(&[reserved.clone(), rejected.clone()]).await;
     let (reserved, rejected) = (reserved.id.uuid().simple(), rejected.id.uuid().simple());
     let new = OrderId::mint().uuid().simple();
     let insert = "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available) VALUES";
@@ -1161,7 +1173,7 @@ async fn bad_numbers_written_by_hand_are_refused(database: Database) {
         format!("{insert} (X'{new}', {id}, 1, 'reserved', NULL, NULL)"),
         format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, 0)"),
         format!("{insert} (X'{new}', {id}, 1, 'rejected', 0, 0)"),
-        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'paid', 0, 0)"),
         format!("UPDATE orders SET status = 'rejected' WHERE id = X'{reserved}'"),
         format!("UPDATE orders SET status = 'reserved' WHERE id = X'{rejected}'"),
     ];

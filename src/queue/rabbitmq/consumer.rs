@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
+    future::try_join_all,
     stream::{self, BoxStream, SelectAll},
 };
 use lapin::{
@@ -16,27 +17,31 @@ use lapin::{
         BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
         ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     },
-    types::FieldTable,
+    types::{FieldTable, ShortString},
 };
 use tokio::sync::mpsc;
 
 use super::{
-    failed,
+    failed, properties,
     topology::{Lane, Topology},
     within,
 };
 use crate::{
+    batch::Event,
+    inventory::StockNews,
     order::OrderId,
     product::ProductId,
     queue::{
         Consumer, Delivery, QueueError, Reply,
-        message::{self, JSON, VERDICTS_V1},
+        message::{self, EVENTS_V1, STOCK_V1, VERDICTS_V1},
     },
 };
 
 /// How many messages of one lane are on their way to this worker or in its hands. Enough to fill the next batch
 /// while one is decided; few enough that a thousand busy lanes fit into memory.
 const PREFETCH_PER_LANE: u16 = 16;
+/// A message that outlives the broker's restart, in a durable queue.
+const PERSISTENT: u8 = 2;
 /// How many lanes are declared and consumed at a time.
 const LANES_AT_ONCE: usize = 64;
 
@@ -101,7 +106,7 @@ impl RabbitMqConsumer {
         })
     }
 
-    /// Takes what has arrived; `None` when that was no orders.
+    /// Takes what has arrived; `None` when that was no commands.
     fn receive(&mut self, arrival: Arrival) -> Result<Option<Delivery>, QueueError> {
         match arrival {
             Arrival::Orders(delivery) => Ok(self.accept(delivery.map_err(failed)?)),
@@ -116,10 +121,10 @@ impl RabbitMqConsumer {
     /// Decodes a message. What nobody can decode goes to the dead letters.
     fn accept(&mut self, delivery: lapin::message::Delivery) -> Option<Delivery> {
         let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-        match message::decode_orders(&delivery.data, kind) {
-            Ok(orders) => {
+        match message::decode_commands(&delivery.data, kind) {
+            Ok(commands) => {
                 let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
-                let taken = Delivery { orders, reply_to: reply_to.into(), tag: delivery.delivery_tag };
+                let taken = Delivery { commands, reply_to: reply_to.into(), tag: delivery.delivery_tag };
                 self.unacked.insert(taken.tag, delivery.acker);
                 Some(taken)
             }
@@ -166,6 +171,30 @@ impl End {
     }
 }
 
+impl End {
+    /// Publishes `(routing key, payload)` in this order, and waits until the broker has answered for them all. How
+    /// many a queue refused.
+    async fn publish(
+        &self,
+        exchange: ShortString,
+        properties: BasicProperties,
+        messages: impl Iterator<Item = (String, Vec<u8>)> + Send,
+    ) -> Result<usize, QueueError> {
+        let mut confirms = Vec::new();
+        for (key, payload) in messages {
+            let options = BasicPublishOptions::default();
+            let (exchange, properties) = (exchange.clone(), properties.clone());
+            let published = self.verdicts.basic_publish(exchange, key.into(), options, &payload, properties);
+            confirms.push(within(published).await?);
+        }
+        let mut refused = 0;
+        for confirm in confirms {
+            refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
+        }
+        Ok(refused)
+    }
+}
+
 /// News of products: a queue that is only this connection's, bound to the fanout exchange.
 async fn news(
     topology: &Topology,
@@ -208,7 +237,7 @@ impl Consumer for RabbitMqConsumer {
         Ok(())
     }
 
-    async fn take(&mut self, max_orders: usize) -> Result<Vec<Delivery>, QueueError> {
+    async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             let first = tokio::select! {
                 Some(opened) = self.opened.recv() => {
@@ -218,14 +247,14 @@ impl Consumer for RabbitMqConsumer {
                 arrival = self.arrivals.next() => arrival.unwrap_or(Arrival::End),
             };
             let Some(first) = self.receive(first)? else { continue };
-            let mut room = max_orders.saturating_sub(first.orders.len());
+            let mut room = max_commands.saturating_sub(first.commands.len());
             let mut taken = vec![first];
             // All that has arrived, and no waiting for more.
             while room > 0
                 && let Some(Some(arrival)) = self.arrivals.next().now_or_never()
             {
                 if let Some(delivery) = self.receive(arrival)? {
-                    room = room.saturating_sub(delivery.orders.len());
+                    room = room.saturating_sub(delivery.commands.len());
                     taken.push(delivery);
                 }
             }
@@ -234,33 +263,51 @@ impl Consumer for RabbitMqConsumer {
     }
 
     async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
-        let mut confirms = Vec::with_capacity(replies.len());
-        for Reply { to, verdicts, sold_out } in replies.into_iter().filter(|reply| !reply.to.is_empty()) {
-            let properties =
-                BasicProperties::default().with_content_type(JSON.into()).with_type(VERDICTS_V1.into());
-            let payload = message::encode_verdicts(verdicts, sold_out);
-            // Not mandatory: an API that is gone took its queue with it, and nobody waits.
-            let options = BasicPublishOptions::default();
-            let published =
-                self.end.verdicts.basic_publish("".into(), to.as_ref().into(), options, &payload, properties);
-            confirms.push(within(published).await?);
+        let messages = replies.into_iter().filter(|reply| !reply.to.is_empty()).map(
+            |Reply { to, verdicts, sold_out }| (to.to_string(), message::encode_verdicts(verdicts, sold_out)),
+        );
+        // Not mandatory: an API that is gone took its queue with it, and nobody waits.
+        if self.end.publish("".into(), properties(VERDICTS_V1), messages).await? > 0 {
+            // Its queue went while the broker was putting the message into it.
+            tracing::debug!("verdicts for an API that is gone");
         }
-        for confirm in confirms {
-            if let Confirmation::Nack(_) = within(confirm).await? {
-                // Its queue went while the broker was putting the message into it.
-                tracing::debug!("verdicts for an API that is gone");
-            }
+        Ok(())
+    }
+
+    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError> {
+        let exchange = self.end.topology.stock_name();
+        let messages = news.into_iter().map(|news| (String::new(), message::encode_stock(news)));
+        if self.end.publish(exchange, properties(STOCK_V1), messages).await? > 0 {
+            tracing::debug!("news of stock for an API that is gone");
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError> {
+        if !self.end.topology.events_are_on() {
+            return Ok(());
+        }
+        let exchange = self.end.topology.events_name();
+        let properties = properties(EVENTS_V1).with_delivery_mode(PERSISTENT);
+        let messages = message::encode_events(&events).into_iter();
+        let refused = self.end.publish(exchange, properties, messages).await?;
+        if refused > 0 {
+            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
+            // the shop goes on selling.
+            tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
         }
         Ok(())
     }
 
     async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
-        for delivery in deliveries {
-            let Some(acker) = self.unacked.remove(&delivery.tag) else { continue };
-            // One by one: tags of several lanes interleave, and "multiple" would cover what is not done yet.
-            if !within(acker.ack(BasicAckOptions::default())).await? {
-                return Err(QueueError("the channel was gone before the ack".to_owned()));
-            }
+        let ackers: Vec<_> =
+            deliveries.iter().filter_map(|delivery| self.unacked.remove(&delivery.tag)).collect();
+        // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
+        // once: to wait until one is written before the next would take as long as many lanes have orders.
+        let acked =
+            within(try_join_all(ackers.iter().map(|acker| acker.ack(BasicAckOptions::default())))).await?;
+        if acked.contains(&false) {
+            return Err(QueueError("the channel was gone before the ack".to_owned()));
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub struct RabbitMqSettings {
     /// How many messages (each of one or more orders) may wait in one lane. All processes must agree on it: the
     /// broker refuses a lane that is declared differently.
     pub lane_capacity: u32,
+    /// Whether workers publish what becomes of orders.
+    pub events: bool,
 }
 
 impl RabbitMqSettings {
@@ -136,12 +138,22 @@ impl Topology {
         self.name("stock")
     }
 
+    /// The topic exchange that tells the shop's other services what becomes of orders.
+    pub(super) fn events_name(&self) -> ShortString {
+        self.name("antre.events")
+    }
+
+    /// Whether workers publish it.
+    pub(super) fn events_are_on(&self) -> bool {
+        self.settings.events
+    }
+
     /// The queue in which one connection of one API gets its verdicts.
     pub(super) fn replies_name(&self, instance: &str, incarnation: u32) -> ShortString {
         self.name(&format!("replies.{instance}.{incarnation}"))
     }
 
-    /// How many orders an API gathers for one lane while a publish is under way.
+    /// How many commands an API gathers for one lane while a publish is under way.
     pub(super) fn lane_capacity(&self) -> usize {
         self.settings.lane_capacity as usize
     }
@@ -152,12 +164,14 @@ impl Topology {
 
     /// What all lanes share. Must be there before the first lane.
     pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), QueueError> {
-        for name in [self.news_name(), self.stock_name()] {
+        let exchanges = [
+            (self.news_name(), ExchangeKind::Fanout),
+            (self.stock_name(), ExchangeKind::Fanout),
+            (self.events_name(), ExchangeKind::Topic),
+        ];
+        for (name, kind) in exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            channel
-                .exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default())
-                .await
-                .map_err(failed)?;
+            channel.exchange_declare(name, kind, options, FieldTable::default()).await.map_err(failed)?;
         }
         // Kept until a person has looked: quorum, so that it outlives a node, and without a limit of its own, since
         // what arrives here was bounded before.

@@ -1,0 +1,131 @@
+//! What stands in a lane: new orders, and changes of orders on record. Every move of an order travels its product's
+//! lane, so that all of them are decided in turn.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    order::{NewOrder, OrderId, OrderStatus},
+    product::ProductId,
+};
+
+/// What somebody asks for: a new order, or a change of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Reserve pieces.
+    Place(NewOrder),
+    /// Take an order further.
+    Change(ChangeOrder),
+}
+
+/// An order on record is to go further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeOrder {
+    /// The name of this request, for its verdict.
+    pub id: CommandId,
+    /// Which order.
+    pub order_id: OrderId,
+    /// Its product, and with it the lane.
+    pub product_id: ProductId,
+    /// What is to become of it.
+    pub change: Change,
+    /// Until when somebody waits for the answer.
+    pub answer_by: Timestamp,
+}
+
+/// What can become of a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// The buyer paid.
+    Pay,
+    /// The buyer gives it up.
+    Cancel,
+    /// Its time is over, if it is.
+    Expire,
+}
+
+impl Change {
+    /// What the order is afterwards, if the change is possible.
+    pub const fn leads_to(self) -> OrderStatus {
+        match self {
+            Self::Pay => OrderStatus::Paid,
+            Self::Cancel => OrderStatus::Cancelled,
+            Self::Expire => OrderStatus::Expired,
+        }
+    }
+}
+
+/// The name of one command: a new order's own id, or a new UUID for each request to change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId(Uuid);
+
+impl CommandId {
+    /// A new one.
+    pub fn mint() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The order that has this name, when it is the name of a new order.
+    pub fn as_order(self) -> OrderId {
+        self.0.into()
+    }
+}
+
+impl From<OrderId> for CommandId {
+    fn from(id: OrderId) -> Self {
+        Self(id.uuid())
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Command {
+    /// Its name.
+    pub fn id(&self) -> CommandId {
+        match self {
+            Self::Place(order) => order.id.into(),
+            Self::Change(change) => change.id,
+        }
+    }
+
+    /// Whose lane it stands in.
+    pub fn product_id(&self) -> ProductId {
+        match self {
+            Self::Place(order) => order.product_id,
+            Self::Change(change) => change.product_id,
+        }
+    }
+
+    /// Until when somebody waits for the answer.
+    pub fn answer_by(&self) -> Timestamp {
+        match self {
+            Self::Place(order) => order.answer_by,
+            Self::Change(change) => change.answer_by,
+        }
+    }
+
+    /// Whether its client does not wait for the verdict, only for the command to stand in line.
+    pub fn is_async(&self) -> bool {
+        self.answer_by() <= self.id().as_order().created_at()
+    }
+}
+
+impl From<NewOrder> for Command {
+    fn from(order: NewOrder) -> Self {
+        Self::Place(order)
+    }
+}
+
+impl From<ChangeOrder> for Command {
+    fn from(change: ChangeOrder) -> Self {
+        Self::Change(change)
+    }
+}

@@ -1,0 +1,165 @@
+//! Request headers that say how an order is to be placed: `Idempotency-Key` and `Prefer`.
+
+use std::time::Duration;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
+};
+
+use super::envelope::{ApiError, Reason};
+use crate::order::IdempotencyKey;
+
+/// The `Idempotency-Key` of a request, if it has one: quoted, as the IETF's draft says, or bare.
+pub(super) struct GivenKey(pub(super) Option<IdempotencyKey>);
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+impl<S: Send + Sync> FromRequestParts<S> for GivenKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut given = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
+        let Some(value) = given.next() else { return Ok(Self(None)) };
+        let key =
+            value.to_str().ok().filter(|_| given.next().is_none()).and_then(|text| unquoted(text.trim()));
+        match key.map(IdempotencyKey::try_from) {
+            Some(Ok(key)) => Ok(Self(Some(key))),
+            _ => Err(ApiError::field(
+                Reason::InvalidIdempotencyKey,
+                "Idempotency-Key",
+                format!("Idempotency-Key must be {}", IdempotencyKey::EXPECTED),
+            )),
+        }
+    }
+}
+
+/// The text of a structured field's string (RFC 8941, section 3.3.3), or a text without quotes as it is.
+fn unquoted(text: &str) -> Option<String> {
+    let Some(quoted) = text.strip_prefix('"') else { return Some(text.to_owned()) };
+    let mut plain = String::with_capacity(quoted.len());
+    let mut rest = quoted.chars();
+    loop {
+        match rest.next()? {
+            '"' => return rest.next().is_none().then_some(plain),
+            '\\' => plain.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            other => plain.push(other),
+        }
+    }
+}
+
+/// How long the client wants to wait for a verdict: `Prefer` (RFC 7240). Preferences that nobody knows, or that are not
+/// well-formed, are passed over, as the RFC says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Preferences {
+    respond_async: bool,
+    wait: Option<Duration>,
+}
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+impl<S: Send + Sync> FromRequestParts<S> for Preferences {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Ok(Self::read(&parts.headers))
+    }
+}
+
+impl Preferences {
+    fn read(headers: &HeaderMap) -> Self {
+        let mut preferences = Self::default();
+        let given = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+        for preference in given.flat_map(|value| value.split(',')) {
+            // Parameters, behind a semicolon, are defined for none of these.
+            let preference = preference.split(';').next().unwrap_or_default();
+            let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
+            match name.trim().to_ascii_lowercase().as_str() {
+                "respond-async" => preferences.respond_async = true,
+                // The first of its name counts.
+                "wait" if preferences.wait.is_none() => {
+                    let seconds = value.trim().trim_matches('"').parse().ok();
+                    preferences.wait = seconds.map(|seconds: u32| Duration::from_secs(seconds.into()));
+                }
+                _ => {}
+            }
+        }
+        preferences
+    }
+
+    /// How long it wants to wait, if it says so. Both together mean: answer asynchronously after so long.
+    pub(super) fn wait(self) -> Option<Duration> {
+        self.wait.or(self.respond_async.then_some(Duration::ZERO))
+    }
+
+    /// The header that says which preferences counted, when the service waits for `waiting_time`.
+    pub(super) fn applied(self, waiting_time: Duration) -> Option<[(HeaderName, HeaderValue); 1]> {
+        let mut applied = Vec::new();
+        if self.respond_async {
+            applied.push("respond-async".to_owned());
+        }
+        if self.wait.is_some() {
+            applied.push(format!("wait={}", waiting_time.as_secs()));
+        }
+        let applied = HeaderValue::try_from(applied.join(", ")).ok().filter(|value| !value.is_empty())?;
+        Some([(PREFERENCE_APPLIED, applied)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_may_be_quoted_or_bare() {
+        for (given, key) in [
+            ("abc", Some("abc")),
+            ("\"abc\"", Some("abc")),
+            (r#""a\"b\\c""#, Some(r#"a"b\c"#)),
+            ("a\"b", Some("a\"b")),
+            ("\"\"", Some("")),
+            ("\"abc", None),
+            ("\"abc\"x", None),
+            ("\"abc\";x=1", None),
+            (r#""a\bc""#, None),
+            ("\"", None),
+        ] {
+            assert_eq!(unquoted(given).as_deref(), key, "{given}");
+        }
+    }
+
+    #[test]
+    fn preferences_are_read_as_the_rfc_says() {
+        let read = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(PREFER, HeaderValue::from_static(value));
+            }
+            Preferences::read(&headers)
+        };
+        let applied = |values: &[&'static str]| {
+            let preferences = read(values);
+            let waiting_time =
+                preferences.wait().unwrap_or(Duration::from_secs(10)).min(Duration::from_secs(10));
+            preferences.applied(waiting_time).map(|[(_, value)]| value.to_str().unwrap().to_owned())
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        for (values, wait, answer) in [
+            (&[][..], None, None),
+            (&["respond-async"], seconds(0), Some("respond-async")),
+            (&["Respond-Async; foo=bar"], seconds(0), Some("respond-async")),
+            (&["wait=3"], seconds(3), Some("wait=3")),
+            (&["wait = \"3\""], seconds(3), Some("wait=3")),
+            (&["respond-async, wait=3"], seconds(3), Some("respond-async, wait=3")),
+            (&["respond-async", "wait=3", "wait=5"], seconds(3), Some("respond-async, wait=3")),
+            (&["wait=100"], seconds(100), Some("wait=10")),
+            (&["wait=0"], seconds(0), Some("wait=0")),
+            (&["wait=-1", "wait=", "wait=x"], None, None),
+            (&["return=minimal", "handling=strict"], None, None),
+        ] {
+            assert_eq!(read(values).wait(), wait, "{values:?}");
+            assert_eq!(applied(values).as_deref(), answer, "{values:?}");
+        }
+    }
+}

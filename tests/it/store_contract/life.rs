@@ -1,0 +1,558 @@
+//! The store contract, second part: an order's life behind its reservation, and what a client calls its order.
+
+use antre::{
+    batch::Event,
+    command::{Change, ChangeOrder, CommandId},
+    order::IdempotencyKey,
+};
+
+use super::*;
+
+suite! {
+    a_payment_takes_the_pieces_out_of_the_warehouse,
+    a_cancellation_gives_the_pieces_back,
+    an_expiry_waits_for_its_time,
+    the_first_change_wins_whatever_comes_after,
+    a_change_in_the_wrong_lane_or_of_no_order_changes_nothing,
+    what_is_due_is_found_the_longest_overdue_first,
+    one_key_is_one_order,
+    a_key_on_another_order_is_refused,
+    an_order_under_a_key_is_found_after_the_shelf_is_empty,
+    lanes_that_fight_for_one_key_make_one_order,
+    an_order_that_was_given_two_ids_is_found_under_both,
+    a_key_that_is_refused_late_goes_on_record,
+    events_tell_what_became_of_orders_in_the_order_of_the_lane,
+    a_sold_out_product_that_has_pieces_again_is_news,
+    payments_and_cancellations_at_once_end_in_one_of_the_two,
+    any_life_keeps_the_books,
+}
+
+/// Reservations that are overdue at once.
+const NO_TIME: Duration = Duration::ZERO;
+
+fn change_of(order: &NewOrder, change: Change) -> Command {
+    let (id, answer_by) = (CommandId::mint(), now() + SignedDuration::from_hours(1));
+    ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, answer_by }.into()
+}
+
+fn keyed(order: NewOrder, key: &str) -> NewOrder {
+    NewOrder { key: Some(self::key(key)), ..order }
+}
+
+fn key(text: &str) -> IdempotencyKey {
+    text.to_owned().try_into().unwrap()
+}
+
+const PAID: Verdict = Verdict::Status(OrderStatus::Paid);
+const CANCELLED: Verdict = Verdict::Status(OrderStatus::Cancelled);
+const EXPIRED: Verdict = Verdict::Status(OrderStatus::Expired);
+const RESERVED: Verdict = Verdict::Status(OrderStatus::Reserved);
+const KEY_REUSED: Verdict = Verdict::Rejected(Rejection::KeyReused);
+
+impl Database {
+    /// Decides as a worker does: asks until the database answers.
+    async fn settle(&self, commands: &[Command]) -> Vec<Verdict> {
+        self.settle_within(commands, TTL).await
+    }
+
+    async fn settle_within(&self, commands: &[Command], ttl: Duration) -> Vec<Verdict> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.store.decide(commands, ttl).await {
+                Ok(decided) => return decided.verdicts,
+                Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+
+    async fn change(&self, order: &NewOrder, change: Change) -> Verdict {
+        self.settle(&[change_of(order, change)]).await[0]
+    }
+
+    /// Reservations of so many pieces each.
+    async fn reserve<const N: usize>(&self, id: ProductId, totals: [u32; N]) -> [NewOrder; N] {
+        self.reserve_for(id, totals, TTL).await
+    }
+
+    async fn reserve_for<const N: usize>(
+        &self,
+        id: ProductId,
+        totals: [u32; N],
+        ttl: Duration,
+    ) -> [NewOrder; N] {
+        let orders = totals.map(|total| order(id, total));
+        let verdicts = self.settle_within(&commands(&orders), ttl).await;
+        assert_eq!(accepted(&verdicts), [true; N]);
+        orders
+    }
+
+    async fn status(&self, order: &NewOrder) -> OrderStatus {
+        self.store.order(order.id).await.unwrap().unwrap().status()
+    }
+}
+
+async fn a_payment_takes_the_pieces_out_of_the_warehouse(database: Database) {
+    let id = database.product_of(10).await;
+    let [order, _] = database.reserve(id, [3, 2]).await;
+    let before = database.store.order(order.id).await.unwrap().unwrap();
+    for _ in 0..2 {
+        assert_eq!(database.change(&order, Change::Pay).await, PAID);
+        assert_eq!(database.pieces(id).await, [7, 5, 2]);
+    }
+    let paid = database.store.order(order.id).await.unwrap().unwrap();
+    assert_eq!(paid, before.with_status(OrderStatus::Paid));
+    database.assert_balanced().await;
+}
+
+async fn a_cancellation_gives_the_pieces_back(database: Database) {
+    let id = database.product_of(10).await;
+    let [order, _] = database.reserve(id, [3, 2]).await;
+    for _ in 0..2 {
+        assert_eq!(database.change(&order, Change::Cancel).await, CANCELLED);
+        assert_eq!(database.pieces(id).await, [10, 8, 2]);
+    }
+    // Within the batch that takes them back, the next order gets them.
+    let [last] = database.reserve(id, [8]).await;
+    let next = super::order(id, 8);
+    let verdicts = database.settle(&[change_of(&last, Change::Cancel), next.into()]).await;
+    assert_eq!(verdicts[0], CANCELLED);
+    assert!(is_reserved(&verdicts[1]), "{verdicts:?}");
+    assert_eq!(database.pieces(id).await, [10, 0, 10]);
+    database.assert_balanced().await;
+}
+
+async fn an_expiry_waits_for_its_time(database: Database) {
+    let id = database.product_of(10).await;
+    let [early] = database.reserve(id, [3]).await;
+    assert_eq!(database.change(&early, Change::Expire).await, RESERVED);
+    assert_eq!(database.pieces(id).await, [10, 7, 3]);
+    let [due] = database.reserve_for(id, [2], NO_TIME).await;
+    for _ in 0..2 {
+        assert_eq!(database.change(&due, Change::Expire).await, EXPIRED);
+        assert_eq!(database.pieces(id).await, [10, 7, 3]);
+    }
+    assert_eq!(
+        [database.status(&early).await, database.status(&due).await],
+        [OrderStatus::Reserved, OrderStatus::Expired]
+    );
+    database.assert_balanced().await;
+}
+
+async fn the_first_change_wins_whatever_comes_after(database: Database) {
+    let id = database.product_of(100).await;
+    let all = [(Change::Pay, PAID), (Change::Cancel, CANCELLED), (Change::Expire, EXPIRED)];
+    for (first, verdict) in all {
+        for (second, _) in all {
+            let [apart, together] = database.reserve_for(id, [1, 1], NO_TIME).await;
+            assert_eq!(database.change(&apart, first).await, verdict);
+            let pieces = database.pieces(id).await;
+            assert_eq!(database.change(&apart, second).await, verdict);
+            assert_eq!(database.pieces(id).await, pieces);
+            let batch = [change_of(&together, first), change_of(&together, second)];
+            assert_eq!(database.settle(&batch).await, [verdict; 2]);
+        }
+    }
+    // Of nine products' worth of each: three paid orders of each kind of batch are gone from the warehouse.
+    assert_eq!(database.pieces(id).await, [94, 94, 0]);
+    // What never was a reservation stays what it is.
+    let late = late_order(id, 95);
+    assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(94)]);
+    for (change, _) in all {
+        assert_eq!(database.change(&late, change).await, Verdict::Status(OrderStatus::Rejected));
+    }
+    assert_eq!(database.pieces(id).await, [94, 94, 0]);
+    database.assert_balanced().await;
+}
+
+async fn a_change_in_the_wrong_lane_or_of_no_order_changes_nothing(database: Database) {
+    let (shirt, hat) = (database.product_of(5).await, database.product_of(5).await);
+    let [order] = database.reserve(shirt, [2]).await;
+    database.reserve(hat, [2]).await;
+    let strays = [
+        change_of(&super::order(shirt, 1), Change::Pay),
+        change_of(&NewOrder { product_id: hat, ..order.clone() }, Change::Cancel),
+        change_of(&NewOrder { product_id: stranger(), ..order.clone() }, Change::Pay),
+    ];
+    assert_eq!(database.settle(&strays).await, [Verdict::OrderNotFound; 3]);
+    assert_eq!(database.pieces(shirt).await, [5, 3, 2]);
+    assert_eq!(database.pieces(hat).await, [5, 3, 2]);
+    assert_eq!(database.status(&order).await, OrderStatus::Reserved);
+}
+
+async fn what_is_due_is_found_the_longest_overdue_first(database: Database) {
+    let (shirt, hat) = (database.product_of(100).await, database.product_of(100).await);
+    let mut due = Vec::new();
+    for (id, seconds) in [(shirt, 20), (hat, 10), (shirt, 30), (hat, 0)] {
+        due.push(database.reserve_for(id, [1], Duration::from_secs(seconds)).await[0].id);
+    }
+    let [paid, cancelled] = database.reserve_for(shirt, [1, 1], NO_TIME).await;
+    database.change(&paid, Change::Pay).await;
+    database.change(&cancelled, Change::Cancel).await;
+    assert_eq!(database.decide(&[late_order(shirt, 1000)]).await, [rejected(97)]);
+    let found = async |seconds, limit| -> Vec<OrderId> {
+        let at = now() + SignedDuration::from_secs(seconds);
+        database.store.due(at, limit).await.unwrap().iter().map(|order| order.id).collect()
+    };
+    assert_eq!(found(-5, 10).await, []);
+    assert_eq!(found(25, 10).await, [due[3], due[1], due[0]]);
+    assert_eq!(found(1000, 2).await, [due[3], due[1]]);
+    assert_eq!(found(1000, 10).await, [due[3], due[1], due[0], due[2]]);
+}
+
+async fn one_key_is_one_order(database: Database) {
+    let id = database.product_of(10).await;
+    let first = keyed(order(id, 2), "buyer-1");
+    let reserved = database.decide(slice::from_ref(&first)).await[0];
+    assert!(is_reserved(&reserved));
+    let on_record = database.store.order(first.id).await.unwrap().unwrap();
+    // Again with another id, twice in a batch, and in company; the first one itself, redelivered.
+    let again = || keyed(order(id, 2), "buyer-1");
+    let verdicts = database.decide(&[again(), order(id, 1), again(), first.clone()]).await;
+    assert_eq!([verdicts[0], verdicts[2]], [Verdict::AlreadyPlaced(on_record); 2]);
+    assert_eq!(verdicts[3], reserved);
+    assert!(is_reserved(&verdicts[1]));
+    assert_eq!(database.pieces(id).await, [10, 7, 3]);
+    // Twice in the batch in which it comes first.
+    let [one, two] = [keyed(order(id, 1), "buyer-2"), keyed(order(id, 1), "buyer-2")];
+    let verdicts = database.decide(&[one.clone(), two]).await;
+    let on_record = database.store.order(one.id).await.unwrap().unwrap();
+    assert_eq!(verdicts[1], Verdict::AlreadyPlaced(on_record));
+    // Whatever became of it since, it is told as it is.
+    database.change(&first, Change::Pay).await;
+    let paid = database.store.order(first.id).await.unwrap().unwrap();
+    assert_eq!(database.decide(&[again()]).await, [Verdict::AlreadyPlaced(paid)]);
+    assert_eq!(paid.status(), OrderStatus::Paid);
+    // Keys are told apart to the letter.
+    let others = ["buyer-10", "Buyer-1", "buyer-1.", &"k".repeat(IdempotencyKey::MAX_LENGTH), "\"\\'%;--"];
+    let orders: Vec<_> = others.iter().map(|other| keyed(order(id, 1), other)).collect();
+    assert_eq!(accepted(&database.decide(&orders).await), [true; 5]);
+    let found = database.store.orders_by_key(&others.map(key)).await.unwrap();
+    for (text, order) in others.iter().zip(&orders) {
+        assert_eq!(found[&key(text)].id, order.id);
+    }
+    assert_eq!(found.len(), 5);
+    assert!(database.store.orders_by_key(&[key("nobody's")]).await.unwrap().is_empty());
+    database.assert_balanced().await;
+}
+
+async fn a_key_on_another_order_is_refused(database: Database) {
+    let (shirt, hat) = (database.product_of(10).await, database.product_of(10).await);
+    let first = keyed(order(shirt, 2), "buyer-1");
+    let others = [keyed(order(shirt, 3), "buyer-1"), keyed(order(hat, 2), "buyer-1")];
+    let verdicts = database.decide(&[slice::from_ref(&first), &others].concat()).await;
+    assert!(is_reserved(&verdicts[0]));
+    assert_eq!(verdicts[1..], [KEY_REUSED; 2]);
+    assert_eq!(database.decide(&others).await, [KEY_REUSED; 2]);
+    assert_eq!(database.pieces(shirt).await, [10, 8, 2]);
+    assert_eq!(database.pieces(hat).await, [10, 10, 0]);
+    assert_eq!(database.orders_of(shirt).await.len() + database.orders_of(hat).await.len(), 1);
+}
+
+async fn an_order_under_a_key_is_found_after_the_shelf_is_empty(database: Database) {
+    let id = database.product_of(2).await;
+    let taker = keyed(order(id, 2), "buyer-1");
+    assert_eq!(accepted(&database.decide(slice::from_ref(&taker)).await), [true]);
+    let on_record = database.store.order(taker.id).await.unwrap().unwrap();
+    for again in [keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 2), "buyer-1")] {
+        assert_eq!(database.decide(&[again]).await, [Verdict::AlreadyPlaced(on_record)]);
+    }
+    assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-2")]).await, [rejected(0)]);
+    // A rejection in time is not on record: the same key may try again when there are pieces.
+    database.store.recount(id, stock(3)).await.unwrap().unwrap().unwrap();
+    assert_eq!(accepted(&database.decide(&[keyed(order(id, 1), "buyer-2")]).await), [true]);
+    // A late one is.
+    let late = keyed(late_order(id, 1), "buyer-3");
+    assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(0)]);
+    database.store.recount(id, stock(9)).await.unwrap().unwrap().unwrap();
+    let on_record = database.store.order(late.id).await.unwrap().unwrap();
+    assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-3")]).await, [Verdict::AlreadyPlaced(on_record)]);
+    database.assert_balanced().await;
+}
+
+async fn lanes_that_fight_for_one_key_make_one_order(database: Database) {
+    const ROUNDS: usize = 15;
+    let products =
+        [database.product_of(100).await, database.product_of(100).await, database.product_of(100).await];
+    for round in 0..ROUNDS {
+        // Each lane has both keys, and they come in different orders: they wait for each other crosswise.
+        let lanes = products.iter().enumerate().map(|(number, id)| {
+            let mut keys = [format!("a{round}"), format!("b{round}")];
+            keys.rotate_left(number % 2);
+            let batch = keys.map(|text| keyed(order(*id, 1), &text));
+            let store = database.store.clone();
+            tokio::spawn(async move { decide(&*store, &batch).await })
+        });
+        let verdicts: Vec<_> = join_all(lanes).await.into_iter().flat_map(Result::unwrap).collect();
+        let accepted = verdicts.iter().filter(|verdict| is_reserved(verdict)).count();
+        let refused = verdicts.iter().filter(|verdict| **verdict == KEY_REUSED).count();
+        assert_eq!((accepted, refused), (2, 4), "{verdicts:?}");
+    }
+    let mut orders = 0;
+    for id in products {
+        orders += database.orders_of(id).await.len();
+    }
+    assert_eq!(orders, 2 * ROUNDS);
+    database.assert_balanced().await;
+}
+
+async fn an_order_that_was_given_two_ids_is_found_under_both(database: Database) {
+    let id = database.product_of(10).await;
+    let first = keyed(order(id, 2), "buyer-1");
+    let (in_time, late) = (keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 2), "buyer-1"));
+    let batch = [first.clone(), in_time.clone(), late.clone()];
+    let verdicts = database.decide(&batch).await;
+    let on_record = database.store.order(first.id).await.unwrap().unwrap();
+    assert_eq!(verdicts[1..], [Verdict::AlreadyPlaced(on_record); 2]);
+    // Redelivered, too.
+    database.decide(&batch).await;
+    assert_eq!(database.store.order(late.id).await.unwrap(), Some(on_record));
+    // The client of this one has its answer and was never given that id.
+    assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
+    let ids = [first.id, late.id, in_time.id, OrderId::mint()];
+    let found = database.store.orders_by_id(&ids).await.unwrap();
+    assert_eq!(found, [(first.id, on_record), (late.id, on_record)].into());
+    assert_eq!(database.orders_of(id).await, [on_record]);
+    assert_eq!(database.pieces(id).await, [10, 8, 2]);
+}
+
+async fn a_key_that_is_refused_late_goes_on_record(database: Database) {
+    let id = database.product_of(10).await;
+    let (first, late) = (keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 3), "buyer-1"));
+    for _ in 0..2 {
+        assert_eq!(database.decide(&[first.clone(), late.clone()]).await[1], KEY_REUSED);
+        let on_record = database.store.order(late.id).await.unwrap().unwrap();
+        assert_eq!(on_record.state, OrderState::Rejected(Rejection::KeyReused));
+        assert_eq!(
+            database.store.orders_by_key(&[key("buyer-1")]).await.unwrap()[&key("buyer-1")].id,
+            first.id
+        );
+    }
+    database.assert_balanced().await;
+}
+
+async fn events_tell_what_became_of_orders_in_the_order_of_the_lane(database: Database) {
+    let id = database.product_of(5).await;
+    let events = async |commands: &[Command]| -> Vec<(OrderId, OrderStatus)> {
+        let told = |event: &Event| (event.order.id, event.order.status());
+        database.store.decide(commands, NO_TIME).await.unwrap().events.iter().map(told).collect()
+    };
+    let [a, b, c] = [order(id, 1), order(id, 9), keyed(order(id, 1), "buyer-1")];
+    let batch = commands(&[a.clone(), b.clone(), late_order(id, 9), c.clone(), order(stranger(), 1)]);
+    let reserved = [(a.id, OrderStatus::Reserved), (c.id, OrderStatus::Reserved)];
+    assert_eq!(events(&batch).await, reserved);
+    assert_eq!(events(&batch[..1]).await, reserved[..1], "again, when it is redelivered");
+    // Whatever became of it since, this is what its lane decided then.
+    let changes = [change_of(&c, Change::Pay), change_of(&a, Change::Expire), change_of(&a, Change::Pay)];
+    let changed = [(c.id, OrderStatus::Paid), (a.id, OrderStatus::Expired)];
+    assert_eq!(events(&changes).await, changed);
+    assert_eq!(events(&changes).await, changed);
+    assert_eq!(events(&batch).await, reserved);
+    // Asked again under its key, it was told of already.
+    assert_eq!(events(&commands(&[keyed(order(id, 1), "buyer-1")])).await, []);
+    // A whole life in one batch.
+    let d = order(id, 2);
+    let life = [d.clone().into(), change_of(&d, Change::Cancel)];
+    assert_eq!(events(&life).await, [(d.id, OrderStatus::Reserved), (d.id, OrderStatus::Cancelled)]);
+    assert_eq!(database.status(&d).await, OrderStatus::Cancelled);
+    database.assert_balanced().await;
+}
+
+async fn a_sold_out_product_that_has_pieces_again_is_news(database: Database) {
+    let (shirt, hat) = (database.product_of(2).await, database.product_of(2).await);
+    let [first, second] = database.reserve(shirt, [1, 1]).await;
+    let back = async |commands: &[Command]| database.store.decide(commands, TTL).await.unwrap().back_in_stock;
+    assert_eq!(back(&[order(hat, 1).into()]).await, []);
+    assert_eq!(back(&[change_of(&first, Change::Pay)]).await, []);
+    let [news] = back(&[order(hat, 1).into(), change_of(&second, Change::Cancel)]).await[..] else {
+        panic!("one piece is back")
+    };
+    let version = database.store.inventory(shirt).await.unwrap().unwrap().1.version();
+    assert_eq!(news, StockNews { product_id: shirt, version, available: 1 });
+    assert_eq!(back(&[order(shirt, 1).into()]).await, []);
+}
+
+async fn payments_and_cancellations_at_once_end_in_one_of_the_two(database: Database) {
+    const ORDERS: u32 = 60;
+    let id = database.product_of(ORDERS).await;
+    let orders: Vec<NewOrder> = (0..ORDERS).map(|_| order(id, 1)).collect();
+    assert_eq!(accepted(&database.settle_within(&commands(&orders), NO_TIME).await), [true; ORDERS as usize]);
+    let asked: Vec<_> = [Change::Pay, Change::Cancel, Change::Expire]
+        .into_iter()
+        .map(|change| {
+            let mut changes: Vec<_> = orders.iter().map(|order| change_of(order, change)).collect();
+            if change != Change::Pay {
+                changes.reverse();
+            }
+            let store = database.store.clone();
+            tokio::spawn(async move {
+                let mut verdicts = Vec::new();
+                for batch in changes.chunks(7) {
+                    verdicts.extend(store.decide(batch, NO_TIME).await.unwrap().verdicts);
+                }
+                if change != Change::Pay {
+                    verdicts.reverse();
+                }
+                verdicts
+            })
+        })
+        .collect();
+    let verdicts: Vec<_> = join_all(asked).await.into_iter().map(Result::unwrap).collect();
+    let mut paid = 0;
+    for (number, order) in orders.iter().enumerate() {
+        let status = database.status(order).await;
+        paid += u32::from(status == OrderStatus::Paid);
+        for told in &verdicts {
+            assert_eq!(told[number], Verdict::Status(status));
+        }
+    }
+    assert_eq!(database.pieces(id).await, [ORDERS - paid, ORDERS - paid, 0]);
+    database.assert_balanced().await;
+}
+
+/// What happens to two products.
+#[derive(Clone, Debug)]
+enum Step {
+    Batch(Vec<Pick>),
+    Recount { product: usize, counted: u32 },
+}
+
+#[derive(Clone, Debug)]
+enum Pick {
+    Place {
+        product: usize,
+        total: u32,
+        key: Option<u8>,
+        late: bool,
+    },
+    Change(Index, Change),
+    /// A command that was given before, redelivered.
+    Again(Index),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let key = prop_oneof![2 => Just(None), 1 => (0_u8..5).prop_map(Some)];
+    let change = prop_oneof![Just(Change::Pay), Just(Change::Cancel), Just(Change::Expire)];
+    let pick = prop_oneof![
+        3 => (0..2_usize, 1_u32..8, key, any::<bool>())
+            .prop_map(|(product, total, key, late)| Pick::Place { product, total, key, late }),
+        3 => (any::<Index>(), change).prop_map(|(index, change)| Pick::Change(index, change)),
+        1 => any::<Index>().prop_map(Pick::Again),
+    ];
+    let step = prop_oneof![
+        4 => vec(pick, 0..10).prop_map(Step::Batch),
+        1 => (0..2_usize, 0_u32..30).prop_map(|(product, counted)| Step::Recount { product, counted }),
+    ];
+    vec(step, 1..16)
+}
+
+async fn any_life_keeps_the_books(database: Database) {
+    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    let runtime = tokio::runtime::Handle::current();
+    let round = std::cell::Cell::new(0_u32);
+    block_in_place(|| {
+        let history = |steps| {
+            round.set(round.get() + 1);
+            runtime.block_on(live(&database, round.get(), steps));
+            Ok(())
+        };
+        TestRunner::new(config).run(&steps(), history).unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+/// After every step the books agree with the orders on record; an order takes one way through its life; a key is one
+/// order; and every answer is what stands on record afterwards.
+async fn live(database: &Database, round: u32, steps: Vec<Step>) {
+    let products = [database.product_of(0).await, database.product_of(0).await];
+    let mut counted = [0_u32; 2];
+    let mut paid_since = [0_u32; 2];
+    let (mut given, mut placed): (Vec<Command>, Vec<NewOrder>) = (Vec::new(), Vec::new());
+    let mut known: BTreeMap<OrderId, Order> = BTreeMap::new();
+    for step in steps {
+        let batch = match step {
+            Step::Recount { product, counted: pieces } => {
+                let done = database.store.recount(products[product], stock(pieces)).await.unwrap().unwrap();
+                if done.is_ok() {
+                    (counted[product], paid_since[product]) = (pieces, 0);
+                }
+                continue;
+            }
+            Step::Batch(picks) => {
+                let mut batch: Vec<Command> = Vec::new();
+                for pick in picks {
+                    let command = match pick {
+                        Pick::Place { product, total, key, late } => {
+                            let order = if late { late_order } else { order }(products[product], total);
+                            let key = key.map(|key| self::key(&format!("{round}-{key}")));
+                            placed.push(NewOrder { key, ..order });
+                            placed[placed.len() - 1].clone().into()
+                        }
+                        Pick::Change(_, _) if placed.is_empty() => continue,
+                        Pick::Change(index, change) => change_of(index.get(&placed), change),
+                        Pick::Again(_) if given.is_empty() => continue,
+                        Pick::Again(index) => index.get(&given).clone(),
+                    };
+                    batch.push(command.clone());
+                    given.push(command);
+                }
+                batch
+            }
+        };
+        // Half of all reservations are overdue at once.
+        let ttl = if batch.len().is_multiple_of(2) { NO_TIME } else { TTL };
+        let verdicts = database.store.decide(&batch, ttl).await.unwrap().verdicts;
+        assert_eq!(verdicts.len(), batch.len());
+        let on_record: BTreeMap<OrderId, Order> =
+            [database.orders_of(products[0]).await, database.orders_of(products[1]).await]
+                .concat()
+                .into_iter()
+                .map(|order| (order.id, order))
+                .collect();
+        for (id, before) in &known {
+            let after = on_record[id];
+            let went_on = before.status() == OrderStatus::Reserved && after.status() != OrderStatus::Rejected;
+            assert!(
+                *before == after || went_on && after == before.with_status(after.status()),
+                "{before:?} {after:?}"
+            );
+        }
+        for (command, verdict) in batch.iter().zip(&verdicts) {
+            match (command, verdict) {
+                (Command::Place(order), Verdict::Reserved { .. }) => {
+                    assert_eq!(on_record[&order.id].verdict(), *verdict);
+                }
+                (Command::Place(order), Verdict::AlreadyPlaced(known)) => {
+                    assert_eq!((known.product_id, known.total), (order.product_id, order.total));
+                    assert_eq!(on_record[&known.id].verdict(), known.verdict());
+                }
+                (Command::Place(_), Verdict::Rejected(_)) => {}
+                (Command::Change(change), Verdict::Status(status)) => {
+                    // In the same batch it may have gone further, from a reservation.
+                    let now = on_record[&change.order_id].status();
+                    assert!(now == *status || *status == OrderStatus::Reserved, "{status:?}, now {now:?}");
+                }
+                (Command::Change(change), Verdict::OrderNotFound) => {
+                    let was_known = known.contains_key(&change.order_id);
+                    assert!(!was_known, "{change:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        for (product, id) in products.iter().enumerate() {
+            let of = |status| -> u32 {
+                let orders =
+                    on_record.values().filter(|order| order.product_id == *id && order.status() == status);
+                orders.map(|order| order.total.get()).sum()
+            };
+            let before: u32 = known
+                .values()
+                .filter(|order| order.product_id == *id && order.status() == OrderStatus::Paid)
+                .map(|order| order.total.get())
+                .sum();
+            paid_since[product] += of(OrderStatus::Paid) - before;
+            let stored = counted[product] - paid_since[product];
+            let reserved = of(OrderStatus::Reserved);
+            assert_eq!(database.pieces(*id).await, [stored, stored - reserved, reserved]);
+        }
+        known = on_record;
+    }
+}
