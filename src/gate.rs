@@ -5,7 +5,8 @@
 //!
 //! - it closes only on a committed stock of zero, so it never refuses an order that could be filled in part or whole;
 //! - news carries the version of the inventory: old news that arrives late changes nothing;
-//! - it opens with the first news of pieces, which whoever brought them back sends to every API before saying so;
+//! - it opens with the first news of pieces, which whoever brought them back sends to every API before saying so: the API
+//!   that says so is open by then, another one a message's time later;
 //! - without fresh news it opens by itself after [`Gate::MAX_CLOSED`]: the next orders stand in line, and their verdict
 //!   is fresh news.
 

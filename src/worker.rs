@@ -81,7 +81,7 @@ impl Worker {
             deliveries.iter().flat_map(|delivery| &delivery.commands).cloned().collect();
         match self.decide(&commands).await {
             Decision::Made(mut decided) => {
-                // Before anybody hears that pieces came back, every gate is open for them.
+                // Before anybody hears that pieces came back, the news of it is on its way to every gate.
                 consumer.announce(mem::take(&mut decided.back_in_stock)).await?;
                 consumer.reply(replies(&deliveries, &decided)).await?;
                 consumer.publish(decided.events).await?;
