@@ -99,18 +99,12 @@ pub trait Consumer: Send {
     /// larger. Cancel safe: what is not returned is not taken.
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError>;
 
-    /// Tells all APIs how much of products is left; when it returns, the news is on its way for sure.
-    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError>;
+    /// Tells what became of deliveries, and lets go of them once all of that is on its way for sure. It may return
+    /// before: what fails then fails a later call, and the deliveries come back when the consumer ends.
+    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError>;
 
-    /// Tells the shop's other services what became of orders, in this order; when it returns, the events are on their
-    /// way for sure.
-    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError>;
-
-    /// Sends verdicts back; when it returns they are on their way for sure, or their API is gone.
-    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError>;
-
-    /// These deliveries are done.
-    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
+    /// Waits until all that was settled is let go of.
+    async fn finish(&mut self) -> Result<(), QueueError>;
 
     /// Nobody can decide these: out of the way, kept for a person.
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
@@ -125,6 +119,17 @@ pub struct Delivery {
     pub reply_to: Address,
     /// What the adapter knows it by.
     pub(crate) tag: u64,
+}
+
+/// All that is to be told of decided deliveries, in this order.
+#[derive(Clone, Debug, Default)]
+pub struct Tidings {
+    /// To all APIs: how much is left of products.
+    pub news: Vec<StockNews>,
+    /// To the APIs whose commands they are.
+    pub replies: Vec<Reply>,
+    /// To the shop's other services: what became of orders.
+    pub events: Vec<Event>,
 }
 
 /// Verdicts for one API.

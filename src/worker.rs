@@ -1,8 +1,8 @@
-//! The worker: takes what has arrived, decides it, replies, tells the shop's other services, acknowledges. In that
-//! order, each confirmed before the next: a crash anywhere in between means that the commands come back, and an order
-//! that comes back gets the verdict on record.
+//! The worker: takes what has arrived, decides it, tells what became of it, and lets go of it once that is on its way for
+//! sure. A crash anywhere in between means that the commands come back, and an order that comes back gets the verdict on
+//! record.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::Command,
-    queue::{Address, Consumer, Delivery, Queue, QueueError, Reply},
+    queue::{Address, Consumer, Delivery, Queue, QueueError, Reply, Tidings},
     store::{Decided, Store, StoreError},
 };
 
@@ -55,7 +55,7 @@ impl Worker {
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => return consumer.finish().await.map_err(Lost::AfterWork),
                 _ = rescan.tick() => self.look_for_lanes(&mut *consumer).await.map_err(Lost::BeforeWork)?,
                 taken = consumer.take(MAX_BATCH) => {
                     let deliveries = taken.map_err(Lost::AfterWork)?;
@@ -75,17 +75,14 @@ impl Worker {
         }
     }
 
-    /// Decide, reply, tell, acknowledge.
+    /// Decides, tells what became of it, and lets go.
     async fn settle(&self, consumer: &mut dyn Consumer, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         let commands: Vec<Command> =
             deliveries.iter().flat_map(|delivery| &delivery.commands).cloned().collect();
         match self.decide(&commands).await {
-            Decision::Made(mut decided) => {
-                // Before anybody hears that pieces came back, the news of it is on its way to every gate.
-                consumer.announce(mem::take(&mut decided.back_in_stock)).await?;
-                consumer.reply(replies(&deliveries, &decided)).await?;
-                consumer.publish(decided.events).await?;
-                consumer.ack(deliveries).await
+            Decision::Made(decided) => {
+                let tidings = tidings(&deliveries, decided);
+                consumer.settle(deliveries, tidings).await
             }
             Decision::Impossible(error) if deliveries.len() == 1 => {
                 tracing::error!(%error, commands = ?deliveries[0].commands, "putting commands aside");
@@ -155,6 +152,13 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+/// What there is to tell of a batch. That pieces came back first: before anybody hears of it, it is on its way to every
+/// gate.
+fn tidings(deliveries: &[Delivery], decided: Decided) -> Tidings {
+    let replies = replies(deliveries, &decided);
+    Tidings { news: decided.back_in_stock, replies, events: decided.events }
 }
 
 /// One reply for each API, whatever the number of its deliveries.

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter,
+    Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter, Tidings,
 };
 use crate::{
     batch::Event,
@@ -265,8 +265,10 @@ impl Consumer for InProcessConsumer {
         }
     }
 
-    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
-        for Reply { to, verdicts, sold_out } in replies {
+    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
+        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
+        tidings.news.into_iter().for_each(|news| inboxes.iter().for_each(|inbox| inbox.hear(news)));
+        for Reply { to, verdicts, sold_out } in tidings.replies {
             let inbox = self.shared.state().inboxes.get(&to).cloned();
             if let Some(inbox) = inbox {
                 sold_out.into_iter().for_each(|news| inbox.hear(news));
@@ -275,33 +277,23 @@ impl Consumer for InProcessConsumer {
                 );
             }
         }
-        Ok(())
-    }
-
-    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError> {
-        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
-        news.into_iter().for_each(|news| inboxes.iter().for_each(|inbox| inbox.hear(news)));
-        Ok(())
-    }
-
-    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError> {
-        for event in events {
+        for event in tidings.events {
             let _ = self.shared.events.send(event); // nobody has to listen
         }
-        Ok(())
-    }
-
-    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         let done: Vec<_> = deliveries.iter().filter_map(|delivery| self.held.remove(&delivery.tag)).collect();
         self.shared.finish(done);
         Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), QueueError> {
+        Ok(()) // Nothing is left for later.
     }
 
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         for delivery in &deliveries {
             tracing::error!(commands = ?delivery.commands, "put aside");
         }
-        self.ack(deliveries).await
+        self.settle(deliveries, Tidings::default()).await
     }
 }
 
@@ -353,10 +345,12 @@ mod tests {
             Event { order: Order { id, product_id, total: Quantity::new(1).unwrap(), state } }
         };
         let mut consumer = queue.consumer().await.unwrap();
-        consumer.publish(vec![event(OrderStatus::Reserved)]).await.unwrap(); // nobody listens
+        let publish = |events: &[Event]| Tidings { events: events.to_vec(), ..Tidings::default() };
+        // Nobody listens.
+        consumer.settle(Vec::new(), publish(&[event(OrderStatus::Reserved)])).await.unwrap();
         let mut listeners = [queue.events(), queue.events()];
         let events = [OrderStatus::Reserved, OrderStatus::Paid, OrderStatus::Cancelled].map(event);
-        consumer.publish(events.to_vec()).await.unwrap();
+        consumer.settle(Vec::new(), publish(&events)).await.unwrap();
         for listener in &mut listeners {
             for event in &events {
                 assert_eq!(listener.recv().await.as_ref(), Ok(event));

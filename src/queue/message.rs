@@ -1,7 +1,7 @@
 //! What travels through the broker: JSON, so that a person can read it in the broker's own pages and a worker in
 //! another language is possible. `ARCHITECTURE.md` shows them all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,7 @@ impl From<OneOrder> for Order {
     }
 }
 
-/// `antre.events.v1`: what became of orders of one product that came to the same stage one after the other.
+/// `antre.events.v1`: orders that came to the same stage.
 #[derive(Serialize)]
 struct Events {
     events: Vec<OneOrder>,
@@ -276,18 +276,32 @@ impl TryFrom<OneVerdict> for (CommandId, Verdict) {
     }
 }
 
-/// The events of a batch as messages: `routing key, payload`. Each carries those of one product and one status that
-/// follow one another, so that receivers can choose by either, and the order within a product is kept.
-pub(super) fn encode_events(events: &[Event]) -> Vec<(String, Vec<u8>)> {
-    let mut of_products: BTreeMap<ProductId, Vec<OneOrder>> = BTreeMap::new();
+/// How many products the events of one message are of at most: their routing keys, some 4 kB, must fit into one frame.
+const MAX_PRODUCTS_PER_MESSAGE: usize = 100;
+
+/// The events of a batch as messages: `routing keys, payload`. What a message costs the broker depends little on what is
+/// in it, so they are as few as can be while each is of one status, so that receivers can choose by it, and the order
+/// within a product is kept.
+pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
+    // A product's events change their status again and again; what has the same number of changes before it goes together.
+    let mut last = HashMap::<ProductId, (usize, &str)>::new();
+    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<OneOrder>>>::new();
     for Event { order } in events {
-        of_products.entry(order.product_id).or_default().push((*order).into());
+        let status = order.status().as_str();
+        let stage = last.entry(order.product_id).or_insert((0, status));
+        if stage.1 != status {
+            *stage = (stage.0 + 1, status);
+        }
+        let products = stages.entry(*stage).or_default();
+        products.entry(order.product_id).or_default().push((*order).into());
     }
-    let mut messages = Vec::with_capacity(of_products.len());
-    for (product_id, events) in of_products {
-        for run in events.chunk_by(|one, next| one.status == next.status) {
-            let key = format!("order.{}.{product_id}", run[0].status.as_str());
-            messages.push((key, encode(&Events { events: run.to_vec() })));
+    let mut messages = Vec::with_capacity(stages.len());
+    for ((_, status), products) in stages {
+        let products: Vec<_> = products.into_iter().collect();
+        for products in products.chunks(MAX_PRODUCTS_PER_MESSAGE) {
+            let keys = products.iter().map(|(id, _)| format!("order.{status}.{id}")).collect();
+            let events = products.iter().flat_map(|(_, events)| events).copied().collect();
+            messages.push((keys, encode(&Events { events })));
         }
     }
     messages
@@ -416,15 +430,28 @@ mod tests {
         let events: Vec<_> =
             lane.iter().map(|(number, status)| Event { order: order(*number, *status) }).collect();
         let messages = encode_events(&events);
-        let keys: Vec<_> = messages.iter().map(|(key, _)| key.as_str()).collect();
+        let keys: Vec<_> = messages.iter().map(|(keys, _)| keys.join(" ")).collect();
         let expected =
-            ["order.reserved.1", "order.paid.1", "order.reserved.1", "order.reserved.2", "order.cancelled.2"];
+            ["order.reserved.1 order.reserved.2", "order.cancelled.2", "order.paid.1", "order.reserved.1"];
         assert_eq!(keys, expected);
         assert_eq!(
-            text(messages[1].1.clone()),
+            text(messages[2].1.clone()),
             r#"{"events":[{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}]}"#
         );
-        assert_eq!(text(messages[0].1.clone()).matches("order_id").count(), 2);
+        assert_eq!(text(messages[0].1.clone()).matches("order_id").count(), 3);
+    }
+
+    #[test]
+    fn the_keys_of_events_fit_into_a_frame() {
+        let event = |number| Event { order: order(number, OrderStatus::Cancelled) };
+        let events: Vec<_> = (0..2_000).map(|n| event(ProductId::MAX - n % 250)).collect();
+        let messages = encode_events(&events);
+        assert_eq!(messages.iter().map(|(keys, _)| keys.len()).collect::<Vec<_>>(), [100, 100, 50]);
+        let bytes = |keys: &[String]| keys.iter().map(|key| key.len() + 5).sum::<usize>();
+        assert!(messages.iter().all(|(keys, _)| bytes(keys) < 4_000), "{:?}", messages[0].0);
+        let told: usize =
+            messages.iter().map(|(_, payload)| text(payload.clone()).matches("order_id").count()).sum();
+        assert_eq!(told, events.len());
     }
 
     #[test]

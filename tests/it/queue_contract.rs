@@ -18,7 +18,7 @@ use antre::{
     order::{NewOrder, OrderId, OrderStatus, Quantity, Rejection, Verdict, now},
     product::ProductId,
     queue::{
-        Consumer, Delivery, Inbox, Outcome, Queue, Refusal, Reply, Submitter,
+        Consumer, Delivery, Inbox, Outcome, Queue, Refusal, Reply, Submitter, Tidings,
         in_process::InProcessQueue,
         rabbitmq::{LaneMode, RabbitMqQueue, RabbitMqSettings},
     },
@@ -252,15 +252,24 @@ fn orders_of(deliveries: &[Delivery]) -> Vec<NewOrder> {
     deliveries.iter().flat_map(orders_in).collect()
 }
 
-/// Replies and acknowledges.
+/// Tells the verdicts, and lets go.
 async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
     let reply = |delivery: &Delivery| Reply {
         to: delivery.reply_to.clone(),
         verdicts: orders_in(delivery).iter().map(|order| (order.id.into(), verdict(order))).collect(),
         sold_out: Vec::new(),
     };
-    consumer.reply(deliveries.iter().map(reply).collect()).await.unwrap();
-    consumer.ack(deliveries).await.unwrap();
+    let replies = deliveries.iter().map(reply).collect();
+    tell(consumer, deliveries, Tidings { replies, ..Tidings::default() }).await;
+}
+
+async fn tell(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>, tidings: Tidings) {
+    consumer.settle(deliveries, tidings).await.unwrap();
+    consumer.finish().await.unwrap();
+}
+
+fn only(reply: Reply) -> Tidings {
+    Tidings { replies: vec![reply], ..Tidings::default() }
 }
 
 async fn orders_of_a_lane_are_taken_in_the_order_of_their_arrival(adapter: Adapter) {
@@ -326,10 +335,9 @@ async fn commands_of_all_kinds_arrive_as_they_were_given(adapter: Adapter) {
             };
             let verdicts = delivery.commands.iter().map(|command| (command.id(), told(command))).collect();
             let reply = Reply { to: delivery.reply_to.clone(), verdicts, sold_out: Vec::new() };
-            consumer.reply(vec![reply]).await.unwrap();
             taken.extend(delivery.commands.clone());
+            tell(&mut consumer, vec![delivery.clone()], only(reply)).await;
         }
-        consumer.ack(deliveries).await.unwrap();
     }
     assert_eq!(taken, submitted);
     let mut heard = HashMap::new();
@@ -375,8 +383,8 @@ async fn what_a_worker_announces_reaches_every_api(adapter: Adapter) {
     let mut apis = [Api::open(&queue).await, Api::open(&queue).await];
     let mut consumer = consumer(&queue, &products(1)).await;
     let news = [1, 2].map(|number| StockNews { product_id: product(number), version: 7, available: 3 });
-    consumer.announce(news.to_vec()).await.unwrap();
-    consumer.announce(Vec::new()).await.unwrap();
+    tell(&mut consumer, Vec::new(), Tidings { news: news.to_vec(), ..Tidings::default() }).await;
+    tell(&mut consumer, Vec::new(), Tidings::default()).await;
     for api in &mut apis {
         assert_eq!([in_time(api.news.recv()).await, in_time(api.news.recv()).await], news.map(Some));
     }
@@ -412,8 +420,7 @@ async fn what_is_sold_out_comes_with_the_verdicts(adapter: Adapter) {
         verdicts: vec![(submitted.id.into(), verdict(&submitted))],
         sold_out: vec![sold_out],
     };
-    consumer.reply(vec![reply]).await.unwrap();
-    consumer.ack(deliveries).await.unwrap();
+    tell(&mut consumer, deliveries, only(reply)).await;
     assert_eq!(in_time(api.news.recv()).await, Some(sold_out));
     api.hears_verdicts_on(&[submitted]).await;
     assert!(other.news.try_recv().is_err(), "an API that has no order in the batch");
@@ -781,19 +788,19 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
     let submitted = [api.submit(product(1), 2)];
     // Before and behind an answer to somebody, and to a name that never was.
     settle(&mut consumer, orphans.clone()).await;
-    let mut deliveries = hold(&mut consumer, 1).await;
+    let deliveries = hold(&mut consumer, 1).await;
     let nobody = Reply {
         to: "nobody".into(),
         verdicts: vec![(submitted[0].id.into(), verdict(&submitted[0]))],
         sold_out: Vec::new(),
     };
-    consumer.reply(vec![nobody.clone()]).await.unwrap();
+    tell(&mut consumer, Vec::new(), only(nobody.clone())).await;
     api.hears_nothing();
     let late = Reply { to: orphans[0].reply_to.clone(), ..nobody.clone() };
     let answer = Reply { to: deliveries[0].reply_to.clone(), ..nobody.clone() };
-    consumer.reply(vec![nobody, late.clone(), answer, late]).await.unwrap();
+    let replies = vec![nobody, late.clone(), answer, late];
+    tell(&mut consumer, deliveries, Tidings { replies, ..Tidings::default() }).await;
     api.hears_verdicts_on(&submitted).await;
-    consumer.ack(vec![deliveries.remove(0)]).await.unwrap();
     let submitted = [api.submit(product(1), 3)];
     assert_eq!(work_off(&mut consumer, 1).await, submitted);
     api.hears_verdicts_on(&submitted).await;

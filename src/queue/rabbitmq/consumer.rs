@@ -8,18 +8,19 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
-    future::try_join_all,
+    future::{join_all, maybe_done, pending, try_join_all},
+    poll,
     stream::{self, BoxStream, SelectAll},
 };
 use lapin::{
-    Acker, BasicProperties, Channel, Confirmation, Connection,
+    Acker, BasicProperties, Channel, Confirmation, Connection, PublisherConfirm,
     options::{
         BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
         ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     },
-    types::{FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, ShortString},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     failed, properties,
@@ -27,12 +28,10 @@ use super::{
     within,
 };
 use crate::{
-    batch::Event,
-    inventory::StockNews,
     order::OrderId,
     product::ProductId,
     queue::{
-        Consumer, Delivery, QueueError, Reply,
+        Consumer, Delivery, QueueError, Reply, Tidings,
         message::{self, EVENTS_V1, STOCK_V1, VERDICTS_V1},
     },
 };
@@ -55,6 +54,7 @@ pub(super) struct RabbitMqConsumer {
     opened: mpsc::UnboundedReceiver<Result<BoxStream<'static, Arrival>, QueueError>>,
     opening: mpsc::UnboundedSender<Result<BoxStream<'static, Arrival>, QueueError>>,
     unacked: HashMap<u64, Acker>,
+    settling: Option<JoinHandle<Result<(), QueueError>>>,
 }
 
 /// Connections and channels. Verdicts leave on another connection than orders arrive on: a broker that is short of
@@ -103,6 +103,7 @@ impl RabbitMqConsumer {
             opened,
             opening,
             unacked: HashMap::new(),
+            settling: None,
         })
     }
 
@@ -169,30 +170,94 @@ impl End {
         .await?;
         Ok(orders.map(Arrival::Orders).chain(stream::once(async { Arrival::End })).boxed())
     }
-}
 
-impl End {
-    /// Publishes `(routing key, payload)` in this order, and waits until the broker has answered for them all. How
-    /// many a queue refused.
+    /// Publishes `(routing key, properties, payload)` in this order. What comes back is to be asked whether the broker has them.
     async fn publish(
         &self,
         exchange: ShortString,
-        properties: BasicProperties,
-        messages: impl Iterator<Item = (String, Vec<u8>)> + Send,
-    ) -> Result<usize, QueueError> {
-        let mut confirms = Vec::new();
-        for (key, payload) in messages {
-            let options = BasicPublishOptions::default();
-            let (exchange, properties) = (exchange.clone(), properties.clone());
-            let published = self.verdicts.basic_publish(exchange, key.into(), options, &payload, properties);
-            confirms.push(within(published).await?);
+        messages: impl IntoIterator<Item = (ShortString, BasicProperties, Vec<u8>), IntoIter: Send> + Send,
+    ) -> Result<Vec<PublisherConfirm>, QueueError> {
+        let mut written = Vec::new();
+        for (key, properties, payload) in messages {
+            let exchange = exchange.clone();
+            let mut publish = Box::pin(maybe_done(async move {
+                let options = BasicPublishOptions::default();
+                self.verdicts.basic_publish(exchange, key, options, &payload, properties).await
+            }));
+            // Its first poll puts it in the connection's line, so they leave in this order; and together, because to
+            // wait until one is written before the next would take as long as a batch has products.
+            let _ = poll!(publish.as_mut());
+            written.push(publish);
         }
-        let mut refused = 0;
-        for confirm in confirms {
-            refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
-        }
-        Ok(refused)
+        let all = join_all(written.iter_mut().map(|publish| publish.as_mut()));
+        within(all.map(Ok::<_, lapin::Error>)).await?;
+        let confirms = written.iter_mut().filter_map(|publish| publish.as_mut().take_output());
+        confirms.collect::<Result<_, _>>().map_err(failed)
     }
+}
+
+/// What was said of a batch, and what is to be acknowledged once the broker has it all.
+struct Settling {
+    to_apis: Vec<PublisherConfirm>,
+    to_services: Vec<PublisherConfirm>,
+    ackers: Vec<Acker>,
+}
+
+impl Settling {
+    async fn finish(self) -> Result<(), QueueError> {
+        // Nothing to APIs is mandatory: one that is gone took its queue with it, and nobody waits.
+        if refused(self.to_apis).await? > 0 {
+            // Its queue went while the broker was putting the message into it.
+            tracing::debug!("verdicts or news of stock for an API that is gone");
+        }
+        let refused = refused(self.to_services).await?;
+        if refused > 0 {
+            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
+            // the shop goes on selling.
+            tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
+        }
+        // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
+        // once: to wait until one is written before the next would take as long as many lanes have orders.
+        let acked =
+            within(try_join_all(self.ackers.iter().map(|acker| acker.ack(BasicAckOptions::default()))))
+                .await?;
+        if acked.contains(&false) {
+            return Err(QueueError("the channel was gone before the ack".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the broker has answered for all: how many a queue refused.
+async fn refused(confirms: Vec<PublisherConfirm>) -> Result<usize, QueueError> {
+    let mut refused = 0;
+    for confirm in confirms {
+        refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
+    }
+    Ok(refused)
+}
+
+/// Waits for the batch that is being settled; for ever if there is none. Cancel safe.
+async fn settled(settling: &mut Option<JoinHandle<Result<(), QueueError>>>) -> Result<(), QueueError> {
+    let Some(handle) = settling else { return pending().await };
+    let result = handle.await.map_err(failed);
+    *settling = None;
+    result?
+}
+
+/// A message of events reaches each queue that is bound to any of its keys, once. The first is the one that receivers see;
+/// the broker takes the others off (its "sender-selected distribution").
+fn routing(keys: Vec<String>) -> (ShortString, BasicProperties) {
+    let properties = properties(EVENTS_V1).with_delivery_mode(PERSISTENT);
+    let mut keys = keys.into_iter();
+    let first = keys.next().unwrap_or_default().into();
+    let others: Vec<_> = keys.map(|key| AMQPValue::LongString(key.into())).collect();
+    if others.is_empty() {
+        return (first, properties);
+    }
+    let mut headers = FieldTable::default();
+    headers.insert("BCC".into(), AMQPValue::FieldArray(others.into()));
+    (first, properties.with_headers(headers))
 }
 
 /// News of products: a queue that is only this connection's, bound to the fanout exchange.
@@ -240,6 +305,10 @@ impl Consumer for RabbitMqConsumer {
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             let first = tokio::select! {
+                settled = settled(&mut self.settling) => {
+                    settled?;
+                    continue;
+                }
                 Some(opened) = self.opened.recv() => {
                     self.arrivals.push(opened?);
                     continue;
@@ -262,54 +331,37 @@ impl Consumer for RabbitMqConsumer {
         }
     }
 
-    async fn reply(&mut self, replies: Vec<Reply>) -> Result<(), QueueError> {
-        let messages = replies.into_iter().filter(|reply| !reply.to.is_empty()).map(
-            |Reply { to, verdicts, sold_out }| (to.to_string(), message::encode_verdicts(verdicts, sold_out)),
+    /// All is said at once, in its order: it leaves on one channel, and the broker keeps the order of a channel. Only one
+    /// batch waits for the broker's answers while the next is decided.
+    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
+        let Tidings { news, replies, events } = tidings;
+        let (end, topology) = (&self.end, &self.end.topology);
+        let news =
+            news.into_iter().map(|news| ("".into(), properties(STOCK_V1), message::encode_stock(news)));
+        let mut to_apis = end.publish(topology.stock_name(), news).await?;
+        let replies = replies.into_iter().filter(|reply| !reply.to.is_empty()).map(
+            |Reply { to, verdicts, sold_out }| {
+                (to.as_ref().into(), properties(VERDICTS_V1), message::encode_verdicts(verdicts, sold_out))
+            },
         );
-        // Not mandatory: an API that is gone took its queue with it, and nobody waits.
-        if self.end.publish("".into(), properties(VERDICTS_V1), messages).await? > 0 {
-            // Its queue went while the broker was putting the message into it.
-            tracing::debug!("verdicts for an API that is gone");
-        }
+        to_apis.extend(end.publish("".into(), replies).await?);
+        let events = if topology.events_are_on() { message::encode_events(&events) } else { Vec::new() };
+        let events = events.into_iter().map(|(keys, payload)| {
+            let (key, properties) = routing(keys);
+            (key, properties, payload)
+        });
+        let to_services = end.publish(topology.events_name(), events).await?;
+        self.finish().await?;
+        let ackers = deliveries.iter().filter_map(|delivery| self.unacked.remove(&delivery.tag)).collect();
+        self.settling = Some(tokio::spawn(Settling { to_apis, to_services, ackers }.finish()));
         Ok(())
     }
 
-    async fn announce(&mut self, news: Vec<StockNews>) -> Result<(), QueueError> {
-        let exchange = self.end.topology.stock_name();
-        let messages = news.into_iter().map(|news| (String::new(), message::encode_stock(news)));
-        if self.end.publish(exchange, properties(STOCK_V1), messages).await? > 0 {
-            tracing::debug!("news of stock for an API that is gone");
+    async fn finish(&mut self) -> Result<(), QueueError> {
+        match self.settling {
+            Some(_) => settled(&mut self.settling).await,
+            None => Ok(()),
         }
-        Ok(())
-    }
-
-    async fn publish(&mut self, events: Vec<Event>) -> Result<(), QueueError> {
-        if !self.end.topology.events_are_on() {
-            return Ok(());
-        }
-        let exchange = self.end.topology.events_name();
-        let properties = properties(EVENTS_V1).with_delivery_mode(PERSISTENT);
-        let messages = message::encode_events(&events).into_iter();
-        let refused = self.end.publish(exchange, properties, messages).await?;
-        if refused > 0 {
-            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
-            // the shop goes on selling.
-            tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
-        }
-        Ok(())
-    }
-
-    async fn ack(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
-        let ackers: Vec<_> =
-            deliveries.iter().filter_map(|delivery| self.unacked.remove(&delivery.tag)).collect();
-        // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
-        // once: to wait until one is written before the next would take as long as many lanes have orders.
-        let acked =
-            within(try_join_all(ackers.iter().map(|acker| acker.ack(BasicAckOptions::default())))).await?;
-        if acked.contains(&false) {
-            return Err(QueueError("the channel was gone before the ack".to_owned()));
-        }
-        Ok(())
     }
 
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {

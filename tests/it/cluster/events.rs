@@ -15,6 +15,8 @@ use super::*;
 struct Listener {
     connection: Connection,
     exchange: String,
+    /// One that it hears.
+    key: String,
     heard: Arc<watch::Sender<Vec<Heard>>>,
 }
 
@@ -83,7 +85,8 @@ impl Listener {
                 sender.send_modify(|heard| heard.extend(events));
             }
         });
-        Self { connection, exchange, heard }
+        let key = pattern.replace(['*', '#'], "test");
+        Self { connection, exchange, key, heard }
     }
 
     /// Waits until it has heard enough.
@@ -99,7 +102,7 @@ impl Listener {
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
         let exchange = self.exchange.as_str().into();
-        let key = "order.of.the.test".into();
+        let key = self.key.as_str().into();
         channel.basic_publish(exchange, key, options, b"", properties).await.unwrap().await.unwrap();
         self.until(|heard| heard.last().is_some_and(|last| last.event.is_null())).await;
         let mut heard = self.heard.send_replace(Vec::new());
@@ -179,6 +182,8 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
         .collect()
         .await;
     workers_serve(&place, PRODUCTS, 1).await;
+    let one = *stocks.keys().nth(5).unwrap();
+    let of_one = Listener::bind(&place, &format!("order.*.{one}")).await;
 
     // One buyer for each product, who orders again as soon as the last order is in line: so the order of the lane is
     // that of the ids.
@@ -260,9 +265,16 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
         assert_eq!((moved.len(), of_product.len()), (reserved.len(), 2 * reserved.len()));
         api.ledger(product, stock).await;
     }
+    let status_of = |key: &str| key.split('.').nth(1).unwrap().to_owned();
     for Heard { key, event } in &heard {
-        assert_eq!(key, &format!("order.{}.{}", event["status"].as_str().unwrap(), event["product_id"]));
+        assert_eq!(status_of(key), event["status"].as_str().unwrap());
     }
+    // Who is bound to one product hears all of it, and of others what came in the same message.
+    let of_one = of_one.all().await;
+    assert!(heard.len() >= of_one.len(), "{} {}", heard.len(), of_one.len());
+    let of_one: Vec<_> = of_one.into_iter().filter(|heard| heard.product() == one).collect();
+    let all: Vec<_> = heard.into_iter().filter(|heard| heard.product() == one).collect();
+    assert_eq!(of_one, all);
 }
 
 #[tokio::test]
