@@ -21,7 +21,7 @@ use sqlx::{
 
 use super::{
     Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
-    transaction::{self, Begin, InsertError, Transaction, hex, json},
+    transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
     batch::Inventories,
@@ -194,30 +194,7 @@ impl Store for MySqlStore {
         id: ProductId,
         stock: Stock,
     ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
-        let mut transaction = self.begin().await?;
-        let Some(before) = transaction.lock_inventories(json(&[id])).await?.remove(&id) else {
-            return Ok(None);
-        };
-        let mut counted = before;
-        if let Err(below) = counted.recount(stock) {
-            return Ok(Some(Err(below)));
-        }
-        let inventory = counted.committed(before);
-        sqlx::query(
-            "UPDATE inventories SET stored_stock = ?, available_stock = ?, version = ? WHERE product_id = ?",
-        )
-        .bind(inventory.stored())
-        .bind(inventory.available())
-        .bind(inventory.version().cast_signed())
-        .bind(column(id))
-        .execute(&mut *transaction.connection)
-        .await?;
-        let name: String = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
-            .bind(column(id))
-            .fetch_one(&mut *transaction.connection)
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(Ok((product(column(id), name)?, inventory))))
+        transaction::recount(self, id, stock).await
     }
 
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
@@ -291,7 +268,7 @@ impl Begin for MySqlStore {
             Some(kept) if kept.since.elapsed() < TRUSTED => kept.connection,
             _ => self.deciding.pool.acquire().await?,
         };
-        Ok(MySqlTransaction { connection, deciding: self.deciding.clone(), at_commit: String::new() })
+        Ok(MySqlTransaction { connection, deciding: self.deciding.clone() })
     }
 }
 
@@ -311,8 +288,6 @@ impl Deciding {
 pub(super) struct MySqlTransaction {
     connection: PoolConnection<MySql>,
     deciding: Deciding,
-    /// Statements that nothing in the transaction depends on: they travel with the commit.
-    at_commit: String,
 }
 
 impl Transaction for MySqlTransaction {
@@ -350,70 +325,52 @@ impl Transaction for MySqlTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn insert_orders(&mut self, rows: String) -> Result<(), InsertError> {
-        sqlx::query(
-            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
-             SELECT UNHEX(id), product_id, total, status, expires_at, rejected_available, idempotency_key
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (
-                 id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-                 status VARCHAR(10) PATH '$[3]', expires_at BIGINT PATH '$[4]', rejected_available INT PATH '$[5]',
-                 idempotency_key VARCHAR(255) PATH '$[6]'
-             )) AS batch",
-        )
-        .bind(rows)
-        .execute(&mut *self.connection)
-        .await?;
-        Ok(())
-    }
-
-    async fn set_statuses(&mut self, statuses: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-                 id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
-             )) AS batch
-             STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)
-             SET status = new_status",
-        )
-        .bind(statuses)
-        .execute(&mut *self.connection)
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_aliases(&mut self, aliases: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO order_aliases (id, order_id)
-             SELECT UNHEX(batch.id), UNHEX(batch.order_id)
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
-             ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id",
-        )
-        .bind(aliases)
-        .execute(&mut *self.connection)
-        .await?;
-        Ok(())
-    }
-
-    async fn move_stock(&mut self, differences: String) -> Result<(), StoreError> {
-        // Text, because prepared statements travel alone. A list of numbers needs no quoting.
-        self.at_commit.push_str(&format!(
-            "UPDATE JSON_TABLE('{differences}', '$[*]' COLUMNS (
-                 id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
-                 more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
-             )) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id
-             SET stored_stock    = stored_stock    + more_stored,
-                 available_stock = available_stock + more_available,
-                 reserved_stock  = reserved_stock  + more_reserved,
-                 version         = version + 1;"
-        ));
-        Ok(())
-    }
-
-    async fn commit(mut self) -> Result<(), StoreError> {
-        self.at_commit.push_str("COMMIT");
-        // A statement that fails keeps those behind it, and so the commit, from being run.
-        sqlx::raw_sql(AssertSqlSafe(self.at_commit)).execute(&mut *self.connection).await?;
+    async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
+        let Changes { orders, statuses, aliases, stock } = changes;
+        for (rows, statement) in
+            [(orders, INSERT_ORDERS), (statuses, SET_STATUSES), (aliases, INSERT_ALIASES)]
+        {
+            if let Some(rows) = rows {
+                sqlx::query(statement).bind(rows).execute(&mut *self.connection).await?;
+            }
+        }
+        // Text, because prepared statements travel alone; numbers need no quoting. If the first of the two fails, the
+        // commit is not run.
+        let move_stock = stock.map_or(String::new(), |differences| {
+            format!(
+                "UPDATE JSON_TABLE('{differences}', '$[*]' COLUMNS (
+                     id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
+                     more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
+                 )) AS batch
+                 STRAIGHT_JOIN inventories ON product_id = batch.id
+                 SET stored_stock    = stored_stock    + more_stored,
+                     available_stock = available_stock + more_available,
+                     reserved_stock  = reserved_stock  + more_reserved,
+                     version         = version + 1;"
+            )
+        });
+        sqlx::raw_sql(AssertSqlSafe(move_stock + "COMMIT")).execute(&mut *self.connection).await?;
         self.deciding.keep(self.connection);
         Ok(())
     }
 }
+
+const INSERT_ORDERS: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
+     SELECT UNHEX(id), product_id, total, status, expires_at, rejected_available, idempotency_key
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
+         status VARCHAR(10) PATH '$[3]', expires_at BIGINT PATH '$[4]', rejected_available INT PATH '$[5]',
+         idempotency_key VARCHAR(255) PATH '$[6]'
+     )) AS batch";
+
+const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
+     )) AS batch
+     STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)
+     SET status = new_status";
+
+const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
+     SELECT UNHEX(batch.id), UNHEX(batch.order_id)
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
+     ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";

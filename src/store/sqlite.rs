@@ -3,18 +3,19 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody hears of it.
 
-use std::{collections::HashMap, str::FromStr, time::Duration};
+use std::{collections::HashMap, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, QueryBuilder, Sqlite, SqlitePool,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, QueryBuilder, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
     Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
-    transaction::{self, Begin, InsertError, Transaction, hex, json},
+    transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
     batch::Inventories,
@@ -34,7 +35,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The store on an SQLite file.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
-    writer: SqlitePool,
+    /// Not in a pool, which would ask it whether it works before and after each transaction. `None` once it is closed.
+    writer: Arc<Mutex<Option<SqliteConnection>>>,
     readers: SqlitePool,
 }
 
@@ -48,20 +50,15 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT)
             .optimize_on_close(true, None)
             .disable_statement_logging();
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await?;
-        MIGRATIONS.run(&writer).await?;
+        let mut writer = options.connect().await?;
+        MIGRATIONS.run(&mut writer).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.read_only(true).optimize_on_close(false, None))
             .await?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), readers })
     }
 }
 
@@ -72,7 +69,9 @@ const ORDERS_OF_KEYS: &str =
 #[async_trait]
 impl Store for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
-        let mut transaction = self.begin().await?.0;
+        let mut writer = self.writer.lock().await;
+        let writer = writer.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
         let id: i64 = sqlx::query_scalar("INSERT INTO products (name) VALUES (?) RETURNING id")
             .bind(name.as_str())
             .fetch_one(&mut *transaction)
@@ -137,28 +136,7 @@ impl Store for SqliteStore {
         id: ProductId,
         stock: Stock,
     ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
-        let mut transaction = self.begin().await?;
-        let Some(before) = transaction.lock_inventories(json(&[id])).await?.remove(&id) else {
-            return Ok(None);
-        };
-        let mut counted = before;
-        if let Err(below) = counted.recount(stock) {
-            return Ok(Some(Err(below)));
-        }
-        let inventory = counted.committed(before);
-        let mut transaction = transaction.0;
-        let name: String = sqlx::query_scalar(
-            "UPDATE inventories SET stored_stock = ?, available_stock = ?, version = ? WHERE product_id = ?
-             RETURNING (SELECT name FROM products WHERE id = product_id)",
-        )
-        .bind(inventory.stored())
-        .bind(inventory.available())
-        .bind(inventory.version().cast_signed())
-        .bind(column(id))
-        .fetch_one(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(Some(Ok((product(column(id), name)?, inventory))))
+        transaction::recount(self, id, stock).await
     }
 
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
@@ -219,7 +197,9 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
-        self.writer.close().await;
+        if let Some(writer) = self.writer.lock().await.take() {
+            let _ = writer.close().await; // all that was promised is committed
+        }
     }
 }
 
@@ -227,23 +207,41 @@ impl Begin for SqliteStore {
     type Transaction = SqliteTransaction;
 
     async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
-        // A transaction that begins by reading and writes later fails at once when another process wrote in
-        // between, whatever the busy timeout: take the write lock at the start.
-        Ok(SqliteTransaction(self.writer.begin_with("BEGIN IMMEDIATE").await?))
+        Ok(SqliteTransaction(Some(self.writer.clone().lock_owned().await)))
     }
 }
 
-pub(super) struct SqliteTransaction(sqlx::Transaction<'static, Sqlite>);
+/// Begins when it locks. Dropping it rolls it back before anybody else gets the connection.
+pub(super) struct SqliteTransaction(Option<OwnedMutexGuard<Option<SqliteConnection>>>);
+
+impl SqliteTransaction {
+    fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        self.0.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
+    }
+}
+
+impl Drop for SqliteTransaction {
+    fn drop(&mut self) {
+        let Some(mut writer) = self.0.take() else { return };
+        tokio::spawn(async move {
+            if let Some(connection) = writer.as_mut() {
+                let _ = connection.execute("ROLLBACK").await; // fails where nothing had begun
+            }
+        });
+    }
+}
 
 impl Transaction for SqliteTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
-        // The write lock of the file is held since the beginning.
+        // The write lock of the file covers all rows. A transaction that begins by reading and writes later fails at once
+        // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         let rows: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, version
+            "BEGIN IMMEDIATE;
+             SELECT product_id, stored_stock, available_stock, reserved_stock, version
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
         )
         .bind(products)
-        .fetch_all(&mut *self.0)
+        .fetch_all(self.connection()?)
         .await?;
         rows.into_iter()
             .map(|(id, stored, available, reserved, version)| {
@@ -257,67 +255,57 @@ impl Transaction for SqliteTransaction {
             "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.id = unhex(batch.value)",
         )
         .bind(ids)
-        .fetch_all(&mut *self.0)
+        .fetch_all(self.connection()?)
         .await?;
         rows.into_iter().map(Order::try_from).collect()
     }
 
     async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, Order)>, StoreError> {
-        let rows: Vec<KeyedRow> = sqlx::query_as(ORDERS_OF_KEYS).bind(keys).fetch_all(&mut *self.0).await?;
+        let rows: Vec<KeyedRow> =
+            sqlx::query_as(ORDERS_OF_KEYS).bind(keys).fetch_all(self.connection()?).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn insert_orders(&mut self, rows: String) -> Result<(), InsertError> {
-        sqlx::query(
-            "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
-             SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-             FROM json_each(?)",
-        )
-        .bind(rows)
-        .execute(&mut *self.0)
-        .await?;
+    async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
+        let Changes { orders, statuses, aliases, stock } = changes;
+        let writes = [
+            (orders, INSERT_ORDERS),
+            (statuses, SET_STATUSES),
+            (aliases, INSERT_ALIASES),
+            (stock, MOVE_STOCK),
+        ];
+        let (mut statements, mut lists) = (String::new(), Vec::new());
+        for (list, statement) in writes {
+            if let Some(list) = list {
+                statements.push_str(statement);
+                lists.push(list);
+            }
+        }
+        statements.push_str("COMMIT");
+        // Made of constants, and few: they stay prepared.
+        let query =
+            lists.into_iter().fold(sqlx::query(AssertSqlSafe(statements)), |query, list| query.bind(list));
+        query.execute(self.connection()?).await?;
+        self.0 = None;
         Ok(())
-    }
-
-    async fn set_statuses(&mut self, statuses: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE orders SET status = batch.value ->> 1
-             FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0)",
-        )
-        .bind(statuses)
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_aliases(&mut self, aliases: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO order_aliases (id, order_id)
-             SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(aliases)
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    async fn move_stock(&mut self, differences: String) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE inventories
-             SET stored_stock    = stored_stock    + (batch.value ->> 1),
-                 available_stock = available_stock + (batch.value ->> 2),
-                 reserved_stock  = reserved_stock  + (batch.value ->> 3),
-                 version         = version + 1
-             FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0",
-        )
-        .bind(differences)
-        .execute(&mut *self.0)
-        .await?;
-        Ok(())
-    }
-
-    async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.0.commit().await?)
     }
 }
+
+const INSERT_ORDERS: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
+     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+     FROM json_each(?);";
+
+const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
+     FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
+
+const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
+     SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
+     ON CONFLICT (id) DO NOTHING;";
+
+const MOVE_STOCK: &str = "UPDATE inventories
+     SET stored_stock    = stored_stock    + (batch.value ->> 1),
+         available_stock = available_stock + (batch.value ->> 2),
+         reserved_stock  = reserved_stock  + (batch.value ->> 3),
+         version         = version + 1
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";

@@ -8,12 +8,13 @@ use std::{collections::HashSet, future::Future, time::Duration};
 
 use serde::Serialize;
 
-use super::{Decided, StoreError};
+use super::{Decided, Store, StoreError};
 use crate::{
     batch::{self, Decision, Inventories, OnRecord, Times, Writes},
     command::Command,
-    inventory::StockNews,
+    inventory::{Inventory, Stock, StockBelowReserved, StockNews},
     order::{IdempotencyKey, NewOrder, Order, OrderId, OrderState, Rejection, from_millis, now},
+    product::{Product, ProductId},
 };
 
 /// One open transaction. Dropping it rolls it back.
@@ -36,22 +37,23 @@ pub(super) trait Transaction: Send {
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, Order)>, StoreError>> + Send;
 
-    /// Puts orders on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available, key], …]`.
-    fn insert_orders(&mut self, rows: String) -> impl Future<Output = Result<(), InsertError>> + Send;
+    /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
+    fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
+}
 
-    /// Takes orders further: `[["<32 hex digits>", status], …]`.
-    fn set_statuses(&mut self, statuses: String) -> impl Future<Output = Result<(), StoreError>> + Send;
-
+/// What a batch changes, as lists in JSON; `None`: nothing.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// New on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available, key], …]`.
+    pub orders: Option<String>,
+    /// Orders that went further: `[["<32 hex digits>", status], …]`.
+    pub statuses: Option<String>,
     /// Other ids of orders on record, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; those that are on
     /// record already stay as they are.
-    fn insert_aliases(&mut self, aliases: String) -> impl Future<Output = Result<(), StoreError>> + Send;
-
-    /// Moves stock: `[[product_id, stored, available, reserved], …]`, each the difference to what is there; counts
-    /// up their versions.
-    fn move_stock(&mut self, differences: String) -> impl Future<Output = Result<(), StoreError>> + Send;
-
-    /// Commits.
-    fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send;
+    pub aliases: Option<String>,
+    /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
+    /// numbers. Versions are counted up.
+    pub stock: Option<String>,
 }
 
 /// A database that can begin a transaction.
@@ -63,9 +65,9 @@ pub(super) trait Begin: Sync {
     fn begin(&self) -> impl Future<Output = Result<Self::Transaction, StoreError>> + Send;
 }
 
-/// Why orders were not inserted.
-pub(super) enum InsertError {
-    /// One of the ids or keys is on record.
+/// Why a batch was not committed.
+pub(super) enum CommitError {
+    /// The id or key of one of its new orders is on record.
     Duplicate,
     /// Anything else.
     Store(StoreError),
@@ -91,20 +93,40 @@ pub(super) async fn decide<B: Begin>(
         match result {
             Ok(decided) => return Ok(decided),
             // Something of the batch is on record, after all.
-            Err(InsertError::Duplicate) if is_plain => is_plain = false,
-            Err(InsertError::Duplicate) if commands.iter().all(|command| key_of(command).is_none()) => {
+            Err(CommitError::Duplicate) if is_plain => is_plain = false,
+            Err(CommitError::Duplicate) if commands.iter().all(|command| key_of(command).is_none()) => {
                 return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
             }
             // A worker of another lane was faster with one of its keys: what it put on record is found now.
-            Err(InsertError::Duplicate) if run < RUNS => run += 1,
-            Err(InsertError::Duplicate) => return Err(StoreError::Contended),
-            Err(InsertError::Store(error)) if is_conflict(&error) && run < RUNS => {
+            Err(CommitError::Duplicate) if run < RUNS => run += 1,
+            Err(CommitError::Duplicate) => return Err(StoreError::Contended),
+            Err(CommitError::Store(error)) if is_conflict(&error) && run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
             }
-            Err(InsertError::Store(error)) => return Err(error),
+            Err(CommitError::Store(error)) => return Err(error),
         }
     }
+}
+
+/// Counts a product's stock anew: see [`Store::recount`].
+pub(super) async fn recount<S: Store + Begin>(
+    store: &S,
+    id: ProductId,
+    stock: Stock,
+) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
+    let Some(product) = store.product(id).await? else { return Ok(None) };
+    let mut transaction = store.begin().await?;
+    let before = transaction.lock_inventories(json(&[id])).await?;
+    let mut after = before.clone();
+    let (Some(before_it), Some(counted)) = (before.get(&id), after.get_mut(&id)) else { return Ok(None) };
+    if let Err(below) = counted.recount(stock) {
+        return Ok(Some(Err(below)));
+    }
+    let counted = counted.committed(*before_it);
+    let stock = list(&differences(&before, &after));
+    transaction.commit(Changes { stock, ..Changes::default() }).await?;
+    Ok(Some(Ok((product, counted))))
 }
 
 /// Whether a batch is what most batches are: new orders without idempotency keys, each once.
@@ -119,17 +141,16 @@ async fn decide_plain<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
-) -> Result<Decided, InsertError> {
+) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
     let before = transaction.lock_inventories(products_of(commands)).await?;
     let decision =
         batch::decide(before.clone(), None, commands, times(reservation_ttl)).map_err(StoreError::from)?;
-    write(&mut transaction, &decision.writes, &before, &decision.inventories).await?;
     let forgotten = forgotten(commands, &decision);
     if !forgotten.is_empty() && !transaction.orders_on_record(hex(forgotten)).await?.is_empty() {
-        return Err(InsertError::Duplicate);
+        return Err(CommitError::Duplicate);
     }
-    transaction.commit().await?;
+    transaction.commit(changes(&before, &decision)).await?;
     Ok(decided(&before, decision))
 }
 
@@ -140,7 +161,7 @@ async fn decide_any<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
-) -> Result<Decided, InsertError> {
+) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
     let before = transaction.lock_inventories(products_of(commands)).await?;
     let mut on_record = OnRecord::default();
@@ -155,8 +176,7 @@ async fn decide_any<B: Begin>(
     }
     let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
         .map_err(StoreError::from)?;
-    write(&mut transaction, &decision.writes, &before, &decision.inventories).await?;
-    transaction.commit().await?;
+    transaction.commit(changes(&before, &decision)).await?;
     Ok(decided(&before, decision))
 }
 
@@ -166,31 +186,22 @@ fn times(reservation_ttl: Duration) -> Times {
     Times { decided_at, expires_at: from_millis(decided_at.as_millisecond().saturating_add(ttl_ms)) }
 }
 
-/// Writes what changed. A batch that changes nothing writes nothing.
-async fn write(
-    transaction: &mut impl Transaction,
-    Writes { orders, statuses, aliases }: &Writes,
-    before: &Inventories,
-    after: &Inventories,
-) -> Result<(), InsertError> {
-    if !orders.is_empty() {
-        transaction.insert_orders(json(&orders.iter().map(row).collect::<Vec<_>>())).await?;
+/// What there is to write. For a batch that changes nothing, nothing.
+fn changes(before: &Inventories, decision: &Decision) -> Changes {
+    let Writes { orders, statuses, aliases } = &decision.writes;
+    let hex = |id: &OrderId| id.uuid().simple();
+    let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
+    let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
+    Changes {
+        orders: list(&orders.iter().map(row).collect::<Vec<_>>()),
+        statuses: list(&statuses),
+        aliases: list(&aliases),
+        stock: list(&differences(before, &decision.inventories)),
     }
-    if !statuses.is_empty() {
-        let statuses: Vec<_> =
-            statuses.iter().map(|(id, status)| (id.uuid().simple(), status.as_str())).collect();
-        transaction.set_statuses(json(&statuses)).await?;
-    }
-    if !aliases.is_empty() {
-        let aliases: Vec<_> =
-            aliases.iter().map(|(id, order)| (id.uuid().simple(), order.uuid().simple())).collect();
-        transaction.insert_aliases(json(&aliases)).await?;
-    }
-    let differences = differences(before, after);
-    if !differences.is_empty() {
-        transaction.move_stock(json(&differences)).await?;
-    }
-    Ok(())
+}
+
+fn list(rows: &[impl Serialize]) -> Option<String> {
+    (!rows.is_empty()).then(|| json(&rows))
 }
 
 fn decided(before: &Inventories, decision: Decision) -> Decided {
@@ -294,13 +305,22 @@ fn is_conflict(error: &StoreError) -> bool {
     }
 }
 
-impl From<StoreError> for InsertError {
+impl From<CommitError> for StoreError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Duplicate => Self::Contended,
+            CommitError::Store(error) => error,
+        }
+    }
+}
+
+impl From<StoreError> for CommitError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<sqlx::Error> for InsertError {
+impl From<sqlx::Error> for CommitError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(database) if database.is_unique_violation() => Self::Duplicate,
