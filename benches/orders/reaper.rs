@@ -153,7 +153,7 @@ async fn take_away(thing: &Thing) -> Result<()> {
     }
 }
 
-async fn delete_queues(url: &str, prefix: &str) -> Result<()> {
+pub(crate) async fn delete_queues(url: &str, prefix: &str) -> Result<()> {
     let broker = lapin::Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = broker.create_channel().await?;
     let queues = (0..=Scenario::Products1000.products())

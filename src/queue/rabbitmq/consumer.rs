@@ -171,7 +171,8 @@ impl End {
         Ok(orders.map(Arrival::Orders).chain(stream::once(async { Arrival::End })).boxed())
     }
 
-    /// Publishes `(routing key, properties, payload)` in this order. What comes back is to be asked whether the broker has them.
+    /// Publishes `(routing key, properties, payload)` in this order. What comes back is to be asked whether the broker has
+    /// them.
     async fn publish(
         &self,
         exchange: ShortString,
