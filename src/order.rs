@@ -205,6 +205,14 @@ impl Rejection {
             Self::KeyReused => "idempotency_key_reused",
         }
     }
+
+    /// How many pieces were available, when there were too few.
+    pub fn available(self) -> Option<u32> {
+        match self {
+            Self::InsufficientStock { available } => Some(available),
+            Self::ProductNotFound | Self::KeyReused => None,
+        }
+    }
 }
 
 /// How far an order has come. `pending`, the stage before its verdict, is not on record.
@@ -277,6 +285,22 @@ impl Order {
         match self.state {
             OrderState::Accepted { status, .. } => status,
             OrderState::Rejected(_) => OrderStatus::Rejected,
+        }
+    }
+
+    /// When its reservation ends, if it was ever reserved.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        match self.state {
+            OrderState::Accepted { expires_at, .. } => Some(expires_at),
+            OrderState::Rejected(_) => None,
+        }
+    }
+
+    /// Why it was rejected, if it was.
+    pub fn rejection(&self) -> Option<Rejection> {
+        match self.state {
+            OrderState::Accepted { .. } => None,
+            OrderState::Rejected(rejection) => Some(rejection),
         }
     }
 

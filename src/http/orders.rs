@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     command::Change,
-    order::{Order, OrderId, OrderState, OrderStatus, Quantity, Rejection},
+    order::{Order, OrderId, OrderStatus, Quantity, Rejection},
     placement::{Changed, Placed},
     product::ProductId,
     store::OrderPage,
@@ -215,23 +215,15 @@ struct OrderView {
 
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
-        let (expires_at, rejection) = match order.state {
-            OrderState::Accepted { expires_at, .. } => (Some(expires_at), None),
-            OrderState::Rejected(rejection) => (None, Some(rejection)),
-        };
-        let available_stock = match rejection {
-            Some(Rejection::InsufficientStock { available }) => Some(available),
-            _ => None,
-        };
         Self {
             id: order.id,
             product_id: order.product_id,
             total: order.total,
             status: order.status().as_str(),
             created_at: order.id.created_at(),
-            expires_at,
-            reason: rejection.map(Rejection::reason),
-            available_stock,
+            expires_at: order.expires_at(),
+            reason: order.rejection().map(Rejection::reason),
+            available_stock: order.rejection().and_then(Rejection::available),
         }
     }
 }

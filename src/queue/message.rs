@@ -156,11 +156,8 @@ struct OneOrder {
 
 impl From<Order> for OneOrder {
     fn from(order: Order) -> Self {
-        let (expires_at, available_stock) = match order.state {
-            OrderState::Accepted { expires_at, .. } => (Some(expires_at.as_millisecond()), None),
-            OrderState::Rejected(Rejection::InsufficientStock { available }) => (None, Some(available)),
-            OrderState::Rejected(_) => (None, None),
-        };
+        let expires_at = order.expires_at().map(Timestamp::as_millisecond);
+        let available_stock = order.rejection().and_then(Rejection::available);
         let Order { id: order_id, product_id, total, .. } = order;
         Self { order_id, product_id, total, status: order.status(), expires_at, available_stock }
     }

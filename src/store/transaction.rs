@@ -6,6 +6,7 @@
 
 use std::{collections::HashSet, future::Future, time::Duration};
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Decided, Store, StoreError};
@@ -13,7 +14,7 @@ use crate::{
     batch::{self, Decision, Inventories, OnRecord, Times, Writes},
     command::Command,
     inventory::{Inventory, Stock, StockBelowReserved, StockNews},
-    order::{IdempotencyKey, NewOrder, Order, OrderId, OrderState, Rejection, from_millis, now},
+    order::{IdempotencyKey, NewOrder, Order, OrderId, Rejection, from_millis, now},
     product::{Product, ProductId},
 };
 
@@ -99,12 +100,11 @@ pub(super) async fn decide<B: Begin>(
             }
             // A worker of another lane was faster with one of its keys: what it put on record is found now.
             Err(CommitError::Duplicate) if run < RUNS => run += 1,
-            Err(CommitError::Duplicate) => return Err(StoreError::Contended),
             Err(CommitError::Store(error)) if is_conflict(&error) && run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
             }
-            Err(CommitError::Store(error)) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -265,11 +265,8 @@ fn products_of(commands: &[Command]) -> String {
 }
 
 fn row((order, key): &(Order, Option<IdempotencyKey>)) -> impl Serialize {
-    let (expires_at, rejected_available) = match order.state {
-        OrderState::Accepted { expires_at, .. } => (Some(expires_at.as_millisecond()), None),
-        OrderState::Rejected(Rejection::InsufficientStock { available }) => (None, Some(available)),
-        OrderState::Rejected(_) => (None, None),
-    };
+    let expires_at = order.expires_at().map(Timestamp::as_millisecond);
+    let rejected_available = order.rejection().and_then(Rejection::available);
     let status = order.status().as_str();
     (order.id.uuid().simple(), order.product_id, order.total, status, expires_at, rejected_available, key)
 }
