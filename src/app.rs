@@ -295,6 +295,7 @@ async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, 
         lanes: settings.backends.lanes,
         lane_capacity: RabbitMqSettings::LANE_CAPACITY,
         events: settings.orders.events == Switch::On,
+        consumer_timeout: RabbitMqSettings::CONSUMER_TIMEOUT,
     };
     RabbitMqQueue::connect(settings).await.map_err(|error| {
         AppError::Start(format!(

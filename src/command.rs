@@ -112,6 +112,16 @@ impl Command {
         }
     }
 
+    /// The same command when nobody waits for it any more.
+    pub fn for_nobody(mut self) -> Self {
+        let created_at = self.id().as_order().created_at();
+        match &mut self {
+            Self::Place(order) => order.answer_by = created_at,
+            Self::Change(change) => change.answer_by = created_at,
+        }
+        self
+    }
+
     /// Whether its client does not wait for the verdict, only for the command to stand in line.
     pub fn is_async(&self) -> bool {
         self.answer_by() <= self.id().as_order().created_at()

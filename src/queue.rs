@@ -92,7 +92,8 @@ pub enum Refusal {
 /// The worker's end. Dropping it gives back what it holds.
 #[async_trait]
 pub trait Consumer: Send {
-    /// Serves these lanes too, from now on. Lanes that it serves already are passed over.
+    /// Serves these lanes too. It may return before they are open: a lane that cannot be opened fails a later
+    /// [`Consumer::take`]. Lanes that it serves already are passed over.
     async fn serve(&mut self, lanes: &[ProductId]) -> Result<(), QueueError>;
 
     /// Waits until something has arrived, and takes it: up to `max_commands`, or one delivery if that alone is
@@ -100,7 +101,8 @@ pub trait Consumer: Send {
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError>;
 
     /// Tells what became of deliveries, and lets go of them once all of that is on its way for sure. It may return
-    /// before: what fails then fails a later call, and the deliveries come back when the consumer ends.
+    /// before: what fails then fails a later call, and the deliveries come back when the consumer ends. Those whose API
+    /// is gone may be taken once more, with [`Command::for_nobody`]: what only it would have heard goes on record.
     async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError>;
 
     /// Waits until all that was settled is let go of.

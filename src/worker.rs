@@ -38,11 +38,11 @@ impl Worker {
         while !self.stop.is_cancelled() {
             match self.serve_lanes().await {
                 Ok(()) => return,
-                Err(Lost::AfterWork(error)) => {
+                Err(Lost { error, has_worked: true }) => {
                     delays = backoff();
                     tracing::warn!(%error, "lost the queue; what was in hand comes back");
                 }
-                Err(Lost::BeforeWork(error)) => tracing::warn!(%error, "no queue yet"),
+                Err(Lost { error, has_worked: false }) => tracing::warn!(%error, "no queue yet"),
             }
             self.pause(delays.next()).await;
         }
@@ -50,16 +50,22 @@ impl Worker {
 
     /// One consumer's life.
     async fn serve_lanes(&self) -> Result<(), Lost> {
-        let mut consumer = self.queue.consumer().await.map_err(Lost::BeforeWork)?;
+        let mut has_worked = false;
+        self.consume(&mut has_worked).await.map_err(|error| Lost { error, has_worked })
+    }
+
+    async fn consume(&self, has_worked: &mut bool) -> Result<(), QueueError> {
+        let mut consumer = self.queue.consumer().await?;
         let mut rescan = interval(RESCAN);
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => return consumer.finish().await.map_err(Lost::AfterWork),
-                _ = rescan.tick() => self.look_for_lanes(&mut *consumer).await.map_err(Lost::BeforeWork)?,
+                () = self.stop.cancelled() => return consumer.finish().await,
+                _ = rescan.tick() => self.look_for_lanes(&mut *consumer).await?,
                 taken = consumer.take(MAX_BATCH) => {
-                    let deliveries = taken.map_err(Lost::AfterWork)?;
-                    self.settle(&mut *consumer, deliveries).await.map_err(Lost::AfterWork)?;
+                    let deliveries = taken?;
+                    *has_worked = true;
+                    self.settle(&mut *consumer, deliveries).await?;
                 }
             }
         }
@@ -126,11 +132,10 @@ impl Worker {
 }
 
 /// A consumer ended.
-enum Lost {
-    /// It never got as far as taking anything.
-    BeforeWork(QueueError),
-    /// It was at work.
-    AfterWork(QueueError),
+struct Lost {
+    error: QueueError,
+    /// Whether it took anything: then the queue is there, and trying again need not wait long.
+    has_worked: bool,
 }
 
 /// What became of a batch at the store.

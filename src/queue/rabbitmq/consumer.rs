@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{
-    FutureExt, StreamExt, TryStreamExt,
+    FutureExt, StreamExt,
     future::{join_all, maybe_done, pending, try_join_all},
     poll,
     stream::{self, BoxStream, SelectAll},
@@ -28,6 +28,7 @@ use super::{
     within,
 };
 use crate::{
+    command::Command,
     order::OrderId,
     product::ProductId,
     queue::{
@@ -54,8 +55,13 @@ pub(super) struct RabbitMqConsumer {
     opened: mpsc::UnboundedReceiver<Result<BoxStream<'static, Arrival>, QueueError>>,
     opening: mpsc::UnboundedSender<Result<BoxStream<'static, Arrival>, QueueError>>,
     unacked: HashMap<u64, Acker>,
-    settling: Option<JoinHandle<Result<(), QueueError>>>,
+    settling: Option<JoinHandle<Result<Vec<Held>, QueueError>>>,
+    /// Deliveries whose verdicts reached nobody, to be taken again.
+    unheard: Vec<Delivery>,
 }
+
+/// A delivery and the way to acknowledge it.
+type Held = (Delivery, Acker);
 
 /// Connections and channels. Verdicts leave on another connection than orders arrive on: a broker that is short of
 /// memory stops reading from those who publish.
@@ -104,6 +110,7 @@ impl RabbitMqConsumer {
             opening,
             unacked: HashMap::new(),
             settling: None,
+            unheard: Vec::new(),
         })
     }
 
@@ -112,7 +119,12 @@ impl RabbitMqConsumer {
         match arrival {
             Arrival::Orders(delivery) => Ok(self.accept(delivery.map_err(failed)?)),
             Arrival::News(news) => {
-                self.open_beside(&news.map_err(failed)?);
+                let news = news.map_err(failed)?;
+                let kind = news.properties.kind().as_ref().map(|kind| kind.as_str());
+                match message::decode_product(&news.data, kind) {
+                    Ok(product_id) => self.open(&[product_id]),
+                    Err(error) => tracing::warn!(%error, "a message about lanes"),
+                }
                 Ok(None)
             }
             Arrival::End => Err(QueueError("the broker ended a consumer".to_owned())),
@@ -139,20 +151,33 @@ impl RabbitMqConsumer {
         }
     }
 
-    /// Opens the lane of a new product without holding up the others. On its own task: a consumer that is being
-    /// started when the caller goes away would be left behind, active and deaf.
-    fn open_beside(&mut self, news: &lapin::message::Delivery) {
-        let kind = news.properties.kind().as_ref().map(|kind| kind.as_str());
-        match message::decode_product(&news.data, kind) {
-            Ok(product_id) => {
-                let lane = self.end.topology.lane_of(product_id);
-                if self.served.insert(lane) {
-                    let (end, opening) = (self.end.clone(), self.opening.clone());
-                    tokio::spawn(async move { opening.send(end.consume(lane).await) });
-                }
-            }
-            Err(error) => tracing::warn!(%error, "a message about lanes"),
+    /// Verdicts that reached nobody: their commands are decided once more, now for nobody, so that rejections go on
+    /// record. Who was answered 202 meanwhile asks for them there.
+    fn take_back(&mut self, unheard: Vec<Held>) {
+        for (delivery, acker) in unheard {
+            self.unacked.insert(delivery.tag, acker);
+            let commands = delivery.commands.into_iter().map(Command::for_nobody).collect();
+            self.unheard.push(Delivery { commands, reply_to: "".into(), ..delivery });
         }
+    }
+
+    /// Opens lanes, without holding up those that are open: a thousand new ones take the broker many seconds. On a task of
+    /// its own: a consumer that is being started when the caller goes away would be left behind, active and deaf.
+    fn open(&mut self, products: &[ProductId]) {
+        let lanes = products.iter().map(|product_id| self.end.topology.lane_of(*product_id));
+        let lanes: Vec<_> = lanes.filter(|lane| self.served.insert(*lane)).collect();
+        if lanes.is_empty() {
+            return;
+        }
+        let (end, opening) = (self.end.clone(), self.opening.clone());
+        tokio::spawn(async move {
+            let end = &end;
+            let mut opened =
+                stream::iter(lanes).map(|lane| end.consume(lane)).buffer_unordered(LANES_AT_ONCE);
+            while let Some(lane) = opened.next().await
+                && opening.send(lane).is_ok()
+            {}
+        });
     }
 }
 
@@ -165,7 +190,7 @@ impl End {
             name.clone(),
             name, // the tag: unique on this channel
             BasicConsumeOptions::default(),
-            Topology::priority(&self.worker, lane),
+            self.topology.consumer_arguments(&self.worker, lane),
         ))
         .await?;
         Ok(orders.map(Arrival::Orders).chain(stream::once(async { Arrival::End })).boxed())
@@ -176,13 +201,13 @@ impl End {
     async fn publish(
         &self,
         exchange: ShortString,
+        options: BasicPublishOptions,
         messages: impl IntoIterator<Item = (ShortString, BasicProperties, Vec<u8>), IntoIter: Send> + Send,
     ) -> Result<Vec<PublisherConfirm>, QueueError> {
         let mut written = Vec::new();
         for (key, properties, payload) in messages {
             let exchange = exchange.clone();
             let mut publish = Box::pin(maybe_done(async move {
-                let options = BasicPublishOptions::default();
                 self.verdicts.basic_publish(exchange, key, options, &payload, properties).await
             }));
             // Its first poll puts it in the connection's line, so they leave in this order; and together, because to
@@ -201,45 +226,50 @@ impl End {
 struct Settling {
     to_apis: Vec<PublisherConfirm>,
     to_services: Vec<PublisherConfirm>,
-    ackers: Vec<Acker>,
+    held: Vec<Held>,
 }
 
 impl Settling {
-    async fn finish(self) -> Result<(), QueueError> {
-        // Nothing to APIs is mandatory: one that is gone took its queue with it, and nobody waits.
-        if refused(self.to_apis).await? > 0 {
-            // Its queue went while the broker was putting the message into it.
-            tracing::debug!("verdicts or news of stock for an API that is gone");
+    /// Acknowledges what is settled. What comes back is not: the API that should have heard of it is gone.
+    async fn finish(self) -> Result<Vec<Held>, QueueError> {
+        let (mut gone, mut refused) = (HashSet::new(), 0);
+        for confirm in self.to_apis {
+            // lapin hands a returned message out with whichever confirm comes next, so what it says about itself counts.
+            match within(confirm).await? {
+                Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                    gone.insert(returned.routing_key.clone());
+                }
+                // Its queue went while the broker was putting the message into it.
+                Confirmation::Nack(None) => {
+                    tracing::debug!("verdicts or news of stock for an API that is gone")
+                }
+                Confirmation::Ack(None) | Confirmation::NotRequested => {}
+            }
         }
-        let refused = refused(self.to_services).await?;
+        for confirm in self.to_services {
+            refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
+        }
         if refused > 0 {
             // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
             // the shop goes on selling.
             tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
         }
+        let (unheard, heard): (Vec<_>, Vec<_>) =
+            self.held.into_iter().partition(|(delivery, _)| gone.contains(&*delivery.reply_to));
         // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
         // once: to wait until one is written before the next would take as long as many lanes have orders.
-        let acked =
-            within(try_join_all(self.ackers.iter().map(|acker| acker.ack(BasicAckOptions::default()))))
-                .await?;
-        if acked.contains(&false) {
+        let acks = heard.iter().map(|(_, acker)| acker.ack(BasicAckOptions::default()));
+        if within(try_join_all(acks)).await?.contains(&false) {
             return Err(QueueError("the channel was gone before the ack".to_owned()));
         }
-        Ok(())
+        Ok(unheard)
     }
-}
-
-/// Waits until the broker has answered for all: how many a queue refused.
-async fn refused(confirms: Vec<PublisherConfirm>) -> Result<usize, QueueError> {
-    let mut refused = 0;
-    for confirm in confirms {
-        refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
-    }
-    Ok(refused)
 }
 
 /// Waits for the batch that is being settled; for ever if there is none. Cancel safe.
-async fn settled(settling: &mut Option<JoinHandle<Result<(), QueueError>>>) -> Result<(), QueueError> {
+async fn settled(
+    settling: &mut Option<JoinHandle<Result<Vec<Held>, QueueError>>>,
+) -> Result<Vec<Held>, QueueError> {
     let Some(handle) = settling else { return pending().await };
     let result = handle.await.map_err(failed);
     *settling = None;
@@ -288,26 +318,18 @@ async fn news(
 #[async_trait]
 impl Consumer for RabbitMqConsumer {
     async fn serve(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
-        let lanes: Vec<_> = products
-            .iter()
-            .map(|product_id| self.end.topology.lane_of(*product_id))
-            .filter(|lane| self.served.insert(*lane))
-            .collect();
-        let end = &self.end;
-        let consumed: Vec<_> = stream::iter(lanes)
-            .map(|lane| async move { end.consume(lane).await })
-            .buffer_unordered(LANES_AT_ONCE)
-            .try_collect()
-            .await?;
-        self.arrivals.extend(consumed);
+        self.open(products);
         Ok(())
     }
 
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
+            if !self.unheard.is_empty() {
+                return Ok(std::mem::take(&mut self.unheard));
+            }
             let first = tokio::select! {
                 settled = settled(&mut self.settling) => {
-                    settled?;
+                    self.take_back(settled?);
                     continue;
                 }
                 Some(opened) = self.opened.recv() => {
@@ -339,30 +361,37 @@ impl Consumer for RabbitMqConsumer {
         let (end, topology) = (&self.end, &self.end.topology);
         let news =
             news.into_iter().map(|news| ("".into(), properties(STOCK_V1), message::encode_stock(news)));
-        let mut to_apis = end.publish(topology.stock_name(), news).await?;
+        let mut to_apis = end.publish(topology.stock_name(), BasicPublishOptions::default(), news).await?;
         let replies = replies.into_iter().filter(|reply| !reply.to.is_empty()).map(
             |Reply { to, verdicts, sold_out }| {
                 (to.as_ref().into(), properties(VERDICTS_V1), message::encode_verdicts(verdicts, sold_out))
             },
         );
-        to_apis.extend(end.publish("".into(), replies).await?);
+        // Comes back when the API, or the connection on which it listens, is gone.
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        to_apis.extend(end.publish("".into(), mandatory, replies).await?);
         let events = if topology.events_are_on() { message::encode_events(&events) } else { Vec::new() };
         let events = events.into_iter().map(|(keys, payload)| {
             let (key, properties) = routing(keys);
             (key, properties, payload)
         });
-        let to_services = end.publish(topology.events_name(), events).await?;
+        let to_services = end.publish(topology.events_name(), BasicPublishOptions::default(), events).await?;
         self.finish().await?;
-        let ackers = deliveries.iter().filter_map(|delivery| self.unacked.remove(&delivery.tag)).collect();
-        self.settling = Some(tokio::spawn(Settling { to_apis, to_services, ackers }.finish()));
+        let held = |delivery: Delivery| {
+            let acker = self.unacked.remove(&delivery.tag)?;
+            Some((delivery, acker))
+        };
+        let held = deliveries.into_iter().filter_map(held).collect();
+        self.settling = Some(tokio::spawn(Settling { to_apis, to_services, held }.finish()));
         Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), QueueError> {
-        match self.settling {
-            Some(_) => settled(&mut self.settling).await,
-            None => Ok(()),
+        if self.settling.is_some() {
+            let unheard = settled(&mut self.settling).await?;
+            self.take_back(unheard);
         }
+        Ok(())
     }
 
     async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
