@@ -18,7 +18,7 @@ use crate::{
     lookup::Lookup,
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
-        from_millis, now,
+        from_millis,
     },
     product::ProductId,
     queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
@@ -107,9 +107,9 @@ impl Placement {
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
         }
-        let answer_by = from_now(wait);
         let id = OrderId::mint();
-        let order = NewOrder { id, product_id, total, answer_by, key: key.clone() };
+        let order =
+            NewOrder { id, product_id, total, answer_by: answer_by(id.into(), wait), key: key.clone() };
         Ok(match self.ask(order.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
@@ -152,9 +152,14 @@ impl Placement {
             return Changed::Now(order);
         }
         let wait = self.waiting_time(wait);
-        let answer_by = from_now(wait);
         let id = CommandId::mint();
-        let change = ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, answer_by };
+        let change = ChangeOrder {
+            id,
+            order_id: order.id,
+            product_id: order.product_id,
+            change,
+            answer_by: answer_by(id, wait),
+        };
         match self.ask(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
             Some(Outcome::Decided(Verdict::Status(status))) => Changed::Now(order.with_status(status)),
@@ -230,9 +235,11 @@ fn again(order: Order) -> Placed {
     }
 }
 
-fn from_now(wait: Duration) -> Timestamp {
+/// Until when somebody waits for the answer to a command. Counted from its own name: a second look at the clock may be a
+/// millisecond off, which makes who waits for one look like who does not wait ([`Command::is_async`]).
+fn answer_by(id: CommandId, wait: Duration) -> Timestamp {
     let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-    from_millis(now().as_millisecond().saturating_add(wait_ms))
+    from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms))
 }
 
 /// Who waits for which command.
@@ -314,15 +321,24 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
     use crate::{queue::in_process::InProcessQueue, store::sqlite::SqliteStore};
 
     async fn placement(order_timeout: Duration) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
+        placement_with(order_timeout, 2).await
+    }
+
+    async fn placement_with(
+        order_timeout: Duration,
+        lane_capacity: usize,
+    ) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        let queue = InProcessQueue::new(2);
+        let queue = InProcessQueue::new(lane_capacity);
         let placement = Placement::new(store, &queue, order_timeout).await.unwrap();
         (directory, queue, placement, product.id)
     }
@@ -335,6 +351,19 @@ mod tests {
         assert!(placement.may_be_pending(id));
         assert!(!placement.may_be_pending(uuid::Uuid::now_v7().into()));
         assert_eq!(placement.waiting.seats().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_millisecond_waits() {
+        const ORDERS: usize = 10_000;
+        let (_directory, queue, placement, product_id) =
+            placement_with(Duration::from_millis(1), ORDERS).await;
+        let one = Quantity::new(1).unwrap();
+        join_all((0..ORDERS).map(|_| placement.place(product_id, one, None, None))).await;
+        let deliveries = queue.consumer().await.unwrap().take(ORDERS).await.unwrap();
+        let commands: Vec<_> = deliveries.into_iter().flat_map(|delivery| delivery.commands).collect();
+        assert_eq!(commands.len(), ORDERS);
+        assert_eq!(commands.iter().filter(|command| command.is_async()).count(), 0);
     }
 
     #[tokio::test]
