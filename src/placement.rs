@@ -99,10 +99,10 @@ impl Placement {
         wait: Option<Duration>,
     ) -> Result<Placed, StoreError> {
         let wait = self.waiting_time(wait);
-        // Who does not wait finds the rejection on record, so there the lane has to decide it.
-        if !wait.is_zero() && self.gate.is_closed(product_id) {
-            let placed = Placed::Rejected(Rejection::InsufficientStock { available: 0 });
-            return self.unless_placed(key, product_id, total, placed).await;
+        // Who does not wait finds the rejection on record, so there the lane has to decide it. So it has to where there is a
+        // key: an earlier copy of the order may be on record, or in line still and about to be reserved.
+        if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id) {
+            return Ok(Placed::Rejected(Rejection::InsufficientStock { available: 0 }));
         }
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
@@ -127,9 +127,8 @@ impl Placement {
         })
     }
 
-    /// The answer to an order that did not get in line, unless its client placed it earlier under the same key. The
-    /// lane looks for that by itself; in front of it, it is asked after the gate was found closed: what closed it is
-    /// committed, and may be this very order.
+    /// The answer to an order that did not get in line, unless its client placed it earlier under the same key: the lane
+    /// would have found that by itself.
     async fn unless_placed(
         &self,
         key: Option<IdempotencyKey>,
@@ -397,6 +396,19 @@ mod tests {
             Placed::Refused(Refusal::LaneFull)
         );
         assert_eq!(placement.waiting.seats().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_closed_gate_lets_orders_with_a_key_through() {
+        let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
+        placement.gate.hear(StockNews { product_id, version: 1, available: 0 });
+        let one = Quantity::new(1).unwrap();
+        assert_eq!(
+            placement.place(product_id, one, None, None).await.unwrap(),
+            Placed::Rejected(Rejection::InsufficientStock { available: 0 })
+        );
+        let key = Some("a-key".to_owned().try_into().unwrap());
+        assert!(matches!(placement.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
     }
 
     #[tokio::test]

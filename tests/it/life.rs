@@ -28,6 +28,7 @@ on_both_pairs!(
     one_key_for_many_products_at_once,
     the_same_keys_in_several_lanes_at_once,
     a_key_brings_the_order_back_whatever_became_of_it,
+    a_key_waits_its_turn_though_nothing_is_left,
     a_key_may_be_quoted_or_bare,
     keys_that_are_none,
     one_order_under_two_ids,
@@ -552,6 +553,31 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
     assert_eq!(app.inventory(other).await, [10, 10, 0]);
     assert_eq!(app.all("/api/orders?status=rejected").await.len(), 2);
     assert_eq!(app.all("/api/orders").await.len(), 6);
+}
+
+/// Nothing is left, but somebody in line gives a piece back, and behind him stands an order with a key. Who asks for that
+/// order again is not refused meanwhile.
+async fn a_key_waits_its_turn_though_nothing_is_left(pair: Pair) {
+    let app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", 1).await;
+    let last_piece = reserved(&app, product, 1).await;
+    let hold = app.hold_decisions().await;
+    let given_back = app.change(&last_piece, "cancellation", &[("Prefer", "respond-async")]).await;
+    assert_eq!(given_back.status, 202, "{given_back:?}");
+    let left = [("Idempotency-Key", "a-key"), ("Prefer", "respond-async")];
+    let first = app.order_with(product, 1, &left).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    let again = tokio::spawn({
+        let app = (*app).clone();
+        async move { app.order_with(product, 1, &[("Idempotency-Key", "a-key")]).await }
+    });
+    // A round trip later it stands in line as well, or was refused.
+    assert_eq!(app.order_with(product, 1, &left).await.status, 202);
+    hold.end().await;
+    let again = again.await.unwrap();
+    assert_eq!((again.status, again.id()), (201, first.id()), "{again:?}");
+    assert_eq!(app.verdict(first.header("location")).await["status"], "reserved");
+    assert_eq!(app.inventory(product).await, [1, 0, 1]);
 }
 
 async fn a_key_may_be_quoted_or_bare(pair: Pair) {
