@@ -89,8 +89,8 @@ impl Placement {
     }
 
     /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the service's order
-    /// timeout; not to wait at all is to wait until the order stands in line. When the caller goes away, so does
-    /// everything that waits; the order itself stays in line.
+    /// timeout; not to wait at all is to wait until the order stands in line, unless its key is on record. When the caller
+    /// goes away, so does everything that waits; the order itself stays in line.
     pub async fn place(
         &self,
         product_id: ProductId,
@@ -107,6 +107,12 @@ impl Placement {
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
         }
+        // What is on record is told at once, without another id for it.
+        if wait.is_zero()
+            && let Some(placed) = self.placed_earlier(key.as_ref(), product_id, total).await?
+        {
+            return Ok(placed);
+        }
         let id = OrderId::mint();
         let order =
             NewOrder { id, product_id, total, answer_by: answer_by(id.into(), wait), key: key.clone() };
@@ -118,30 +124,29 @@ impl Placement {
             }
             Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::Rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
-            Some(Outcome::Refused(refusal)) => {
-                return self.unless_placed(key, product_id, total, Placed::Refused(refusal)).await;
-            }
+            // The lane would have found what the key stands for; now nobody else looks.
+            Some(Outcome::Refused(refusal)) => self
+                .placed_earlier(key.as_ref(), product_id, total)
+                .await?
+                .unwrap_or(Placed::Refused(refusal)),
             Some(Outcome::InLine | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
                 Placed::Pending(id)
             }
         })
     }
 
-    /// The answer to an order that did not get in line, unless its client placed it earlier under the same key: the lane
-    /// would have found that by itself.
-    async fn unless_placed(
+    /// The answer to an order whose key is on record.
+    async fn placed_earlier(
         &self,
-        key: Option<IdempotencyKey>,
+        key: Option<&IdempotencyKey>,
         product_id: ProductId,
         total: Quantity,
-        placed: Placed,
-    ) -> Result<Placed, StoreError> {
-        let Some(key) = key else { return Ok(placed) };
-        Ok(match self.keys.find(key).await? {
-            None => placed,
-            Some(known) if known.is_for(product_id, total) => again(known),
-            Some(_) => Placed::Rejected(Rejection::KeyReused),
-        })
+    ) -> Result<Option<Placed>, StoreError> {
+        let Some(key) = key else { return Ok(None) };
+        Ok(self.keys.find(key.clone()).await?.map(|known| match known.is_for(product_id, total) {
+            true => again(known),
+            false => Placed::Rejected(Rejection::KeyReused),
+        }))
     }
 
     /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is

@@ -528,31 +528,35 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
     for key in ["kept", "never-used"] {
         assert_eq!(order(key, other + 1, 1).await.reason(), "product_not_found");
     }
-    // Who asks again without waiting finds it under another name.
-    for (total, status) in [(3, "reserved"), (4, "rejected")] {
-        let headers = [("Idempotency-Key", "kept"), ("Prefer", "respond-async")];
-        let again = app.order_with(product, total, &headers).await;
-        assert_eq!(again.status, 202, "{again:?}");
-        let found = app.verdict(again.header("location")).await;
-        let id = if total == 3 { kept.id() } else { again.id() };
-        assert_eq!((&found["id"], &found["status"]), (&json!(id), &json!(status)));
+    // Who asks again without waiting hears what is known as well.
+    let not_to_wait = async |key: &str, total: u64, prefer: &str| {
+        app.order_with(product, total, &[("Idempotency-Key", key), ("Prefer", prefer)]).await
+    };
+    for prefer in ["respond-async", "wait=0"] {
+        is_the_order(&not_to_wait("kept", 3, prefer).await, &kept, "reserved");
+        is_the_order(&not_to_wait("paid", 1, prefer).await, &paid, "paid");
+        is_of_another(&not_to_wait("kept", 4, prefer).await);
     }
 
     // One that was rejected after its client had left, and asked for again when there is enough.
-    let left = [("Idempotency-Key", "rejected"), ("Prefer", "respond-async")];
-    let rejected = app.order_with(product, 10, &left).await;
+    let rejected = not_to_wait("rejected", 10, "respond-async").await;
+    assert_eq!(rejected.status, 202);
     assert_eq!(app.verdict(rejected.header("location")).await["status"], "rejected");
     assert_eq!(app.stock(product, 100).await.status, 200);
-    for _ in 0..2 {
-        let again = order("rejected", product, 10).await;
+    let again = [
+        order("rejected", product, 10).await,
+        not_to_wait("rejected", 10, "respond-async").await,
+        not_to_wait("rejected", 10, "wait=0").await,
+    ];
+    for again in again {
         assert_eq!((again.status, again.reason()), (400, "insufficient_stock"), "{again:?}");
         assert_eq!(again.data()["available_stock"], 0);
     }
     is_of_another(&order("rejected", product, 11).await);
     assert_eq!(app.inventory(product).await, [100, 91, 9]);
     assert_eq!(app.inventory(other).await, [10, 10, 0]);
-    assert_eq!(app.all("/api/orders?status=rejected").await.len(), 2);
-    assert_eq!(app.all("/api/orders").await.len(), 6);
+    assert_eq!(app.all("/api/orders?status=rejected").await.len(), 1);
+    assert_eq!(app.all("/api/orders").await.len(), 5);
 }
 
 /// Nothing is left, but somebody in line gives a piece back, and behind him stands an order with a key. Who asks for that
