@@ -266,8 +266,9 @@ async fn a_full_lane_says_so_at_once() {
     let pending: usize = buyers.await.into_iter().sum();
     assert!((CAPACITY..=CAPACITY + IN_HAND).contains(&pending), "{pending} got in line");
 
-    let refused = app.order(product, 1).await;
+    let refused = app.order_with(product, 1, &[("Prefer", "wait=5")]).await;
     assert_eq!((refused.status, refused.reason(), refused.header("retry-after")), (503, "lane_full", "1"));
+    assert_eq!(refused.header("preference-applied"), "wait=1", "the millisecond, rounded up");
     assert_eq!(app.order(other, 1).await.status, 202, "another lane has nothing to do with it");
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
 

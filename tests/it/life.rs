@@ -36,6 +36,7 @@ on_both_pairs!(
     a_client_may_wait_less_but_not_longer,
     a_move_without_a_verdict_in_time_is_made_all_the_same,
     preferences_that_nobody_knows_are_passed_over,
+    an_error_tells_as_well_which_preferences_counted,
 );
 
 /// No order has this id.
@@ -858,7 +859,9 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
         "wait=-1",
         "wait=1.5",
         "wait=x",
-        "wait=99999999999999999999",
+        "wait=+3",
+        "wait=\"3",
+        "foo=\"bar, respond-async, wait=3\"",
         "respond-async-please",
         "x=respond-async",
         "\"respond-async\"",
@@ -876,8 +879,43 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
         ("return=minimal, wait=5, foo; bar=\"baz\"", "wait=5"),
         ("WAIT=5", "wait=5"),
         ("foo,,wait = 5", "wait=5"),
+        ("foo=\"a, wait=3; \\\", wait=4\"; bar, wait=5", "wait=5"),
+        ("wait=99999999999999999999", "wait=10"),
     ] {
         let answer = app.order_with(product, 1, &[("Prefer", prefer)]).await;
         assert_eq!((answer.status, answer.header("preference-applied")), (201, applied), "{prefer}");
+    }
+}
+
+async fn an_error_tells_as_well_which_preferences_counted(pair: Pair) {
+    // Not whole seconds: what is granted is told rounded up.
+    let app = App::start_with(pair, &[("ORDER_TIMEOUT", "2500ms")]).await;
+    let product = app.create_stocked("Kaos Polos", 5).await;
+    let [paid, cancelled] = [reserved(&app, product, 1).await, reserved(&app, product, 1).await];
+    is_moved(&app.pay(&paid).await, &paid, "paid");
+    is_moved(&app.cancel(&cancelled).await, &cancelled, "cancelled");
+    let key = ("Idempotency-Key", "a-key");
+    assert_eq!(app.order_with(product, 1, &[key]).await.status, 201);
+    for (prefer, applied) in [("wait=100", "wait=3"), ("wait=1, respond-async", "respond-async, wait=1")] {
+        let wanted = ("Prefer", prefer);
+        for (answer, status, reason) in [
+            (app.order_with(product, 100, &[wanted]).await, 400, "insufficient_stock"),
+            (app.order_with(product + 1, 1, &[wanted]).await, 404, "product_not_found"),
+            (app.order_with(product, 2, &[wanted, key]).await, 422, "idempotency_key_reused"),
+            (app.change(&cancelled, "payment", &[wanted]).await, 409, "order_not_reserved"),
+            (app.change(&paid, "cancellation", &[wanted]).await, 409, "order_already_paid"),
+            (app.change(NO_ORDER, "payment", &[wanted]).await, 404, "order_not_found"),
+        ] {
+            let found = (answer.status, answer.reason(), answer.header("preference-applied"));
+            assert_eq!(found, (status, reason, applied), "{answer:?}");
+        }
+        // What is no request waits for nothing.
+        for answer in [
+            app.order_with(product, 0, &[wanted]).await,
+            app.order_with(product, 1, &[wanted, ("Idempotency-Key", "")]).await,
+            app.change("1", "payment", &[wanted]).await,
+        ] {
+            assert_eq!((answer.status, answer.headers.get("preference-applied")), (400, None), "{answer:?}");
+        }
     }
 }
