@@ -22,7 +22,7 @@ use crate::{
     order::{IdempotencyKey, Order, OrderId, OrderStatus, Quantity, Rejection},
     placement::{Changed, Placed},
     product::ProductId,
-    store::OrderPage,
+    store::{OrderPage, in_time},
 };
 
 #[derive(Deserialize)]
@@ -169,12 +169,11 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
+    let page = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit: limit + 1 }));
     let mut orders = match status {
         Some(Status::Pending) => Vec::new(), // what is in line is not on record
-        Some(Status::OnRecord(status)) => {
-            api.store.orders(OrderPage { product_id, status: Some(status), after, limit: limit + 1 }).await?
-        }
-        None => api.store.orders(OrderPage { product_id, status: None, after, limit: limit + 1 }).await?,
+        Some(Status::OnRecord(status)) => page(Some(status)).await?,
+        None => page(None).await?,
     };
     let more = orders.len() > limit as usize;
     orders.truncate(limit as usize);
