@@ -1,5 +1,6 @@
 //! The gate before the lanes: while it is known that nothing of a product is left, its orders are refused at once, so
-//! that the storm after the last piece does not stand in line for nothing.
+//! that the storm after the last piece does not stand in line for nothing. Orders with an idempotency key are let
+//! through, and those whose client does not wait: see [`crate::placement::Placement::place`].
 //!
 //! It may be trusted, because
 //!

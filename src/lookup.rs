@@ -1,5 +1,5 @@
 //! Looks things up in the store, many with one statement: what is asked for while a read is under way is read together
-//! when it is done. A lone question never waits; and a storm of payments, each of which must know its order's product, or
+//! when it is done. A lone question never waits for others; and a storm of payments, each of which must know its order's product, or
 //! the thousands of first orders of a sale, each of which must know whether its product exists, do not become a storm of
 //! statements.
 
@@ -7,16 +7,18 @@ use std::{
     collections::HashMap,
     hash::Hash,
     mem,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::{
     order::{IdempotencyKey, Order, OrderId},
     product::ProductId,
-    store::{Store, StoreError},
+    store::{Store, StoreError, in_time},
 };
 
 /// How many things one statement reads at most.
@@ -73,7 +75,7 @@ struct Gathering<N: Name> {
 
 struct Question<N: Name> {
     name: N,
-    answer: oneshot::Sender<Option<N::Found>>,
+    answer: oneshot::Sender<Result<Option<N::Found>, StoreError>>,
 }
 
 impl<N: Name> Lookup<N> {
@@ -83,7 +85,7 @@ impl<N: Name> Lookup<N> {
         Self { store, gathering: Mutex::new(gathering) }
     }
 
-    /// What has this name, if anything has.
+    /// What has this name, if anything has. Waits as long as [`in_time`] does, whatever is wrong with the reads of others.
     pub async fn find(self: &Arc<Self>, name: N) -> Result<Option<N::Found>, StoreError> {
         let (answer, answered) = oneshot::channel();
         let is_first = {
@@ -95,11 +97,14 @@ impl<N: Name> Lookup<N> {
             // On its own: the client of the first question may leave, and the others still wait.
             tokio::spawn(self.clone().read());
         }
-        match answered.await {
-            Ok(found) => Ok(found),
-            // The common read failed: everybody asks for himself, and hears why.
-            Err(_) => Ok(N::read(&*self.store, &[name]).await?.into_values().next()),
-        }
+        let answer = async {
+            match answered.await {
+                Ok(answer) => answer,
+                // Something is wrong with what stands there: everybody asks for himself, and hears whether it is with his.
+                Err(_) => Ok(N::read(&*self.store, &[name]).await?.into_values().next()),
+            }
+        };
+        in_time(answer).await
     }
 
     /// Reads until nobody asks.
@@ -116,13 +121,22 @@ impl<N: Name> Lookup<N> {
                 mem::replace(&mut gathering.questions, rest)
             };
             let names: Vec<_> = questions.iter().map(|question| question.name.clone()).collect();
-            match N::read(&*self.store, &names).await {
-                Ok(found) => {
+            let reading = in_time(N::read(&*self.store, &names));
+            match AssertUnwindSafe(reading).catch_unwind().await {
+                Ok(Ok(found)) => {
                     for Question { name, answer } in questions {
-                        let _ = answer.send(found.get(&name).copied()); // who asked may have left
+                        let _ = answer.send(Ok(found.get(&name).copied())); // who asked may have left
                     }
                 }
-                Err(error) => tracing::debug!(%error, questions = questions.len(), "a common read failed"),
+                Ok(Err(error)) if error.is_transient() => {
+                    for Question { answer, .. } in questions {
+                        let _ = answer.send(Err(StoreError::Away(error.to_string())));
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, questions = questions.len(), "a common read failed")
+                }
+                Err(_) => tracing::debug!(questions = questions.len(), "a common read panicked"),
             }
         }
     }
@@ -134,7 +148,13 @@ impl<N: Name> Lookup<N> {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, future::pending, time::Duration};
+
     use futures_util::future::join_all;
+    use tokio::{
+        task::{JoinHandle, yield_now},
+        time::{Instant, advance},
+    };
 
     use super::*;
     use crate::store::sqlite::SqliteStore;
@@ -179,5 +199,103 @@ mod tests {
         lookup.store.close().await;
         let answers = join_all((0..5).map(|_| lookup.find(known))).await;
         assert!(answers.iter().all(Result::is_err));
+    }
+
+    /// Names that go wrong in their own ways.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+    enum Strange {
+        Good,
+        Silent,
+        Away,
+        Corrupt,
+        Panics,
+    }
+
+    thread_local! {
+        /// Reads of strange names in this test.
+        static READS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    #[async_trait]
+    impl Name for Strange {
+        type Found = ();
+
+        async fn read(_: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
+            READS.set(READS.get() + 1);
+            for name in names {
+                match name {
+                    Self::Good => {}
+                    Self::Silent => pending().await,
+                    Self::Away => return Err(StoreError::Away("it is away".to_owned())),
+                    Self::Corrupt => return Err(StoreError::Corrupt("it cannot be".to_owned())),
+                    Self::Panics => panic!("a name that panics"),
+                }
+            }
+            Ok(names.iter().map(|name| (*name, ())).collect())
+        }
+    }
+
+    async fn strange() -> (tempfile::TempDir, Arc<Lookup<Strange>>) {
+        let (directory, lookup, _) = lookup().await;
+        (directory, Arc::new(Lookup::new(lookup.store.clone())))
+    }
+
+    #[tokio::test]
+    async fn a_read_that_is_stuck_ends_and_the_next_one_begins() {
+        let (_directory, lookup) = strange().await;
+        tokio::time::pause();
+        let began = Instant::now();
+        let stuck = spawn_find(&lookup, Strange::Silent);
+        yield_now().await;
+        let answers = [stuck.await.unwrap(), lookup.find(Strange::Silent).await];
+        for answer in answers {
+            assert!(answer.unwrap_err().is_transient());
+        }
+        assert_eq!(began.elapsed().as_secs(), 6);
+        assert_eq!(lookup.find(Strange::Good).await.unwrap(), Some(()));
+        assert_eq!(READS.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_more_than_one_read_that_is_stuck() {
+        let (_directory, lookup) = strange().await;
+        tokio::time::pause();
+        let stuck = spawn_find(&lookup, Strange::Silent);
+        advance(Duration::from_secs(2)).await;
+        let began = Instant::now();
+        assert!(lookup.find(Strange::Silent).await.unwrap_err().is_transient());
+        assert_eq!(began.elapsed().as_secs(), 3);
+        assert!(stuck.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_database_that_is_away_is_asked_once_for_everybody() {
+        let (_directory, lookup) = strange().await;
+        let answers = join_all((0..5).map(|_| lookup.find(Strange::Away))).await;
+        assert!(answers.into_iter().all(|answer| answer.unwrap_err().is_transient()));
+        assert_eq!(READS.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_one_is_his_own_affair() {
+        let (_directory, lookup) = strange().await;
+        for strange in [Strange::Corrupt, Strange::Panics] {
+            let wrong = spawn_find(&lookup, strange);
+            let right = spawn_find(&lookup, Strange::Good);
+            assert_eq!(right.await.unwrap().unwrap(), Some(()));
+            match wrong.await {
+                Ok(answer) => assert!(matches!(answer, Err(StoreError::Corrupt(_)))),
+                Err(error) => assert!(error.is_panic() && strange == Strange::Panics),
+            }
+            assert_eq!(lookup.find(Strange::Good).await.unwrap(), Some(()), "it goes on");
+        }
+    }
+
+    fn spawn_find(
+        lookup: &Arc<Lookup<Strange>>,
+        name: Strange,
+    ) -> JoinHandle<Result<Option<()>, StoreError>> {
+        let lookup = lookup.clone();
+        tokio::spawn(async move { lookup.find(name).await })
     }
 }

@@ -351,11 +351,15 @@ impl Order {
 /// travel, and the clocks of two machines differ. For who waits only briefly, half of that time.
 const LATE_MARGIN: Duration = Duration::from_secs(2);
 
-/// Whether a verdict that is made now may come too late for the waiting buyer, who will then ask for it.
+/// Whether a verdict that is made now may come too late for the waiting buyer, who will then ask for it. For who does not
+/// wait it always does, whatever the clock says here: it is not the one that the order's times were read from.
 pub fn is_late(order: &NewOrder, decided_at: Timestamp) -> bool {
     let answer_by = order.answer_by.as_millisecond();
     let wait = answer_by.saturating_sub(order.id.created_at().as_millisecond());
-    decided_at.as_millisecond() + (wait / 2).clamp(0, LATE_MARGIN.as_millis() as i64) >= answer_by
+    if wait <= 0 {
+        return true;
+    }
+    decided_at.as_millisecond() + (wait / 2).min(LATE_MARGIN.as_millis() as i64) >= answer_by
 }
 
 /// The order as it goes on record with this verdict; `None` when it does not.
@@ -414,17 +418,26 @@ mod tests {
         let (id, product_id, total) =
             (OrderId::mint(), ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
         let at = |ms: i64| from_millis(id.created_at().as_millisecond() + ms);
-        for (wait_ms, in_time_ms, late_ms) in
-            [(10_000, 7_999, 8_000), (1_000, 499, 500), (0, -1, 0), (-5, -6, 0)]
-        {
+        // Who does not wait is never in time, not even on a clock that is behind.
+        for (wait_ms, in_time_ms, late_ms) in [
+            (10_000, Some(7_999), 8_000),
+            (1_000, Some(499), 500),
+            (1, Some(0), 1),
+            (0, None, -60_000),
+            (-5, None, -60_000),
+        ] {
             let order = NewOrder { id, product_id, total, answer_by: at(wait_ms), key: None };
-            assert_eq!(on_record(&order, rejected, at(in_time_ms)), None, "{wait_ms}");
+            if let Some(in_time_ms) = in_time_ms {
+                assert_eq!(on_record(&order, rejected, at(in_time_ms)), None, "{wait_ms}");
+            }
             for late_ms in [late_ms, 60_000] {
                 let late = on_record(&order, rejected, at(late_ms)).unwrap();
                 assert_eq!((late.status(), late.verdict()), (OrderStatus::Rejected, rejected), "{wait_ms}");
             }
             let reserved = Verdict::Reserved { expires_at: at(0) };
-            assert_eq!(on_record(&order, reserved, at(in_time_ms)).unwrap().verdict(), reserved);
+            for decided_ms in [-60_000, 0, 60_000] {
+                assert_eq!(on_record(&order, reserved, at(decided_ms)).unwrap().verdict(), reserved);
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     lookup::Lookup,
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
-        from_millis, now,
+        from_millis,
     },
     product::ProductId,
     queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
@@ -89,8 +89,8 @@ impl Placement {
     }
 
     /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the service's order
-    /// timeout; not to wait at all is to wait until the order stands in line. When the caller goes away, so does
-    /// everything that waits; the order itself stays in line.
+    /// timeout; not to wait at all is to wait until the order stands in line, unless its key is on record. When the caller
+    /// goes away, so does everything that waits; the order itself stays in line.
     pub async fn place(
         &self,
         product_id: ProductId,
@@ -99,17 +99,23 @@ impl Placement {
         wait: Option<Duration>,
     ) -> Result<Placed, StoreError> {
         let wait = self.waiting_time(wait);
-        // Who does not wait finds the rejection on record, so there the lane has to decide it.
-        if !wait.is_zero() && self.gate.is_closed(product_id) {
-            let placed = Placed::Rejected(Rejection::InsufficientStock { available: 0 });
-            return self.unless_placed(key, product_id, total, placed).await;
+        // Who does not wait finds the rejection on record, so there the lane has to decide it. So it has to where there is a
+        // key: an earlier copy of the order may be on record, or in line still and about to be reserved.
+        if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id) {
+            return Ok(Placed::Rejected(Rejection::InsufficientStock { available: 0 }));
         }
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
         }
-        let answer_by = from_now(wait);
+        // What is on record is told at once, without another id for it.
+        if wait.is_zero()
+            && let Some(placed) = self.placed_earlier(key.as_ref(), product_id, total).await?
+        {
+            return Ok(placed);
+        }
         let id = OrderId::mint();
-        let order = NewOrder { id, product_id, total, answer_by, key: key.clone() };
+        let order =
+            NewOrder { id, product_id, total, answer_by: answer_by(id.into(), wait), key: key.clone() };
         Ok(match self.ask(order.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
@@ -118,31 +124,29 @@ impl Placement {
             }
             Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::Rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
-            Some(Outcome::Refused(refusal)) => {
-                return self.unless_placed(key, product_id, total, Placed::Refused(refusal)).await;
-            }
+            // The lane would have found what the key stands for; now nobody else looks.
+            Some(Outcome::Refused(refusal)) => self
+                .placed_earlier(key.as_ref(), product_id, total)
+                .await?
+                .unwrap_or(Placed::Refused(refusal)),
             Some(Outcome::InLine | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
                 Placed::Pending(id)
             }
         })
     }
 
-    /// The answer to an order that did not get in line, unless its client placed it earlier under the same key. The
-    /// lane looks for that by itself; in front of it, it is asked after the gate was found closed: what closed it is
-    /// committed, and may be this very order.
-    async fn unless_placed(
+    /// The answer to an order whose key is on record.
+    async fn placed_earlier(
         &self,
-        key: Option<IdempotencyKey>,
+        key: Option<&IdempotencyKey>,
         product_id: ProductId,
         total: Quantity,
-        placed: Placed,
-    ) -> Result<Placed, StoreError> {
-        let Some(key) = key else { return Ok(placed) };
-        Ok(match self.keys.find(key).await? {
-            None => placed,
-            Some(known) if known.is_for(product_id, total) => again(known),
-            Some(_) => Placed::Rejected(Rejection::KeyReused),
-        })
+    ) -> Result<Option<Placed>, StoreError> {
+        let Some(key) = key else { return Ok(None) };
+        Ok(self.keys.find(key.clone()).await?.map(|known| match known.is_for(product_id, total) {
+            true => again(known),
+            false => Placed::Rejected(Rejection::KeyReused),
+        }))
     }
 
     /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is
@@ -152,9 +156,14 @@ impl Placement {
             return Changed::Now(order);
         }
         let wait = self.waiting_time(wait);
-        let answer_by = from_now(wait);
         let id = CommandId::mint();
-        let change = ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, answer_by };
+        let change = ChangeOrder {
+            id,
+            order_id: order.id,
+            product_id: order.product_id,
+            change,
+            answer_by: answer_by(id, wait),
+        };
         match self.ask(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
             Some(Outcome::Decided(Verdict::Status(status))) => Changed::Now(order.with_status(status)),
@@ -230,9 +239,11 @@ fn again(order: Order) -> Placed {
     }
 }
 
-fn from_now(wait: Duration) -> Timestamp {
+/// Until when somebody waits for the answer to a command. Counted from its own name: a second look at the clock may be a
+/// millisecond off, which makes who waits for one look like who does not wait ([`Command::is_async`]).
+fn answer_by(id: CommandId, wait: Duration) -> Timestamp {
     let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-    from_millis(now().as_millisecond().saturating_add(wait_ms))
+    from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms))
 }
 
 /// Who waits for which command.
@@ -314,15 +325,24 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+
     use super::*;
     use crate::{queue::in_process::InProcessQueue, store::sqlite::SqliteStore};
 
     async fn placement(order_timeout: Duration) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
+        placement_with(order_timeout, 2).await
+    }
+
+    async fn placement_with(
+        order_timeout: Duration,
+        lane_capacity: usize,
+    ) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        let queue = InProcessQueue::new(2);
+        let queue = InProcessQueue::new(lane_capacity);
         let placement = Placement::new(store, &queue, order_timeout).await.unwrap();
         (directory, queue, placement, product.id)
     }
@@ -335,6 +355,19 @@ mod tests {
         assert!(placement.may_be_pending(id));
         assert!(!placement.may_be_pending(uuid::Uuid::now_v7().into()));
         assert_eq!(placement.waiting.seats().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_millisecond_waits() {
+        const ORDERS: usize = 10_000;
+        let (_directory, queue, placement, product_id) =
+            placement_with(Duration::from_millis(1), ORDERS).await;
+        let one = Quantity::new(1).unwrap();
+        join_all((0..ORDERS).map(|_| placement.place(product_id, one, None, None))).await;
+        let deliveries = queue.consumer().await.unwrap().take(ORDERS).await.unwrap();
+        let commands: Vec<_> = deliveries.into_iter().flat_map(|delivery| delivery.commands).collect();
+        assert_eq!(commands.len(), ORDERS);
+        assert_eq!(commands.iter().filter(|command| command.is_async()).count(), 0);
     }
 
     #[tokio::test]
@@ -368,6 +401,19 @@ mod tests {
             Placed::Refused(Refusal::LaneFull)
         );
         assert_eq!(placement.waiting.seats().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_closed_gate_lets_orders_with_a_key_through() {
+        let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
+        placement.gate.hear(StockNews { product_id, version: 1, available: 0 });
+        let one = Quantity::new(1).unwrap();
+        assert_eq!(
+            placement.place(product_id, one, None, None).await.unwrap(),
+            Placed::Rejected(Rejection::InsufficientStock { available: 0 })
+        );
+        let key = Some("a-key".to_owned().try_into().unwrap());
+        assert!(matches!(placement.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
     }
 
     #[tokio::test]

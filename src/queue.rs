@@ -56,7 +56,7 @@ pub trait Submitter: Ping {
     /// Tells all APIs, this one too, how much of a product is left. When it returns, the news is on its way for sure.
     async fn tell(&self, news: StockNews) -> Result<(), QueueError>;
 
-    /// Whether an order of this age can still stand in line.
+    /// Whether this order, of which nothing else is known than its id, can still stand in line or be in a worker's hands.
     fn may_hold(&self, id: OrderId) -> bool;
 }
 

@@ -11,6 +11,7 @@ use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use crate::{
     batch::Event,
@@ -111,6 +112,15 @@ pub struct OrderPage {
     pub limit: u32,
 }
 
+/// How long whoever asks for something to be read waits for it.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Reads, but not for ever: a server that is stopped in the middle of a statement keeps the connection and says nothing.
+pub async fn in_time<T>(read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let silent = || StoreError::Away(format!("the database is silent for {READ_TIMEOUT:?} now"));
+    timeout(READ_TIMEOUT, read).await.unwrap_or_else(|_| Err(silent()))
+}
+
 /// Why the database did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -120,6 +130,10 @@ pub enum StoreError {
     /// Batches of several lanes fight for the same idempotency keys.
     #[error("others put the same idempotency keys on record again and again")]
     Contended,
+    /// It may work when it is tried again, and this text says why it did not: of a read that many wait for, or that did
+    /// not end in time.
+    #[error("{0}")]
+    Away(String),
     /// Trying again will not help.
     #[error("the database refuses: {0}")]
     Refused(#[source] sqlx::Error),
@@ -134,7 +148,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Contended)
+        matches!(self, Self::Unavailable(_) | Self::Contended | Self::Away(_))
     }
 }
 

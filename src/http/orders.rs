@@ -1,5 +1,7 @@
 //! Orders.
 
+use std::time::Duration;
+
 use axum::{
     extract::State,
     http::{StatusCode, header},
@@ -17,10 +19,10 @@ use super::{
 };
 use crate::{
     command::Change,
-    order::{Order, OrderId, OrderStatus, Quantity, Rejection},
+    order::{IdempotencyKey, Order, OrderId, OrderStatus, Quantity, Rejection},
     placement::{Changed, Placed},
     product::ProductId,
-    store::OrderPage,
+    store::{OrderPage, in_time},
 };
 
 #[derive(Deserialize)]
@@ -42,20 +44,28 @@ pub(super) async fn place(
     State(api): State<Api>,
     preferences: Preferences,
     HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<PlaceOrder>>,
-) -> Result<Response, ApiError> {
-    let PlaceOrder { product_id, total } = order;
+) -> Response {
     let wait = preferences.wait();
-    let answer = match api.placement.place(product_id, total, key, wait).await? {
+    let answer = placed(&api, order, key, wait).await;
+    preferences.applied(api.placement.waiting_time(wait), answer)
+}
+
+async fn placed(
+    api: &Api,
+    PlaceOrder { product_id, total }: PlaceOrder,
+    key: Option<IdempotencyKey>,
+    wait: Option<Duration>,
+) -> Result<Response, ApiError> {
+    match api.placement.place(product_id, total, key, wait).await? {
         Placed::Accepted(order) => {
-            (location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response()
+            Ok((location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response())
         }
         Placed::Pending(id) => {
-            (location(id), success(StatusCode::ACCEPTED, PendingView::from(id))).into_response()
+            Ok((location(id), success(StatusCode::ACCEPTED, PendingView::from(id))).into_response())
         }
-        Placed::Rejected(rejection) => return Err(ApiError::rejected(rejection, product_id)),
-        Placed::Refused(refusal) => return Err(refusal.into()),
-    };
-    Ok((preferences.applied(api.placement.waiting_time(wait)), answer).into_response())
+        Placed::Rejected(rejection) => Err(ApiError::rejected(rejection, product_id)),
+        Placed::Refused(refusal) => Err(refusal.into()),
+    }
 }
 
 fn location(id: OrderId) -> [(header::HeaderName, String); 1] {
@@ -67,7 +77,7 @@ pub(super) async fn pay(
     State(api): State<Api>,
     preferences: Preferences,
     HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
-) -> Result<Response, ApiError> {
+) -> Response {
     change(&api, id, Change::Pay, preferences).await
 }
 
@@ -76,34 +86,38 @@ pub(super) async fn cancel(
     State(api): State<Api>,
     preferences: Preferences,
     HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
-) -> Result<Response, ApiError> {
+) -> Response {
     change(&api, id, Change::Cancel, preferences).await
 }
 
-async fn change(
+async fn change(api: &Api, id: OrderId, change: Change, preferences: Preferences) -> Response {
+    let wait = preferences.wait();
+    let answer = changed(api, id, change, wait).await;
+    preferences.applied(api.placement.waiting_time(wait), answer)
+}
+
+async fn changed(
     api: &Api,
     id: OrderId,
     change: Change,
-    preferences: Preferences,
+    wait: Option<Duration>,
 ) -> Result<Response, ApiError> {
     // Asked before the database: what is decided in between is found there.
     let may_be_pending = api.placement.may_be_pending(id);
     let Some(order) = api.lookup.find(id).await? else {
         return Err(if may_be_pending { still_pending() } else { ApiError::order_not_found(id) });
     };
-    let wait = preferences.wait();
-    let answer = match api.placement.change(order, change, wait).await {
+    match api.placement.change(order, change, wait).await {
         Changed::Now(order) if order.status() == change.leads_to() => {
-            success(StatusCode::OK, OrderView::from(order))
+            Ok(success(StatusCode::OK, OrderView::from(order)))
         }
-        Changed::Now(order) => return Err(too_late(order.status())),
+        Changed::Now(order) => Err(too_late(order.status())),
         Changed::Pending => {
-            (location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response()
+            Ok((location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response())
         }
-        Changed::Refused(refusal) => return Err(refusal.into()),
-        Changed::NotFound => return Err(ApiError::order_not_found(id)),
-    };
-    Ok((preferences.applied(api.placement.waiting_time(wait)), answer).into_response())
+        Changed::Refused(refusal) => Err(refusal.into()),
+        Changed::NotFound => Err(ApiError::order_not_found(id)),
+    }
 }
 
 fn still_pending() -> ApiError {
@@ -155,12 +169,11 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
+    let page = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit: limit + 1 }));
     let mut orders = match status {
         Some(Status::Pending) => Vec::new(), // what is in line is not on record
-        Some(Status::OnRecord(status)) => {
-            api.store.orders(OrderPage { product_id, status: Some(status), after, limit: limit + 1 }).await?
-        }
-        None => api.store.orders(OrderPage { product_id, status: None, after, limit: limit + 1 }).await?,
+        Some(Status::OnRecord(status)) => page(Some(status)).await?,
+        None => page(None).await?,
     };
     let more = orders.len() > limit as usize;
     orders.truncate(limit as usize);

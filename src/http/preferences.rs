@@ -1,10 +1,11 @@
 //! Request headers that say how an order is to be placed: `Idempotency-Key` and `Prefer`.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
+    response::{IntoResponse, Response},
 };
 
 use super::envelope::{ApiError, Reason};
@@ -71,16 +72,15 @@ impl Preferences {
     fn read(headers: &HeaderMap) -> Self {
         let mut preferences = Self::default();
         let given = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
-        for preference in given.flat_map(|value| value.split(',')) {
+        for preference in given.flat_map(|value| parts(value, ',')) {
             // Parameters, behind a semicolon, are defined for none of these.
-            let preference = preference.split(';').next().unwrap_or_default();
+            let preference = parts(preference, ';').next().unwrap_or_default();
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             match name.trim().to_ascii_lowercase().as_str() {
                 "respond-async" => preferences.respond_async = true,
                 // The first of its name counts.
                 "wait" if preferences.wait.is_none() => {
-                    let seconds = value.trim().trim_matches('"').parse().ok();
-                    preferences.wait = seconds.map(|seconds: u32| Duration::from_secs(seconds.into()));
+                    preferences.wait = unquoted(value.trim()).and_then(|value| delta_seconds(&value));
                 }
                 _ => {}
             }
@@ -93,18 +93,40 @@ impl Preferences {
         self.wait.or(self.respond_async.then_some(Duration::ZERO))
     }
 
-    /// The header that says which preferences counted, when the service waits for `waiting_time`.
-    pub(super) fn applied(self, waiting_time: Duration) -> Option<[(HeaderName, HeaderValue); 1]> {
+    /// The answer, with the header that says which preferences counted when the service waits for `waiting_time`.
+    pub(super) fn applied(self, waiting_time: Duration, answer: impl IntoResponse) -> Response {
         let mut applied = Vec::new();
         if self.respond_async {
             applied.push("respond-async".to_owned());
         }
         if self.wait.is_some() {
-            applied.push(format!("wait={}", waiting_time.as_secs()));
+            // Rounded up: "wait=0" would say that nobody waited.
+            let seconds = waiting_time.as_secs() + u64::from(waiting_time.subsec_nanos() > 0);
+            applied.push(format!("wait={seconds}"));
         }
-        let applied = HeaderValue::try_from(applied.join(", ")).ok().filter(|value| !value.is_empty())?;
-        Some([(PREFERENCE_APPLIED, applied)])
+        let applied = HeaderValue::try_from(applied.join(", ")).ok().filter(|value| !value.is_empty());
+        (applied.map(|applied| [(PREFERENCE_APPLIED, applied)]), answer).into_response()
     }
+}
+
+/// The parts of a list, or of one of its members. What stands in a quoted string (RFC 7230, section 3.2.6) parts nothing.
+fn parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    text.split(move |character| {
+        match character {
+            _ if mem::take(&mut is_escaped) => {}
+            '\\' => is_escaped = is_quoted,
+            '"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        character == separator && !is_quoted
+    })
+}
+
+/// A number of seconds: nothing but digits, however many (RFC 7240, section 4.3).
+fn delta_seconds(text: &str) -> Option<Duration> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -142,7 +164,8 @@ mod tests {
             let preferences = read(values);
             let waiting_time =
                 preferences.wait().unwrap_or(Duration::from_secs(10)).min(Duration::from_secs(10));
-            preferences.applied(waiting_time).map(|[(_, value)]| value.to_str().unwrap().to_owned())
+            let answer = preferences.applied(waiting_time, ());
+            answer.headers().get(PREFERENCE_APPLIED).map(|value| value.to_str().unwrap().to_owned())
         };
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         for (values, wait, answer) in [
@@ -155,11 +178,28 @@ mod tests {
             (&["respond-async", "wait=3", "wait=5"], seconds(3), Some("respond-async, wait=3")),
             (&["wait=100"], seconds(100), Some("wait=10")),
             (&["wait=0"], seconds(0), Some("wait=0")),
-            (&["wait=-1", "wait=", "wait=x"], None, None),
+            (&["wait=99999999999999999999"], seconds(u64::MAX), Some("wait=10")),
+            (&["wait=-1", "wait=+3", "wait=", "wait=x", "wait=\"3", "wait=1.5"], None, None),
+            // In a quoted string, commas and semicolons are nothing special.
+            (&["foo=\"a, wait=3\", wait=4"], seconds(4), Some("wait=4")),
+            (&["foo=\"a\\\", wait=3\"; bar=\";\", wait=4"], seconds(4), Some("wait=4")),
+            (&["foo=\"; respond-async, wait=3\""], None, None),
+            (&["respond-async; foo=\", wait=3\""], seconds(0), Some("respond-async")),
             (&["return=minimal", "handling=strict"], None, None),
         ] {
             assert_eq!(read(values).wait(), wait, "{values:?}");
             assert_eq!(applied(values).as_deref(), answer, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn no_wait_that_was_granted_is_told_as_none() {
+        let preferences = Preferences { respond_async: false, wait: Some(Duration::from_secs(5)) };
+        for (waiting_ms, told) in
+            [(0, "wait=0"), (1, "wait=1"), (500, "wait=1"), (1_000, "wait=1"), (1_001, "wait=2")]
+        {
+            let answer = preferences.applied(Duration::from_millis(waiting_ms), ());
+            assert_eq!(answer.headers()[PREFERENCE_APPLIED], told, "{waiting_ms} ms");
         }
     }
 }

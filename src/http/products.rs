@@ -16,6 +16,7 @@ use super::{
 use crate::{
     inventory::{Inventory, Stock},
     product::{Product, ProductId, ProductName},
+    store::in_time,
 };
 
 #[derive(Deserialize)]
@@ -45,7 +46,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let query = query.only(&["limit", "after"])?;
     let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let mut products = api.store.products(after, limit + 1).await?;
+    let mut products = in_time(api.store.products(after, limit + 1)).await?;
     let more = products.len() > limit as usize;
     products.truncate(limit as usize);
     let next = products.last().filter(|_| more).map(|last| query.next("/api/products", last.id));
@@ -54,7 +55,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
 
 /// `GET /api/products/{productId}`
 pub(super) async fn show(State(api): State<Api>, ProductPath(id): ProductPath) -> Result<Response, ApiError> {
-    let product = api.store.product(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let product = in_time(api.store.product(id)).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, product))
 }
 
@@ -84,7 +85,7 @@ pub(super) async fn inventory(
     State(api): State<Api>,
     ProductPath(id): ProductPath,
 ) -> Result<Response, ApiError> {
-    let found = api.store.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let found = in_time(api.store.inventory(id)).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, InventoryView::from(found)))
 }
 

@@ -202,7 +202,7 @@ impl Submitter for InProcessSubmitter {
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
-        id.created_at() >= self.shared.opened_at
+        id.created_at() >= self.shared.opened_at && !self.shared.state().is_idle()
     }
 }
 
@@ -334,7 +334,45 @@ impl Drop for InProcessConsumer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::{Order, OrderState, OrderStatus, Quantity};
+    use crate::{
+        command::CommandId,
+        order::{NewOrder, Order, OrderState, OrderStatus, Quantity},
+    };
+
+    /// Hears nothing.
+    struct Deaf;
+
+    impl Inbox for Deaf {
+        fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
+
+        fn hear(&self, _: StockNews) {}
+    }
+
+    #[tokio::test]
+    async fn it_holds_no_order_when_nothing_is_in_line() {
+        let before = OrderId::mint();
+        // Ids tell whole milliseconds.
+        while now() <= before.created_at() {
+            yield_now().await;
+        }
+        let queue = InProcessQueue::new(1);
+        let submitter = queue.submitter(Arc::new(Deaf)).await.unwrap();
+        let id = OrderId::mint();
+        assert!(!submitter.may_hold(id));
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
+        submitter.submit(NewOrder { id, product_id, total, answer_by: now(), key: None }.into());
+        assert!(submitter.may_hold(id), "it is in line");
+        assert!(!submitter.may_hold(before), "it is older than the line");
+        let mut consumer = queue.consumer().await.unwrap();
+        consumer.take(1).await.unwrap();
+        assert!(submitter.may_hold(id), "it is in somebody's hands");
+        drop(consumer);
+        assert!(submitter.may_hold(id), "it came back");
+        let mut consumer = queue.consumer().await.unwrap();
+        let taken = consumer.take(1).await.unwrap();
+        consumer.settle(taken, Tidings::default()).await.unwrap();
+        assert!(!submitter.may_hold(id), "it is decided");
+    }
 
     #[tokio::test]
     async fn events_are_a_live_stream_in_their_order() {

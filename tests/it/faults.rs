@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::harness::{App, Client, PATIENCE, Pair, Wire, order_request};
+use crate::harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request};
 
 on_both_pairs!(
     killed_under_load_again_and_again,
@@ -266,8 +266,9 @@ async fn a_full_lane_says_so_at_once() {
     let pending: usize = buyers.await.into_iter().sum();
     assert!((CAPACITY..=CAPACITY + IN_HAND).contains(&pending), "{pending} got in line");
 
-    let refused = app.order(product, 1).await;
+    let refused = app.order_with(product, 1, &[("Prefer", "wait=5")]).await;
     assert_eq!((refused.status, refused.reason(), refused.header("retry-after")), (503, "lane_full", "1"));
+    assert_eq!(refused.header("preference-applied"), "wait=1", "the millisecond, rounded up");
     assert_eq!(app.order(other, 1).await.status, 202, "another lane has nothing to do with it");
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
 
@@ -291,4 +292,37 @@ async fn a_database_that_stays_away_does_not_hold_up_the_end() {
     database.close().await.unwrap();
     app.restart().await;
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
+}
+
+/// Whoever asks for something to be read hears in time that the database does not answer, also while the reads of others
+/// are under way.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_read_without_an_answer_ends() {
+    let app = App::start(Pair::Servers).await;
+    let product = app.create_stocked("Kaos Polos", 5).await;
+    let order = app.order(product, 1).await;
+    let paths = [
+        "/api/products".to_owned(),
+        "/api/orders".to_owned(),
+        format!("/api/products/{product}"),
+        format!("/api/products/{product}/inventory"),
+        order.header("location").to_owned(),
+    ];
+    let database = app.hold_reads().await;
+    for round in 0..3 {
+        let asked = Instant::now();
+        let mut answers = join_all(paths.iter().map(|path| app.get(path))).await;
+        answers.push(app.pay(order.id()).await);
+        for answer in answers {
+            assert_eq!((answer.status, answer.reason()), (503, "database_unavailable"), "{answer:?}");
+            assert_eq!(answer.header("retry-after"), "1");
+        }
+        // Three seconds for the reads together, and as much for the payment.
+        assert!(asked.elapsed().as_secs() < 8, "round {round}: {:?}", asked.elapsed());
+    }
+    database.close().await.unwrap();
+    eventually("it stays away", async || (app.get(&paths[3]).await.status == 200).then_some(())).await;
+    assert_eq!(app.pay(order.id()).await.status, 200);
+    assert_eq!(app.inventory(product).await, [4, 4, 0]);
 }

@@ -181,6 +181,16 @@ impl App {
         Hold::MySql(connection)
     }
 
+    /// Locks the tables of its MySQL database: from now on whoever reads gets no answer, as from a server that stands still.
+    /// Closing the connection gives them back.
+    pub(crate) async fn hold_reads(&self) -> MySqlConnection {
+        let place = self._place.as_ref().expect("in SQLite, readers never wait");
+        let mut connection = MySqlConnection::connect(&place.database_url).await.unwrap();
+        let tables = "LOCK TABLES products WRITE, inventories WRITE, orders WRITE, order_aliases WRITE";
+        connection.execute(tables).await.unwrap();
+        connection
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self.child.id().expect("it has ended already");

@@ -28,6 +28,7 @@ on_both_pairs!(
     one_key_for_many_products_at_once,
     the_same_keys_in_several_lanes_at_once,
     a_key_brings_the_order_back_whatever_became_of_it,
+    a_key_waits_its_turn_though_nothing_is_left,
     a_key_may_be_quoted_or_bare,
     keys_that_are_none,
     one_order_under_two_ids,
@@ -35,6 +36,7 @@ on_both_pairs!(
     a_client_may_wait_less_but_not_longer,
     a_move_without_a_verdict_in_time_is_made_all_the_same,
     preferences_that_nobody_knows_are_passed_over,
+    an_error_tells_as_well_which_preferences_counted,
 );
 
 /// No order has this id.
@@ -527,31 +529,60 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
     for key in ["kept", "never-used"] {
         assert_eq!(order(key, other + 1, 1).await.reason(), "product_not_found");
     }
-    // Who asks again without waiting finds it under another name.
-    for (total, status) in [(3, "reserved"), (4, "rejected")] {
-        let headers = [("Idempotency-Key", "kept"), ("Prefer", "respond-async")];
-        let again = app.order_with(product, total, &headers).await;
-        assert_eq!(again.status, 202, "{again:?}");
-        let found = app.verdict(again.header("location")).await;
-        let id = if total == 3 { kept.id() } else { again.id() };
-        assert_eq!((&found["id"], &found["status"]), (&json!(id), &json!(status)));
+    // Who asks again without waiting hears what is known as well.
+    let not_to_wait = async |key: &str, total: u64, prefer: &str| {
+        app.order_with(product, total, &[("Idempotency-Key", key), ("Prefer", prefer)]).await
+    };
+    for prefer in ["respond-async", "wait=0"] {
+        is_the_order(&not_to_wait("kept", 3, prefer).await, &kept, "reserved");
+        is_the_order(&not_to_wait("paid", 1, prefer).await, &paid, "paid");
+        is_of_another(&not_to_wait("kept", 4, prefer).await);
     }
 
     // One that was rejected after its client had left, and asked for again when there is enough.
-    let left = [("Idempotency-Key", "rejected"), ("Prefer", "respond-async")];
-    let rejected = app.order_with(product, 10, &left).await;
+    let rejected = not_to_wait("rejected", 10, "respond-async").await;
+    assert_eq!(rejected.status, 202);
     assert_eq!(app.verdict(rejected.header("location")).await["status"], "rejected");
     assert_eq!(app.stock(product, 100).await.status, 200);
-    for _ in 0..2 {
-        let again = order("rejected", product, 10).await;
+    let again = [
+        order("rejected", product, 10).await,
+        not_to_wait("rejected", 10, "respond-async").await,
+        not_to_wait("rejected", 10, "wait=0").await,
+    ];
+    for again in again {
         assert_eq!((again.status, again.reason()), (400, "insufficient_stock"), "{again:?}");
         assert_eq!(again.data()["available_stock"], 0);
     }
     is_of_another(&order("rejected", product, 11).await);
     assert_eq!(app.inventory(product).await, [100, 91, 9]);
     assert_eq!(app.inventory(other).await, [10, 10, 0]);
-    assert_eq!(app.all("/api/orders?status=rejected").await.len(), 2);
-    assert_eq!(app.all("/api/orders").await.len(), 6);
+    assert_eq!(app.all("/api/orders?status=rejected").await.len(), 1);
+    assert_eq!(app.all("/api/orders").await.len(), 5);
+}
+
+/// Nothing is left, but somebody in line gives a piece back, and behind him stands an order with a key. Who asks for that
+/// order again is not refused meanwhile.
+async fn a_key_waits_its_turn_though_nothing_is_left(pair: Pair) {
+    let app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", 1).await;
+    let last_piece = reserved(&app, product, 1).await;
+    let hold = app.hold_decisions().await;
+    let given_back = app.change(&last_piece, "cancellation", &[("Prefer", "respond-async")]).await;
+    assert_eq!(given_back.status, 202, "{given_back:?}");
+    let left = [("Idempotency-Key", "a-key"), ("Prefer", "respond-async")];
+    let first = app.order_with(product, 1, &left).await;
+    assert_eq!(first.status, 202, "{first:?}");
+    let again = tokio::spawn({
+        let app = (*app).clone();
+        async move { app.order_with(product, 1, &[("Idempotency-Key", "a-key")]).await }
+    });
+    // A round trip later it stands in line as well, or was refused.
+    assert_eq!(app.order_with(product, 1, &left).await.status, 202);
+    hold.end().await;
+    let again = again.await.unwrap();
+    assert_eq!((again.status, again.id()), (201, first.id()), "{again:?}");
+    assert_eq!(app.verdict(first.header("location")).await["status"], "reserved");
+    assert_eq!(app.inventory(product).await, [1, 0, 1]);
 }
 
 async fn a_key_may_be_quoted_or_bare(pair: Pair) {
@@ -828,7 +859,9 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
         "wait=-1",
         "wait=1.5",
         "wait=x",
-        "wait=99999999999999999999",
+        "wait=+3",
+        "wait=\"3",
+        "foo=\"bar, respond-async, wait=3\"",
         "respond-async-please",
         "x=respond-async",
         "\"respond-async\"",
@@ -846,8 +879,43 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
         ("return=minimal, wait=5, foo; bar=\"baz\"", "wait=5"),
         ("WAIT=5", "wait=5"),
         ("foo,,wait = 5", "wait=5"),
+        ("foo=\"a, wait=3; \\\", wait=4\"; bar, wait=5", "wait=5"),
+        ("wait=99999999999999999999", "wait=10"),
     ] {
         let answer = app.order_with(product, 1, &[("Prefer", prefer)]).await;
         assert_eq!((answer.status, answer.header("preference-applied")), (201, applied), "{prefer}");
+    }
+}
+
+async fn an_error_tells_as_well_which_preferences_counted(pair: Pair) {
+    // Not whole seconds: what is granted is told rounded up.
+    let app = App::start_with(pair, &[("ORDER_TIMEOUT", "2500ms")]).await;
+    let product = app.create_stocked("Kaos Polos", 5).await;
+    let [paid, cancelled] = [reserved(&app, product, 1).await, reserved(&app, product, 1).await];
+    is_moved(&app.pay(&paid).await, &paid, "paid");
+    is_moved(&app.cancel(&cancelled).await, &cancelled, "cancelled");
+    let key = ("Idempotency-Key", "a-key");
+    assert_eq!(app.order_with(product, 1, &[key]).await.status, 201);
+    for (prefer, applied) in [("wait=100", "wait=3"), ("wait=1, respond-async", "respond-async, wait=1")] {
+        let wanted = ("Prefer", prefer);
+        for (answer, status, reason) in [
+            (app.order_with(product, 100, &[wanted]).await, 400, "insufficient_stock"),
+            (app.order_with(product + 1, 1, &[wanted]).await, 404, "product_not_found"),
+            (app.order_with(product, 2, &[wanted, key]).await, 422, "idempotency_key_reused"),
+            (app.change(&cancelled, "payment", &[wanted]).await, 409, "order_not_reserved"),
+            (app.change(&paid, "cancellation", &[wanted]).await, 409, "order_already_paid"),
+            (app.change(NO_ORDER, "payment", &[wanted]).await, 404, "order_not_found"),
+        ] {
+            let found = (answer.status, answer.reason(), answer.header("preference-applied"));
+            assert_eq!(found, (status, reason, applied), "{answer:?}");
+        }
+        // What is no request waits for nothing.
+        for answer in [
+            app.order_with(product, 0, &[wanted]).await,
+            app.order_with(product, 1, &[wanted, ("Idempotency-Key", "")]).await,
+            app.change("1", "payment", &[wanted]).await,
+        ] {
+            assert_eq!((answer.status, answer.headers.get("preference-applied")), (400, None), "{answer:?}");
+        }
     }
 }

@@ -825,7 +825,7 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
 async fn a_young_order_may_stand_in_line_and_an_ancient_one_may_not(adapter: Adapter) {
     let queue = adapter.queue().await;
     let api = Api::open(&queue).await;
-    assert!(api.submitter.may_hold(OrderId::mint()));
+    assert!(api.submitter.may_hold(api.submit(product(1), 1).id));
     let day = SignedDuration::from_hours(24);
     for created_at in [0, (now() - day).as_millisecond() as u64] {
         let ancient = uuid::Builder::from_unix_timestamp_millis(created_at, &[7; 10]).into_uuid();
