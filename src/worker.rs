@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     command::Command,
     queue::{Address, Consumer, Delivery, Queue, QueueError, Reply, Tidings},
-    store::{Decided, Store, StoreError},
+    store::{Decided, Store, StoreError, in_time},
 };
 
 /// How many commands one transaction decides at most. There is no least: a lone order never waits for company.
@@ -72,7 +72,7 @@ impl Worker {
     }
 
     async fn look_for_lanes(&self, consumer: &mut dyn Consumer) -> Result<(), QueueError> {
-        match self.store.product_ids().await {
+        match in_time(self.store.product_ids()).await {
             Ok(products) => consumer.serve(&products).await,
             Err(error) => {
                 tracing::warn!(%error, "could not look for new products");
