@@ -1,5 +1,4 @@
 -- SQLite changes no check of a table: it is made anew.
--- idempotency_key: what the client calls its order; unique, so that asking again cannot order twice.
 -- rejected_available: what was available when the order was rejected; NULL when it was rejected because its idempotency
 -- key belongs to another order.
 CREATE TABLE new_orders (
@@ -8,20 +7,17 @@ CREATE TABLE new_orders (
     total              INTEGER NOT NULL CHECK (total >= 1),
     status             TEXT    NOT NULL CHECK (status IN ('reserved', 'paid', 'cancelled', 'expired', 'rejected')),
     expires_at         INTEGER CHECK ((status = 'rejected') = (expires_at IS NULL)),
-    rejected_available INTEGER CHECK (status = 'rejected' OR rejected_available IS NULL),
-    idempotency_key    TEXT
+    rejected_available INTEGER CHECK (status = 'rejected' OR rejected_available IS NULL)
 ) STRICT, WITHOUT ROWID;
 
 INSERT INTO new_orders
-SELECT id, product_id, total, status, expires_at, rejected_available, NULL FROM orders;
+SELECT id, product_id, total, status, expires_at, rejected_available FROM orders;
 
 DROP TABLE orders;
 
 ALTER TABLE new_orders RENAME TO orders;
 
 CREATE INDEX orders_of_product ON orders (product_id, id);
-
-CREATE UNIQUE INDEX orders_of_key ON orders (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 -- Reservations by the time at which they end, for the sweep.
 CREATE INDEX orders_due ON orders (expires_at) WHERE status = 'reserved';
@@ -31,4 +27,10 @@ CREATE INDEX orders_due ON orders (expires_at) WHERE status = 'reserved';
 CREATE TABLE order_aliases (
     id       BLOB PRIMARY KEY CHECK (length(id) = 16),
     order_id BLOB NOT NULL CHECK (length(order_id) = 16)
+) STRICT, WITHOUT ROWID;
+
+-- What clients call their orders; unique, so that asking again cannot order twice.
+CREATE TABLE idempotency_keys (
+    idempotency_key TEXT PRIMARY KEY,
+    order_id        BLOB NOT NULL CHECK (length(order_id) = 16)
 ) STRICT, WITHOUT ROWID;

@@ -119,9 +119,10 @@ async fn migrate(options: &MySqlConnectOptions) -> Result<(), sqlx::Error> {
 }
 
 /// The orders on record of a list of idempotency keys.
-const ORDERS_OF_KEYS: &str = "SELECT orders.*
+const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
     FROM JSON_TABLE(?, '$[*]' COLUMNS (idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$')) AS batch
-    STRAIGHT_JOIN orders USING (idempotency_key)";
+    STRAIGHT_JOIN idempotency_keys USING (idempotency_key)
+    STRAIGHT_JOIN orders ON orders.id = order_id";
 
 #[async_trait]
 impl Store for MySqlStore {
@@ -326,10 +327,14 @@ impl Transaction for MySqlTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { orders, statuses, aliases, stock } = changes;
-        for (rows, statement) in
-            [(orders, INSERT_ORDERS), (statuses, SET_STATUSES), (aliases, INSERT_ALIASES)]
-        {
+        let Changes { reservations, rejections, keys, statuses, aliases, stock } = changes;
+        for (rows, statement) in [
+            (reservations, INSERT_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (keys, INSERT_KEYS),
+            (statuses, SET_STATUSES),
+            (aliases, INSERT_ALIASES),
+        ] {
             if let Some(rows) = rows {
                 sqlx::query(statement).bind(rows).execute(&mut *self.connection).await?;
             }
@@ -355,13 +360,24 @@ impl Transaction for MySqlTransaction {
     }
 }
 
-const INSERT_ORDERS: &str =
-    "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
-     SELECT UNHEX(id), product_id, total, status, expires_at, rejected_available, idempotency_key
+const INSERT_RESERVATIONS: &str = "INSERT INTO orders (id, product_id, total, status, expires_at)
+     SELECT UNHEX(id), product_id, total, 'reserved', expires_at
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         product_id BIGINT PATH '$[0]', total INT PATH '$[1]', expires_at BIGINT PATH '$[2]',
+         NESTED PATH '$[3][*]' COLUMNS (id CHAR(32) PATH '$')
+     )) AS batch";
+
+const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, status, rejected_available)
+     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-         status VARCHAR(10) PATH '$[3]', expires_at BIGINT PATH '$[4]', rejected_available INT PATH '$[5]',
-         idempotency_key VARCHAR(255) PATH '$[6]'
+         rejected_available INT PATH '$[3]'
+     )) AS batch";
+
+const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
+     SELECT idempotency_key, UNHEX(order_id)
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         idempotency_key VARCHAR(255) PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch";
 
 const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (

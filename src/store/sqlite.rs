@@ -63,8 +63,9 @@ impl SqliteStore {
 }
 
 /// The orders on record of a list of idempotency keys.
-const ORDERS_OF_KEYS: &str =
-    "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.idempotency_key = batch.value";
+const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?) AS batch
+    CROSS JOIN idempotency_keys ON idempotency_key = batch.value
+    CROSS JOIN orders ON orders.id = order_id";
 
 #[async_trait]
 impl Store for SqliteStore {
@@ -267,9 +268,11 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { orders, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, keys, statuses, aliases, stock } = changes;
         let writes = [
-            (orders, INSERT_ORDERS),
+            (reservations, INSERT_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
             (stock, MOVE_STOCK),
@@ -291,10 +294,15 @@ impl Transaction for SqliteTransaction {
     }
 }
 
-const INSERT_ORDERS: &str =
-    "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, idempotency_key)
-     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
-     FROM json_each(?);";
+const INSERT_RESERVATIONS: &str = "INSERT INTO orders (id, product_id, total, status, expires_at)
+     SELECT unhex(id.value), batch.value ->> 0, batch.value ->> 1, 'reserved', batch.value ->> 2
+     FROM json_each(?) AS batch CROSS JOIN json_each(batch.value, '$[3]') AS id;";
+
+const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, status, rejected_available)
+     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'rejected', value ->> 3 FROM json_each(?);";
+
+const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
+     SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?);";
 
 const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
      FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";

@@ -4,9 +4,12 @@
 //! step is one statement with one JSON parameter, whatever the size of the batch, so that its text stays in the
 //! prepared-statement cache.
 
-use std::{collections::HashSet, future::Future, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    future::Future,
+    time::Duration,
+};
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Decided, Store, StoreError};
@@ -14,7 +17,7 @@ use crate::{
     batch::{self, Decision, Inventories, OnRecord, Times, Writes},
     command::Command,
     inventory::{Inventory, Stock, StockBelowReserved, StockNews},
-    order::{IdempotencyKey, NewOrder, Order, OrderId, Rejection, from_millis, now},
+    order::{IdempotencyKey, NewOrder, Order, OrderId, OrderState, from_millis, now},
     product::{Product, ProductId},
 };
 
@@ -45,8 +48,13 @@ pub(super) trait Transaction: Send {
 /// What a batch changes, as lists in JSON; `None`: nothing.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// New on record: `[["<32 hex digits>", product_id, total, status, expires_at, rejected_available, key], …]`.
-    pub orders: Option<String>,
+    /// New reservations, like with like: `[[product_id, total, expires_at, ["<32 hex digits>", …]], …]`. What stands there
+    /// once for many is read once: it makes half of what the database spends on them.
+    pub reservations: Option<String>,
+    /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available], …]`.
+    pub rejections: Option<String>,
+    /// What clients call their new orders: `[["<key>", "<32 hex digits>"], …]`.
+    pub keys: Option<String>,
     /// Orders that went further: `[["<32 hex digits>", status], …]`.
     pub statuses: Option<String>,
     /// Other ids of orders on record, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; those that are on
@@ -190,10 +198,31 @@ fn times(reservation_ttl: Duration) -> Times {
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
     let Writes { orders, statuses, aliases } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
+    let mut reservations = BTreeMap::<_, Vec<_>>::new();
+    let (mut rejections, mut keys) = (Vec::new(), Vec::new());
+    for (order, key) in orders {
+        let (id, product_id, total) = (hex(&order.id), order.product_id, order.total);
+        match order.state {
+            OrderState::Accepted { expires_at, .. } => {
+                let alike = (product_id, total, expires_at.as_millisecond());
+                reservations.entry(alike).or_default().push(id);
+            }
+            OrderState::Rejected(rejection) => {
+                rejections.push((id, product_id, total, rejection.available()))
+            }
+        }
+        keys.extend(key.as_ref().map(|key| (key, id)));
+    }
+    let reservations = reservations.into_iter();
+    let reservations: Vec<_> = reservations
+        .map(|((product_id, total, expires_at), ids)| (product_id, total, expires_at, ids))
+        .collect();
     let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
     Changes {
-        orders: list(&orders.iter().map(row).collect::<Vec<_>>()),
+        reservations: list(&reservations),
+        rejections: list(&rejections),
+        keys: list(&keys),
         statuses: list(&statuses),
         aliases: list(&aliases),
         stock: list(&differences(before, &decision.inventories)),
@@ -262,13 +291,6 @@ fn products_of(commands: &[Command]) -> String {
     products.sort_unstable();
     products.dedup();
     json(&products)
-}
-
-fn row((order, key): &(Order, Option<IdempotencyKey>)) -> impl Serialize {
-    let expires_at = order.expires_at().map(Timestamp::as_millisecond);
-    let rejected_available = order.rejection().and_then(Rejection::available);
-    let status = order.status().as_str();
-    (order.id.uuid().simple(), order.product_id, order.total, status, expires_at, rejected_available, key)
 }
 
 fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize> {
