@@ -19,7 +19,11 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use tokio::{sync::oneshot, task::yield_now, time::sleep};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::yield_now,
+    time::sleep,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -42,6 +46,13 @@ use crate::{
 /// time. What a message costs the broker depends little on what is in it.
 const MAX_COMMANDS_PER_MESSAGE: usize = 1_000;
 
+/// So many commands make a message that need not wait for the last one's verdicts.
+const ENOUGH: usize = 128;
+
+/// How long commands gather at most behind a message that stands in line and is not decided. A worker that is slow, or
+/// that serves many lanes, needs longer; then what comes must stand in line, too, where it outlives this process.
+const MAX_GATHERING: Duration = Duration::from_millis(20);
+
 /// How long a command whose client does not wait is published again while it is not known whether it arrived.
 const PATIENCE_WITH_ASYNC: Duration = Duration::from_secs(10);
 
@@ -60,16 +71,23 @@ struct Shared {
     /// Lanes with a publish under way.
     lanes: Mutex<HashMap<Lane, Gathering>>,
     publishing: tokio::sync::Mutex<Option<Arc<Publishing>>>,
+    /// Who waits for the verdict on the last command of a message.
+    undecided: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
 }
 
-/// What gathers for a lane while a publish is under way. It leaves as one message when the confirm arrives, so a lone
-/// command never waits, and a flood becomes few messages. One publish at a time keeps the lane in order; two or four under
-/// way made no difference that stood out of the noise (within 8 % either way), and would need care for order and nacks.
+/// What gathers for a lane while its last message is under way, until the verdicts on it arrive or there is
+/// [enough](ENOUGH). It leaves as one message, so a lone command never waits, and a flood becomes few messages. One publish at
+/// a time keeps the lane in order.
+///
+/// Measured beside leaving with the broker's confirm of the last message, which is earlier: at 1,000 orders a second, where
+/// messages of one or two orders made the broker do most of the work, it needs two thirds of the time for them, and half of
+/// them are answered in 3.9 instead of 5.2 ms. At full speed there is enough at once.
 #[derive(Default)]
 struct Gathering {
     commands: Vec<Command>,
     /// Nobody knows whether the publish under way arrived; what comes now is refused instead of waiting behind it.
     stuck: bool,
+    enough: Arc<Notify>,
 }
 
 /// A connection to publish on.
@@ -106,6 +124,7 @@ impl RabbitMqSubmitter {
             reply_to: RwLock::default(),
             lanes: Mutex::default(),
             publishing: tokio::sync::Mutex::default(),
+            undecided: Mutex::default(),
         });
         let (ready, is_ready) = oneshot::channel();
         let receiving = tokio::spawn(shared.clone().receive_forever(ready));
@@ -126,7 +145,7 @@ impl Submitter for RabbitMqSubmitter {
         let lane = self.shared.topology.lane_of(command.product_id());
         let mut lanes = self.shared.lanes();
         let Some(gathering) = lanes.get_mut(&lane) else {
-            lanes.insert(lane, Gathering { commands: vec![command], stuck: false });
+            lanes.insert(lane, Gathering { commands: vec![command], ..Gathering::default() });
             drop(lanes);
             tokio::spawn(self.shared.clone().publish_lane(lane));
             return;
@@ -136,7 +155,11 @@ impl Submitter for RabbitMqSubmitter {
         } else if gathering.commands.len() >= self.shared.topology.lane_capacity() {
             Refusal::LaneFull
         } else {
-            return gathering.commands.push(command);
+            gathering.commands.push(command);
+            if gathering.commands.len() == ENOUGH {
+                gathering.enough.notify_one();
+            }
+            return;
         };
         drop(lanes);
         refused(refusal);
@@ -189,6 +212,10 @@ impl Shared {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn undecided(&self) -> MutexGuard<'_, HashMap<CommandId, oneshot::Sender<()>>> {
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refuse(&self, commands: &[Command], refusal: Refusal) {
         self.tell(commands.iter().map(Command::id), Outcome::Refused(refusal));
     }
@@ -202,7 +229,7 @@ impl Shared {
         loop {
             // Requests that have arrived together leave together: their handlers run first. A lone one does not wait.
             yield_now().await;
-            let commands = {
+            let (commands, enough) = {
                 let mut lanes = self.lanes();
                 let Some(gathering) = lanes.get_mut(&lane) else { return };
                 gathering.stuck = false;
@@ -212,15 +239,29 @@ impl Shared {
                 }
                 let rest =
                     gathering.commands.split_off(gathering.commands.len().min(MAX_COMMANDS_PER_MESSAGE));
-                mem::replace(&mut gathering.commands, rest)
+                (mem::replace(&mut gathering.commands, rest), gathering.enough.clone())
             };
-            self.publish_surely(lane, &commands).await;
+            let Some(last) = commands.last().map(Command::id) else { return };
+            let (decided, is_decided) = oneshot::channel();
+            self.undecided().insert(last, decided);
+            if self.publish_surely(lane, &commands).await && !self.has_enough(lane) {
+                tokio::select! {
+                    _ = is_decided => {}
+                    () = enough.notified() => {}
+                    () = sleep(MAX_GATHERING) => {}
+                }
+            }
+            self.undecided().remove(&last);
         }
     }
 
+    fn has_enough(&self, lane: Lane) -> bool {
+        self.lanes().get(&lane).is_some_and(|gathering| gathering.commands.len() >= ENOUGH)
+    }
+
     /// Publishes one message until it is known what became of it, or until nobody waits for it any more. Sending
-    /// it again is safe: a command that is decided twice gets the verdict on record.
-    async fn publish_surely(&self, lane: Lane, commands: &[Command]) {
+    /// it again is safe: a command that is decided twice gets the verdict on record. Whether it stands in line for sure.
+    async fn publish_surely(&self, lane: Lane, commands: &[Command]) -> bool {
         let payload = message::encode_commands(commands);
         let mut may_have_arrived = false;
         let mut delays = retries();
@@ -232,12 +273,16 @@ impl Shared {
                     if of_async.peek().is_some() {
                         self.tell(of_async, Outcome::InLine);
                     }
-                    return;
+                    return true;
                 }
-                Published::Nacked if !may_have_arrived => return self.refuse(commands, Refusal::LaneFull),
+                Published::Nacked if !may_have_arrived => {
+                    self.refuse(commands, Refusal::LaneFull);
+                    return false;
+                }
                 Published::NotSent(error) if !may_have_arrived => {
                     tracing::warn!(%error, lane, commands = commands.len(), "commands did not get in line");
-                    return self.refuse(commands, Refusal::QueueUnavailable);
+                    self.refuse(commands, Refusal::QueueUnavailable);
+                    return false;
                 }
                 // Says nothing of the copy that may be in line.
                 Published::Nacked => QueueError("the lane is full".to_owned()),
@@ -251,7 +296,7 @@ impl Shared {
             self.refuse(&behind.unwrap_or_default(), Refusal::QueueUnavailable);
             if commands.iter().all(is_given_up) {
                 tracing::warn!(%error, lane, commands = commands.len(), "giving up on commands that may be in line");
-                return;
+                return false;
             }
             tracing::debug!(%error, lane, commands = commands.len(), "publishing again");
             sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
@@ -376,6 +421,12 @@ impl Shared {
         }
         let message::Decided { verdicts, sold_out } = message::decode_verdicts(&delivery.data, kind)?;
         sold_out.into_iter().for_each(|news| self.inbox.hear(news));
+        {
+            let mut undecided = self.undecided();
+            for decided in verdicts.iter().filter_map(|(id, _)| undecided.remove(id)) {
+                let _ = decided.send(()); // it may have stopped waiting just now
+            }
+        }
         self.inbox
             .deliver(verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect());
         Ok(())
