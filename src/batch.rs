@@ -74,7 +74,8 @@ pub struct Event {
 /// none otherwise; a reservation is paid, cancelled or expired by whoever comes first. Commands of different products
 /// never touch each other. A product without an inventory does not exist.
 ///
-/// `on_record` is `None` for a batch of new orders none of which is on record, has a key, or stands in it twice.
+/// `on_record` is `None` for a batch of new orders none of which is on record or stands in it twice, under its id or its
+/// key.
 pub fn decide(
     inventories: Inventories,
     on_record: Option<OnRecord>,

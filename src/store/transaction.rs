@@ -17,7 +17,7 @@ use crate::{
     batch::{self, Decision, Inventories, OnRecord, Times, Writes},
     command::Command,
     inventory::{Inventory, Stock, StockBelowReserved, StockNews},
-    order::{IdempotencyKey, NewOrder, Order, OrderId, OrderState, from_millis, now},
+    order::{IdempotencyKey, Order, OrderId, OrderState, from_millis, now},
     product::{Product, ProductId},
 };
 
@@ -137,10 +137,9 @@ pub(super) async fn recount<S: Store + Begin>(
     Ok(Some(Ok((product, counted))))
 }
 
-/// Whether a batch is what most batches are: new orders without idempotency keys, each once.
+/// Whether a batch is what most batches are: new orders, each once.
 fn are_plain(commands: &[Command]) -> bool {
-    let plain = |command: &Command| matches!(command, Command::Place(NewOrder { key: None, .. }));
-    commands.iter().all(plain) && !one_stands_twice(commands)
+    commands.iter().all(|command| matches!(command, Command::Place(_))) && !one_stands_twice(commands)
 }
 
 /// The usual way: none of the orders is on record. For those that go on record now, their insertion tells; for the
@@ -155,15 +154,15 @@ async fn decide_plain<B: Begin>(
     let decision =
         batch::decide(before.clone(), None, commands, times(reservation_ttl)).map_err(StoreError::from)?;
     let forgotten = forgotten(commands, &decision);
-    if !forgotten.is_empty() && !transaction.orders_on_record(hex(forgotten)).await?.is_empty() {
+    if !forgotten.is_empty() && !on_record(&mut transaction, forgotten).await?.orders.is_empty() {
         return Err(CommitError::Duplicate);
     }
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decided(&before, decision))
 }
 
-/// The way of all other batches: of changes of orders on record, of orders with idempotency keys, and of orders that
-/// came back because a worker died between commit and ack. It reads first what is on record. Whoever moves an order
+/// The way of all other batches: of changes of orders on record, and of orders that came back, because a worker died
+/// between commit and ack or because their client sent them again. It reads first what is on record. Whoever moves an order
 /// holds the lock of its inventory, so what is read after taking that lock is final.
 async fn decide_any<B: Begin>(
     store: &B,
@@ -172,20 +171,30 @@ async fn decide_any<B: Begin>(
 ) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
     let before = transaction.lock_inventories(products_of(commands)).await?;
+    let on_record = on_record(&mut transaction, commands).await?;
+    let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
+        .map_err(StoreError::from)?;
+    transaction.commit(changes(&before, &decision)).await?;
+    Ok(decided(&before, decision))
+}
+
+/// What is on record of the orders that these commands are about.
+async fn on_record(
+    transaction: &mut impl Transaction,
+    commands: impl IntoIterator<Item = &Command, IntoIter: Clone> + Send,
+) -> Result<OnRecord, StoreError> {
+    let commands = commands.into_iter();
     let mut on_record = OnRecord::default();
-    let known = transaction.orders_on_record(hex(commands.iter().map(order_of))).await?;
+    let known = transaction.orders_on_record(hex(commands.clone().map(order_of))).await?;
     on_record.orders.extend(known.into_iter().map(|order| (order.id, order)));
-    let keys: HashSet<_> = commands.iter().filter_map(key_of).collect();
+    let keys: HashSet<_> = commands.filter_map(key_of).collect();
     if !keys.is_empty() {
         for (key, order) in transaction.orders_of_keys(json(&keys)).await? {
             on_record.keys.insert(key, order.id);
             on_record.orders.entry(order.id).or_insert(order);
         }
     }
-    let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
-        .map_err(StoreError::from)?;
-    transaction.commit(changes(&before, &decision)).await?;
-    Ok(decided(&before, decision))
+    Ok(on_record)
 }
 
 fn times(reservation_ttl: Duration) -> Times {
@@ -250,14 +259,13 @@ fn decided(before: &Inventories, decision: Decision) -> Decided {
 }
 
 /// Those orders of existing products that do not go on record.
-fn forgotten(commands: &[Command], decision: &Decision) -> Vec<OrderId> {
+fn forgotten<'a>(commands: &'a [Command], decision: &Decision) -> Vec<&'a Command> {
     // What goes on record does so in the order of the batch.
     let mut recorded = decision.writes.orders.iter().map(|(order, _)| order.id).peekable();
     commands
         .iter()
         .filter(|command| decision.inventories.contains_key(&command.product_id()))
-        .map(order_of)
-        .filter(|id| recorded.next_if_eq(id).is_none())
+        .filter(|command| recorded.next_if_eq(&order_of(command)).is_none())
         .collect()
 }
 
@@ -275,10 +283,13 @@ fn key_of(command: &Command) -> Option<&IdempotencyKey> {
     }
 }
 
+/// Under one id, or under one key.
 fn one_stands_twice(commands: &[Command]) -> bool {
     let mut ids: Vec<_> = commands.iter().map(Command::id).collect();
     ids.sort_unstable(); // almost sorted already: orders arrive about as they were created
+    let mut keys = HashSet::new();
     ids.windows(2).any(|pair| pair[0] == pair[1])
+        || !commands.iter().filter_map(key_of).all(|key| keys.insert(key))
 }
 
 /// As [`Transaction::orders_on_record`] takes them.
