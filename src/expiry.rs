@@ -137,7 +137,7 @@ impl Unanswered {
 }
 
 impl Inbox for Unanswered {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
         let mut commands = self.commands();
         for (id, outcome) in outcomes {
             match outcome {
@@ -152,6 +152,7 @@ impl Inbox for Unanswered {
                 Outcome::InLine => {}
             }
         }
+        Vec::new() // the next sweep finds them
     }
 
     fn hear(&self, _: StockNews) {}

@@ -275,8 +275,8 @@ struct FrontDesk {
 }
 
 impl Inbox for FrontDesk {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
-        self.waiting.deliver(outcomes);
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
+        self.waiting.deliver(outcomes)
     }
 
     fn hear(&self, news: StockNews) {
@@ -285,14 +285,26 @@ impl Inbox for FrontDesk {
 }
 
 impl WaitingRoom {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
-        let called: Vec<_> = {
+    /// Returns those that were refused and for whom nobody waits.
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
+        let (mut called, mut refused) = (Vec::with_capacity(outcomes.len()), Vec::new());
+        {
             let mut seats = self.seats();
-            outcomes.into_iter().filter_map(|(id, outcome)| Some((seats.remove(&id)?, outcome))).collect()
-        };
-        for (seat, outcome) in called {
-            let _ = seat.send(outcome); // its buyer may have left just now
+            for (id, outcome) in outcomes {
+                match (seats.remove(&id), outcome) {
+                    (Some(seat), outcome) => called.push((id, seat, outcome)),
+                    (None, Outcome::Refused(_)) => refused.push(id),
+                    (None, Outcome::InLine | Outcome::Decided(_)) => {}
+                }
+            }
         }
+        for (id, seat, outcome) in called {
+            // Its buyer may have left just now.
+            if let Err(Outcome::Refused(_)) = seat.send(outcome) {
+                refused.push(id);
+            }
+        }
+        refused
     }
 }
 

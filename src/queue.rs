@@ -62,8 +62,9 @@ pub trait Submitter: Ping {
 
 /// Where an API hears what became of its orders.
 pub trait Inbox: Send + Sync {
-    /// Takes outcomes; must not block. Commands nobody waits for any more are passed over.
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>);
+    /// Takes outcomes; must not block. Commands nobody waits for any more are passed over; those of them that were refused
+    /// come back: whoever left with the answer that the verdict is not known yet did not hear of it.
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId>;
 
     /// Takes news of a product's stock; must not block. It may come late, twice, or never.
     fn hear(&self, news: StockNews);

@@ -178,7 +178,8 @@ impl Submitter for InProcessSubmitter {
         let lane = state.lanes.entry(product_id).or_default();
         if lane.waiting.len() >= self.shared.lane_capacity {
             drop(state);
-            return self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]);
+            self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
+            return;
         }
         lane.waiting.push_back((command, self.address.clone()));
         if lane.waiting.len() == 1 && lane.held == 0 {
@@ -343,7 +344,9 @@ mod tests {
     struct Deaf;
 
     impl Inbox for Deaf {
-        fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
+        fn deliver(&self, _: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
+            Vec::new()
+        }
 
         fn hear(&self, _: StockNews) {}
     }

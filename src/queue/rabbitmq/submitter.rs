@@ -20,7 +20,7 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     task::yield_now,
     time::sleep,
 };
@@ -53,6 +53,11 @@ const ENOUGH: usize = 128;
 /// that serves many lanes, needs longer; then what comes must stand in line, too, where it outlives this process.
 const MAX_GATHERING: Duration = Duration::from_millis(20);
 
+/// How many commands are kept whose clients have left before they were in line.
+const MAX_KEPT: usize = 65_536;
+/// How long those wait before they are submitted again.
+const KEPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a command whose client does not wait is published again while it is not known whether it arrived.
 const PATIENCE_WITH_ASYNC: Duration = Duration::from_secs(10);
 
@@ -73,6 +78,8 @@ struct Shared {
     publishing: tokio::sync::Mutex<Option<Arc<Publishing>>>,
     /// Who waits for the verdict on the last command of a message.
     undecided: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
+    /// Room for commands that are kept until they get in line.
+    kept: Arc<Semaphore>,
 }
 
 /// What gathers for a lane while its last message is under way, until the verdicts on it arrive or there is
@@ -125,6 +132,7 @@ impl RabbitMqSubmitter {
             lanes: Mutex::default(),
             publishing: tokio::sync::Mutex::default(),
             undecided: Mutex::default(),
+            kept: Arc::new(Semaphore::new(MAX_KEPT)),
         });
         let (ready, is_ready) = oneshot::channel();
         let receiving = tokio::spawn(shared.clone().receive_forever(ready));
@@ -137,32 +145,7 @@ impl RabbitMqSubmitter {
 #[async_trait]
 impl Submitter for RabbitMqSubmitter {
     fn submit(&self, command: Command) {
-        let id = command.id();
-        let refused = |refusal| self.shared.inbox.deliver(vec![(id, Outcome::Refused(refusal))]);
-        if self.shared.reply_to().is_none() {
-            return refused(Refusal::QueueUnavailable);
-        }
-        let lane = self.shared.topology.lane_of(command.product_id());
-        let mut lanes = self.shared.lanes();
-        let Some(gathering) = lanes.get_mut(&lane) else {
-            lanes.insert(lane, Gathering { commands: vec![command], ..Gathering::default() });
-            drop(lanes);
-            tokio::spawn(self.shared.clone().publish_lane(lane));
-            return;
-        };
-        let refusal = if gathering.stuck {
-            Refusal::QueueUnavailable
-        } else if gathering.commands.len() >= self.shared.topology.lane_capacity() {
-            Refusal::LaneFull
-        } else {
-            gathering.commands.push(command);
-            if gathering.commands.len() == ENOUGH {
-                gathering.enough.notify_one();
-            }
-            return;
-        };
-        drop(lanes);
-        refused(refusal);
+        self.shared.submit(command);
     }
 
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
@@ -179,8 +162,7 @@ impl Submitter for RabbitMqSubmitter {
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
-        let age_ms = now().as_millisecond() - id.created_at().as_millisecond();
-        age_ms <= MAX_AGE.as_millis() as i64
+        is_young(id.into())
     }
 }
 
@@ -200,6 +182,33 @@ impl Ping for RabbitMqSubmitter {
 }
 
 impl Shared {
+    fn submit(self: &Arc<Self>, command: Command) {
+        if self.reply_to().is_none() {
+            return self.refuse(vec![command], Refusal::QueueUnavailable);
+        }
+        let lane = self.topology.lane_of(command.product_id());
+        let mut lanes = self.lanes();
+        let Some(gathering) = lanes.get_mut(&lane) else {
+            lanes.insert(lane, Gathering { commands: vec![command], ..Gathering::default() });
+            drop(lanes);
+            tokio::spawn(self.clone().publish_lane(lane));
+            return;
+        };
+        let refusal = if gathering.stuck {
+            Refusal::QueueUnavailable
+        } else if gathering.commands.len() >= self.topology.lane_capacity() {
+            Refusal::LaneFull
+        } else {
+            gathering.commands.push(command);
+            if gathering.commands.len() == ENOUGH {
+                gathering.enough.notify_one();
+            }
+            return;
+        };
+        drop(lanes);
+        self.refuse(vec![command], refusal);
+    }
+
     fn reply_to(&self) -> Option<Address> {
         self.reply_to.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -216,8 +225,37 @@ impl Shared {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refuse(&self, commands: &[Command], refusal: Refusal) {
-        self.tell(commands.iter().map(Command::id), Outcome::Refused(refusal));
+    /// Says that commands did not get in line.
+    fn refuse(self: &Arc<Self>, commands: Vec<Command>, refusal: Refusal) {
+        let refused = commands.iter().map(|command| (command.id(), Outcome::Refused(refusal))).collect();
+        let unheard: HashSet<_> = self.inbox.deliver(refused).into_iter().collect();
+        if !unheard.is_empty() {
+            self.keep(commands.into_iter().filter(|command| unheard.contains(&command.id())).collect());
+        }
+    }
+
+    /// Sees to it that commands whose clients have left get in line all the same, once they can: many of them were told
+    /// that there will be a verdict.
+    fn keep(self: &Arc<Self>, commands: Vec<Command>) {
+        let commands: Vec<_> =
+            commands.into_iter().filter(|command| is_young(command.id())).map(Command::for_nobody).collect();
+        let room = u32::try_from(commands.len()).ok();
+        let Some(Ok(room)) = room.map(|count| self.kept.clone().try_acquire_many_owned(count)) else {
+            tracing::error!(
+                commands = commands.len(),
+                "too many commands wait for the queue; these never get in line"
+            );
+            return;
+        };
+        let shared = self.clone();
+        tokio::spawn(async move {
+            sleep(KEPT_PAUSE).await;
+            while shared.reply_to().is_none() {
+                sleep(KEPT_PAUSE).await;
+            }
+            drop(room);
+            commands.into_iter().for_each(|command| shared.submit(command));
+        });
     }
 
     fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) {
@@ -259,9 +297,9 @@ impl Shared {
         self.lanes().get(&lane).is_some_and(|gathering| gathering.commands.len() >= ENOUGH)
     }
 
-    /// Publishes one message until it is known what became of it, or until nobody waits for it any more. Sending
-    /// it again is safe: a command that is decided twice gets the verdict on record. Whether it stands in line for sure.
-    async fn publish_surely(&self, lane: Lane, commands: &[Command]) -> bool {
+    /// Publishes one message until it is known what became of it, or, for the time being, until nobody waits for it any
+    /// more. Sending it again is safe: a command that is decided twice gets the verdict on record. Whether it stands in line for sure.
+    async fn publish_surely(self: &Arc<Self>, lane: Lane, commands: &[Command]) -> bool {
         let payload = message::encode_commands(commands);
         let mut may_have_arrived = false;
         let mut delays = retries();
@@ -276,12 +314,12 @@ impl Shared {
                     return true;
                 }
                 Published::Nacked if !may_have_arrived => {
-                    self.refuse(commands, Refusal::LaneFull);
+                    self.refuse(commands.to_vec(), Refusal::LaneFull);
                     return false;
                 }
                 Published::NotSent(error) if !may_have_arrived => {
                     tracing::warn!(%error, lane, commands = commands.len(), "commands did not get in line");
-                    self.refuse(commands, Refusal::QueueUnavailable);
+                    self.refuse(commands.to_vec(), Refusal::QueueUnavailable);
                     return false;
                 }
                 // Says nothing of the copy that may be in line.
@@ -293,9 +331,10 @@ impl Shared {
                 gathering.stuck = true;
                 mem::take(&mut gathering.commands)
             });
-            self.refuse(&behind.unwrap_or_default(), Refusal::QueueUnavailable);
-            if commands.iter().all(is_given_up) {
-                tracing::warn!(%error, lane, commands = commands.len(), "giving up on commands that may be in line");
+            self.refuse(behind.unwrap_or_default(), Refusal::QueueUnavailable);
+            if !commands.iter().any(is_waited_for) {
+                tracing::warn!(%error, lane, commands = commands.len(), "commands may be in line; they are sent again later");
+                self.keep(commands.to_vec());
                 return false;
             }
             tracing::debug!(%error, lane, commands = commands.len(), "publishing again");
@@ -303,7 +342,7 @@ impl Shared {
         }
     }
 
-    async fn publish(&self, lane: Lane, payload: &[u8]) -> Published {
+    async fn publish(self: &Arc<Self>, lane: Lane, payload: &[u8]) -> Published {
         let publishing = match self.publishing().await {
             Ok(publishing) => publishing,
             Err(error) => return Published::NotSent(error),
@@ -353,12 +392,12 @@ impl Shared {
 
     /// A message that found no lane. lapin hands it out with whichever confirm comes next, so what it says about
     /// itself is what counts, not whose confirm it came with.
-    fn take_back(&self, publishing: &Publishing, returned: &BasicReturnMessage) {
+    fn take_back(self: &Arc<Self>, publishing: &Publishing, returned: &BasicReturnMessage) {
         tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
         publishing.declared().clear();
         let kind = returned.delivery.properties.kind().as_ref().map(|kind| kind.as_str());
         match message::decode_commands(&returned.delivery.data, kind) {
-            Ok(commands) => self.refuse(&commands, Refusal::QueueUnavailable),
+            Ok(commands) => self.refuse(commands, Refusal::QueueUnavailable),
             Err(error) => tracing::error!(%error, "a returned message"),
         }
     }
@@ -490,12 +529,17 @@ impl Publishing {
     }
 }
 
-/// Whether nobody waits for a command any more. Who never waited for its verdict was told, or will be, that it stands
-/// in line: that is worth some trying.
-fn is_given_up(command: &Command) -> bool {
+/// Whether somebody waits for a command, or for it to get in line.
+fn is_waited_for(command: &Command) -> bool {
     let least =
         command.id().as_order().created_at().as_millisecond() + PATIENCE_WITH_ASYNC.as_millis() as i64;
-    command.answer_by().as_millisecond().max(least) < now().as_millisecond()
+    command.answer_by().as_millisecond().max(least) >= now().as_millisecond()
+}
+
+/// Whether a command may still be in line for all that its client can know.
+fn is_young(id: CommandId) -> bool {
+    let age_ms = now().as_millisecond() - id.as_order().created_at().as_millisecond();
+    age_ms <= MAX_AGE.as_millis() as i64
 }
 
 /// Growing delays with jitter, so that many APIs do not come back in step.

@@ -300,3 +300,43 @@ async fn what_is_lost_on_the_way_to_the_broker_is_sent_again() {
     let inventories = join_all(products.iter().map(|product| api.inventory(*product))).await;
     assert_eq!(inventories, [[10, 2, 8], [9, 9, 0], [10, 1, 9]]);
 }
+
+/// An order whose client left with 202 gets its verdict, also when it gathered behind one that the broker never took, and
+/// was still in this process when that was known.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn who_was_told_to_look_later_finds_a_verdict() {
+    let place = servers().await.fresh().await;
+    let line = Line::to_the_broker(&place).await;
+    let api = App::start_role("api", &place, &[("AMQP_URL", &line.amqp_url)]).await;
+    let _worker = App::start_role("worker", &place, &[]).await;
+    let product = api.create_stocked("Kaos Polos", 1_000).await;
+    let placed = api.order(product, 1).await;
+    assert_eq!(api.verdict(placed.header("location")).await["status"], "reserved");
+
+    line.goes_dead();
+    let for_a_second = [("Prefer", "wait=1")];
+    let (first, behind) = tokio::join!(api.order_with(product, 2, &for_a_second), async {
+        line.lost("\"total\":2").await;
+        api.order_with(product, 3, &for_a_second).await
+    });
+    let mut told = vec![first, behind];
+    let refused = eventually("it is never known that the line is dead", async || {
+        let answer = api.order_with(product, 4, &for_a_second).await;
+        if answer.status == 202 {
+            told.push(answer);
+            return None;
+        }
+        Some(answer)
+    })
+    .await;
+    assert_eq!((refused.status, refused.reason()), (503, "queue_unavailable"));
+    line.breaks();
+    for answer in &told {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert_eq!(api.verdict(answer.header("location")).await["status"], "reserved");
+    }
+    all_is_decided(&place).await;
+    let reserved = 1 + 2 + 3 + 4 * (told.len() as u64 - 2);
+    assert_eq!(api.inventory(product).await, [1_000, 1_000 - reserved, reserved]);
+}
