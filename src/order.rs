@@ -350,13 +350,15 @@ impl Order {
 /// How much earlier than [`NewOrder::answer_by`] a verdict already counts as late: the reply needs time to
 /// travel, and the clocks of two machines differ. For who waits only briefly, half of that time.
 const LATE_MARGIN: Duration = Duration::from_secs(2);
+/// Who waits for less may always miss the verdict: half of that is no time for a reply.
+const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 
 /// Whether a verdict that is made now may come too late for the waiting buyer, who will then ask for it. For who does not
 /// wait it always does, whatever the clock says here: it is not the one that the order's times were read from.
 pub fn is_late(order: &NewOrder, decided_at: Timestamp) -> bool {
     let answer_by = order.answer_by.as_millisecond();
     let wait = answer_by.saturating_sub(order.id.created_at().as_millisecond());
-    if wait <= 0 {
+    if wait < SHORTEST_WAIT.as_millis() as i64 {
         return true;
     }
     decided_at.as_millisecond() + (wait / 2).min(LATE_MARGIN.as_millis() as i64) >= answer_by
@@ -418,11 +420,13 @@ mod tests {
         let (id, product_id, total) =
             (OrderId::mint(), ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
         let at = |ms: i64| from_millis(id.created_at().as_millisecond() + ms);
-        // Who does not wait is never in time, not even on a clock that is behind.
+        // For who waits for next to nothing it is never in time, not even on a clock that is behind.
         for (wait_ms, in_time_ms, late_ms) in [
             (10_000, Some(7_999), 8_000),
             (1_000, Some(499), 500),
-            (1, Some(0), 1),
+            (100, Some(49), 50),
+            (99, None, -60_000),
+            (1, None, -60_000),
             (0, None, -60_000),
             (-5, None, -60_000),
         ] {
