@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     command::{Change, ChangeOrder, CommandId},
-    inventory::StockNews,
     order::{Order, OrderId, from_millis, now},
     queue::{Inbox, Outcome, Queue, Refusal, Submitter},
     store::{Store, StoreError, in_time},
@@ -154,8 +153,6 @@ impl Inbox for Unanswered {
         }
         Vec::new() // the next sweep finds them
     }
-
-    fn hear(&self, _: StockNews) {}
 }
 
 #[cfg(test)]
@@ -192,10 +189,6 @@ mod tests {
         }
 
         async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
-            Ok(())
-        }
-
-        async fn tell(&self, _: StockNews) -> Result<(), QueueError> {
             Ok(())
         }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{order::Quantity, product::ProductId};
+use crate::order::Quantity;
 
 /// How many pieces the seller counted in the warehouse: 0 to [`Stock::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,18 +40,6 @@ impl TryFrom<u32> for Stock {
 pub struct Inventory {
     available: u32,
     reserved: u32,
-    version: u64,
-}
-
-/// How many pieces of a product could be ordered at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StockNews {
-    /// The product.
-    pub product_id: ProductId,
-    /// [`Inventory::version`]: of two pieces of news, the one with the higher version is newer.
-    pub version: u64,
-    /// Pieces that could be ordered.
-    pub available: u32,
 }
 
 /// Fewer pieces are available than the order asks for.
@@ -83,23 +71,16 @@ pub struct BooksDoNotBalance {
 
 impl Inventory {
     /// A new product's: nothing there.
-    pub const EMPTY: Self = Self { available: 0, reserved: 0, version: 0 };
+    pub const EMPTY: Self = Self { available: 0, reserved: 0 };
 
     /// An inventory as a database keeps it.
-    pub fn from_columns(
-        stored: i64,
-        available: i64,
-        reserved: i64,
-        version: i64,
-    ) -> Result<Self, BooksDoNotBalance> {
+    pub fn from_columns(stored: i64, available: i64, reserved: i64) -> Result<Self, BooksDoNotBalance> {
         let wrong = BooksDoNotBalance { stored, available, reserved };
         if stored != available.saturating_add(reserved) || stored > i64::from(Stock::MAX) {
             return Err(wrong);
         }
         match (u32::try_from(available), u32::try_from(reserved)) {
-            (Ok(available), Ok(reserved)) => {
-                Ok(Self { available, reserved, version: version.unsigned_abs() })
-            }
+            (Ok(available), Ok(reserved)) => Ok(Self { available, reserved }),
             _ => Err(wrong),
         }
     }
@@ -117,21 +98,6 @@ impl Inventory {
     /// Pieces that are ordered and not yet paid.
     pub const fn reserved(self) -> u32 {
         self.reserved
-    }
-
-    /// How often a change of it was committed. The moves below do not count it up, the commit does.
-    pub const fn version(self) -> u64 {
-        self.version
-    }
-
-    /// What APIs may hear of it.
-    pub const fn news(self, product_id: ProductId) -> StockNews {
-        StockNews { product_id, version: self.version, available: self.available }
-    }
-
-    /// The inventory as it is once the change from `before` is committed.
-    pub fn committed(self, before: Self) -> Self {
-        Self { version: before.version + u64::from(self != before), ..self }
     }
 
     /// An order takes its pieces: all of them or none.
@@ -226,12 +192,12 @@ mod tests {
 
     #[test]
     fn columns_that_do_not_add_up_are_refused() {
-        assert!(Inventory::from_columns(100, 40, 60, 0).is_ok());
+        assert!(Inventory::from_columns(100, 40, 60).is_ok());
         for (stored, available, reserved) in
             [(100, 50, 60), (0, -1, 1), (-1, 0, -1), (1 << 31, 1 << 31, 0), (i64::MAX, i64::MAX, 1)]
         {
             assert!(
-                Inventory::from_columns(stored, available, reserved, 0).is_err(),
+                Inventory::from_columns(stored, available, reserved).is_err(),
                 "{stored} {available} {reserved}"
             );
         }

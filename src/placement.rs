@@ -14,7 +14,6 @@ use tokio::{sync::oneshot, time::timeout};
 use crate::{
     command::{Change, ChangeOrder, Command, CommandId},
     gate::Gate,
-    inventory::StockNews,
     lookup::Lookup,
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
@@ -24,6 +23,8 @@ use crate::{
     queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     store::{Store, StoreError},
 };
+
+const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
 
 /// How many commands of one process may wait for their verdicts.
 const MAX_WAITING: usize = 65_536;
@@ -73,17 +74,14 @@ impl Placement {
         queue: &dyn Queue,
         order_timeout: Duration,
     ) -> Result<Self, QueueError> {
-        let (waiting, gate) = (Arc::new(WaitingRoom::default()), Arc::new(Gate::default()));
-        let desk = FrontDesk { waiting: waiting.clone(), gate: gate.clone() };
-        let submitter = queue.submitter(Arc::new(desk)).await?;
-        let (keys, products) = (Arc::new(Lookup::new(store.clone())), Arc::new(Lookup::new(store)));
+        let waiting = Arc::new(WaitingRoom::default());
         Ok(Self {
-            submitter,
+            submitter: queue.submitter(waiting.clone()).await?,
             waiting,
-            gate,
+            gate: Gate::new(store.clone()),
             order_timeout,
-            keys,
-            products,
+            keys: Arc::new(Lookup::new(store.clone())),
+            products: Arc::new(Lookup::new(store)),
             known_products: RwLock::default(),
         })
     }
@@ -101,8 +99,8 @@ impl Placement {
         let wait = self.waiting_time(wait);
         // Who does not wait finds the rejection on record, so there the lane has to decide it. So it has to where there is a
         // key: an earlier copy of the order may be on record, or in line still and about to be reserved.
-        if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id) {
-            return Ok(Placed::Rejected(Rejection::InsufficientStock { available: 0 }));
+        if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id).await {
+            return Ok(Placed::Rejected(SOLD_OUT));
         }
         if !self.is_product(product_id).await? {
             return Ok(Placed::Rejected(Rejection::ProductNotFound));
@@ -122,7 +120,12 @@ impl Placement {
                 let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
                 Placed::Accepted(Order { id, product_id, total, state })
             }
-            Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::Rejected(rejection),
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => {
+                if rejection == SOLD_OUT {
+                    self.gate.suspect(product_id);
+                }
+                Placed::Rejected(rejection)
+            }
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
             // The lane would have found what the key stands for; now nobody else looks.
             Some(Outcome::Refused(refusal)) => self
@@ -150,8 +153,16 @@ impl Placement {
     }
 
     /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is
-    /// answered at once.
+    /// answered without the lane. Who hears that an order is cancelled can order its pieces, wherever he does.
     pub async fn change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
+        let changed = self.decide_change(order, change, wait).await;
+        if matches!(changed, Changed::Now(order) if order.status() == OrderStatus::Cancelled) {
+            Gate::lease_is_over().await;
+        }
+        changed
+    }
+
+    async fn decide_change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
         if order.status() != OrderStatus::Reserved {
             return Changed::Now(order);
         }
@@ -198,15 +209,6 @@ impl Placement {
     pub async fn open_lane(&self, product_id: ProductId) {
         if let Err(error) = self.submitter.open_lane(product_id).await {
             tracing::warn!(%product_id, %error, "the lane will be opened by its first order");
-        }
-    }
-
-    /// Tells all APIs that a product's stock was counted anew, before the seller hears that it is done. APIs that the
-    /// news does not reach find out by themselves within [`Gate::MAX_CLOSED`].
-    pub async fn tell(&self, news: StockNews) {
-        self.gate.hear(news);
-        if let Err(error) = self.submitter.tell(news).await {
-            tracing::warn!(%error, product_id = %news.product_id, "other APIs hear of the new stock a moment later");
         }
     }
 
@@ -268,24 +270,7 @@ impl WaitingRoom {
     }
 }
 
-/// Where everything that the queue says arrives.
-struct FrontDesk {
-    waiting: Arc<WaitingRoom>,
-    gate: Arc<Gate>,
-}
-
-impl Inbox for FrontDesk {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
-        self.waiting.deliver(outcomes)
-    }
-
-    fn hear(&self, news: StockNews) {
-        self.gate.hear(news);
-    }
-}
-
-impl WaitingRoom {
-    /// Returns those that were refused and for whom nobody waits.
+impl Inbox for WaitingRoom {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
         let (mut called, mut refused) = (Vec::with_capacity(outcomes.len()), Vec::new());
         {
@@ -418,7 +403,7 @@ mod tests {
     #[tokio::test]
     async fn the_closed_gate_lets_orders_with_a_key_through() {
         let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
-        placement.gate.hear(StockNews { product_id, version: 1, available: 0 });
+        placement.gate.suspect(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
         assert_eq!(
             placement.place(product_id, one, None, None).await.unwrap(),

@@ -20,7 +20,6 @@ use async_trait::async_trait;
 use crate::{
     batch::Event,
     command::{Command, CommandId},
-    inventory::StockNews,
     order::{OrderId, Verdict},
     product::ProductId,
 };
@@ -53,9 +52,6 @@ pub trait Submitter: Ping {
     /// opens the lane as well, and workers look for new products every few seconds.
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError>;
 
-    /// Tells all APIs, this one too, how much of a product is left. When it returns, the news is on its way for sure.
-    async fn tell(&self, news: StockNews) -> Result<(), QueueError>;
-
     /// Whether this order, of which nothing else is known than its id, can still stand in line or be in a worker's hands.
     fn may_hold(&self, id: OrderId) -> bool;
 }
@@ -65,9 +61,6 @@ pub trait Inbox: Send + Sync {
     /// Takes outcomes; must not block. Commands nobody waits for any more are passed over; those of them that were refused
     /// come back: whoever left with the answer that the verdict is not known yet did not hear of it.
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId>;
-
-    /// Takes news of a product's stock; must not block. It may come late, twice, or never.
-    fn hear(&self, news: StockNews);
 }
 
 /// What became of a submitted command.
@@ -127,8 +120,6 @@ pub struct Delivery {
 /// All that is to be told of decided deliveries, in this order.
 #[derive(Clone, Debug, Default)]
 pub struct Tidings {
-    /// To all APIs: how much is left of products.
-    pub news: Vec<StockNews>,
     /// To the APIs whose commands they are.
     pub replies: Vec<Reply>,
     /// To the shop's other services: what became of orders.
@@ -142,8 +133,6 @@ pub struct Reply {
     pub to: Address,
     /// By command.
     pub verdicts: Vec<(CommandId, Verdict)>,
-    /// Products of which nothing is left.
-    pub sold_out: Vec<StockNews>,
 }
 
 /// The name of an API's inbox in the queue.

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::{
     batch::Event,
     command::Command,
-    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved, StockNews},
+    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved},
     order::{
         IdempotencyKey, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis,
     },
@@ -37,6 +37,9 @@ pub trait Store: Send + Sync {
 
     /// Those of these products that exist.
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+
+    /// Those of these products of which nothing is left. Sees all that was committed before it was called.
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
 
     /// The ids of all products, ascending: a lane each.
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
@@ -91,10 +94,6 @@ pub trait Store: Send + Sync {
 pub struct Decided {
     /// One for each command, at the same index.
     pub verdicts: Vec<Verdict>,
-    /// How much of each product of the batch is left.
-    pub stock: Vec<StockNews>,
-    /// Of those, the products of which nothing was left before.
-    pub back_in_stock: Vec<StockNews>,
     /// What became of orders, in the order in which it did.
     pub events: Vec<Event>,
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::Command,
+    order::Verdict,
     queue::{Address, Consumer, Delivery, Queue, QueueError, Reply, Tidings},
     store::{Decided, Store, StoreError, in_time},
 };
@@ -159,27 +160,22 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
-/// What there is to tell of a batch. That pieces came back first: before anybody hears of it, it is on its way to every
-/// gate.
+/// What there is to tell of a batch.
 fn tidings(deliveries: &[Delivery], decided: Decided) -> Tidings {
-    let replies = replies(deliveries, &decided);
-    Tidings { news: decided.back_in_stock, replies, events: decided.events }
+    Tidings { replies: replies(deliveries, &decided.verdicts), events: decided.events }
 }
 
 /// One reply for each API, whatever the number of its deliveries.
-fn replies(deliveries: &[Delivery], decided: &Decided) -> Vec<Reply> {
-    let sold_out: Vec<_> = decided.stock.iter().copied().filter(|news| news.available == 0).collect();
+fn replies(deliveries: &[Delivery], verdicts: &[Verdict]) -> Vec<Reply> {
     let mut replies: Vec<Reply> = Vec::new();
-    let mut rest = decided.verdicts.iter().copied();
+    let mut rest = verdicts.iter().copied();
     for delivery in deliveries {
         let decided = delivery.commands.iter().map(Command::id).zip(rest.by_ref());
         match replies.iter_mut().find(|reply| reply.to == delivery.reply_to) {
             Some(reply) => reply.verdicts.extend(decided),
-            None => replies.push(Reply {
-                to: Address::clone(&delivery.reply_to),
-                verdicts: decided.collect(),
-                sold_out: sold_out.clone(),
-            }),
+            None => {
+                replies.push(Reply { to: Address::clone(&delivery.reply_to), verdicts: decided.collect() })
+            }
         }
     }
     replies

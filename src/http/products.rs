@@ -14,6 +14,7 @@ use super::{
     query::{ListQuery, ProductPath},
 };
 use crate::{
+    gate::Gate,
     inventory::{Inventory, Stock},
     product::{Product, ProductId, ProductName},
     store::in_time,
@@ -106,6 +107,6 @@ pub(super) async fn recount(
     HeadAndBody(ProductPath(id), JsonBody(Recount { stock })): HeadAndBody<ProductPath, JsonBody<Recount>>,
 ) -> Result<Response, ApiError> {
     let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
-    api.placement.tell(counted.1.news(id)).await;
+    Gate::lease_is_over().await; // who hears of the pieces can order them, wherever he does
     Ok(success(StatusCode::OK, InventoryView::from(counted)))
 }

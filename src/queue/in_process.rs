@@ -20,7 +20,6 @@ use super::{
 use crate::{
     batch::Event,
     command::Command,
-    inventory::StockNews,
     order::{OrderId, now},
     product::ProductId,
 };
@@ -196,12 +195,6 @@ impl Submitter for InProcessSubmitter {
         Ok(()) // A lane is there as soon as an order stands in it.
     }
 
-    async fn tell(&self, news: StockNews) -> Result<(), QueueError> {
-        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
-        inboxes.iter().for_each(|inbox| inbox.hear(news));
-        Ok(())
-    }
-
     fn may_hold(&self, id: OrderId) -> bool {
         id.created_at() >= self.shared.opened_at && !self.shared.state().is_idle()
     }
@@ -267,12 +260,9 @@ impl Consumer for InProcessConsumer {
     }
 
     async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
-        let inboxes: Vec<_> = self.shared.state().inboxes.values().cloned().collect();
-        tidings.news.into_iter().for_each(|news| inboxes.iter().for_each(|inbox| inbox.hear(news)));
-        for Reply { to, verdicts, sold_out } in tidings.replies {
+        for Reply { to, verdicts } in tidings.replies {
             let inbox = self.shared.state().inboxes.get(&to).cloned();
             if let Some(inbox) = inbox {
-                sold_out.into_iter().for_each(|news| inbox.hear(news));
                 inbox.deliver(
                     verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
                 );
@@ -347,8 +337,6 @@ mod tests {
         fn deliver(&self, _: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
             Vec::new()
         }
-
-        fn hear(&self, _: StockNews) {}
     }
 
     #[tokio::test]

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::Event,
     command::{Change, ChangeOrder, Command, CommandId},
-    inventory::StockNews,
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
         from_millis,
@@ -24,7 +23,6 @@ pub(super) const ORDERS_V1: &str = "antre.orders.v1";
 /// The `type` property of a message to an API.
 pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
 /// The `type` property of a message that tells how much of a product is left.
-pub(super) const STOCK_V1: &str = "antre.stock.v1";
 /// The `type` property of a message that tells what became of orders.
 pub(super) const EVENTS_V1: &str = "antre.events.v1";
 /// The `type` property of a message that tells of a new product.
@@ -103,9 +101,6 @@ impl TryFrom<GivenCommand> for Command {
 #[derive(Serialize, Deserialize)]
 struct Verdicts {
     verdicts: Vec<OneVerdict>,
-    /// Products of which nothing is left.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    sold_out: Vec<StockNews>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -217,9 +212,8 @@ pub(super) fn decode_commands(bytes: &[u8], kind: Option<&str>) -> Result<Vec<Co
     orders.into_iter().map(Command::try_from).collect()
 }
 
-pub(super) fn encode_verdicts(verdicts: Vec<(CommandId, Verdict)>, sold_out: Vec<StockNews>) -> Vec<u8> {
-    let verdicts = verdicts.into_iter().map(OneVerdict::from).collect();
-    encode(&Verdicts { verdicts, sold_out })
+pub(super) fn encode_verdicts(verdicts: Vec<(CommandId, Verdict)>) -> Vec<u8> {
+    encode(&Verdicts { verdicts: verdicts.into_iter().map(OneVerdict::from).collect() })
 }
 
 impl From<(CommandId, Verdict)> for OneVerdict {
@@ -304,25 +298,12 @@ pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
     messages
 }
 
-/// What `antre.verdicts.v1` says.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Decided {
-    pub(super) verdicts: Vec<(CommandId, Verdict)>,
-    pub(super) sold_out: Vec<StockNews>,
-}
-
-pub(super) fn decode_verdicts(bytes: &[u8], kind: Option<&str>) -> Result<Decided, Undecodable> {
-    let Verdicts { verdicts, sold_out } = decode(bytes, kind, VERDICTS_V1)?;
-    let verdicts: Result<_, _> = verdicts.into_iter().map(TryFrom::try_from).collect();
-    Ok(Decided { verdicts: verdicts?, sold_out })
-}
-
-pub(super) fn encode_stock(news: StockNews) -> Vec<u8> {
-    encode(&news)
-}
-
-pub(super) fn decode_stock(bytes: &[u8], kind: Option<&str>) -> Result<StockNews, Undecodable> {
-    decode(bytes, kind, STOCK_V1)
+pub(super) fn decode_verdicts(
+    bytes: &[u8],
+    kind: Option<&str>,
+) -> Result<Vec<(CommandId, Verdict)>, Undecodable> {
+    let Verdicts { verdicts } = decode(bytes, kind, VERDICTS_V1)?;
+    verdicts.into_iter().map(TryFrom::try_from).collect()
 }
 
 pub(super) fn encode_product(product_id: ProductId) -> Vec<u8> {
@@ -391,12 +372,8 @@ mod tests {
             ])
             .map(|verdict| (CommandId::mint(), verdict))
             .collect();
-        let news = StockNews { product_id: product(7), version: 3, available: 0 };
-        assert_eq!(
-            decode_verdicts(&encode_verdicts(verdicts.clone(), vec![news]), Some(VERDICTS_V1)).unwrap(),
-            Decided { verdicts, sold_out: vec![news] }
-        );
-        assert_eq!(decode_stock(&encode_stock(news), Some(STOCK_V1)).unwrap(), news);
+        let encoded = encode_verdicts(verdicts.clone());
+        assert_eq!(decode_verdicts(&encoded, Some(VERDICTS_V1)).unwrap(), verdicts);
         assert_eq!(decode_product(&encode_product(product(7)), Some(PRODUCT_V1)).unwrap(), product(7));
     }
 
@@ -412,11 +389,10 @@ mod tests {
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
         let paid = Verdict::Status(OrderStatus::Paid);
         let placed = Verdict::AlreadyPlaced(order(1, OrderStatus::Reserved));
-        let news = StockNews { product_id: product(1), version: 4, available: 0 };
         let verdicts = [reserved, rejected, paid, placed].map(|verdict| (id().into(), verdict));
         assert_eq!(
-            text(encode_verdicts(verdicts.to_vec(), vec![news])),
-            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid"},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}],"sold_out":[{"product_id":1,"version":4,"available":0}]}"#
+            text(encode_verdicts(verdicts.to_vec())),
+            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid"},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
         );
     }
 

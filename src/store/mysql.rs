@@ -171,6 +171,19 @@ impl Store for MySqlStore {
         ids.into_iter().map(product_id).collect()
     }
 
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT product_id
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+             STRAIGHT_JOIN inventories ON product_id = batch.id
+             WHERE available_stock = 0",
+        )
+        .bind(json(&ids))
+        .fetch_all(&self.pool)
+        .await?;
+        ids.into_iter().map(product_id).collect()
+    }
+
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
         let ids: Vec<i64> =
             sqlx::query_scalar("SELECT id FROM products ORDER BY id").fetch_all(&self.pool).await?;
@@ -178,15 +191,15 @@ impl Store for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock, version
+        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+            "SELECT name, stored_stock, available_stock, reserved_stock
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
         .bind(column(id))
         .fetch_optional(&self.pool)
         .await?;
-        let Some((name, stored, available, reserved, version)) = row else { return Ok(None) };
-        let inventory = Inventory::from_columns(stored, available, reserved, version)?;
+        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
+        let inventory = Inventory::from_columns(stored, available, reserved)?;
         Ok(Some((product(column(id), name)?, inventory)))
     }
 
@@ -293,8 +306,8 @@ pub(super) struct MySqlTransaction {
 
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
-        let rows: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, version
+        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT product_id, stored_stock, available_stock, reserved_stock
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories ON product_id = batch.id FOR UPDATE OF inventories",
         )
@@ -302,8 +315,8 @@ impl Transaction for MySqlTransaction {
         .fetch_all(&mut *self.connection)
         .await?;
         rows.into_iter()
-            .map(|(id, stored, available, reserved, version)| {
-                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved, version)?))
+            .map(|(id, stored, available, reserved)| {
+                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
             })
             .collect()
     }
@@ -350,8 +363,7 @@ impl Transaction for MySqlTransaction {
                  STRAIGHT_JOIN inventories ON product_id = batch.id
                  SET stored_stock    = stored_stock    + more_stored,
                      available_stock = available_stock + more_available,
-                     reserved_stock  = reserved_stock  + more_reserved,
-                     version         = version + 1;"
+                     reserved_stock  = reserved_stock  + more_reserved;"
             )
         });
         sqlx::raw_sql(AssertSqlSafe(move_stock + "COMMIT")).execute(&mut *self.connection).await?;

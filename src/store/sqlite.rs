@@ -113,6 +113,18 @@ impl Store for SqliteStore {
         ids.into_iter().map(product_id).collect()
     }
 
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let ids: Vec<i64> = sqlx::query_scalar(
+            "SELECT product_id
+             FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
+             WHERE available_stock = 0",
+        )
+        .bind(json(&ids))
+        .fetch_all(&self.readers)
+        .await?;
+        ids.into_iter().map(product_id).collect()
+    }
+
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
         let ids: Vec<i64> =
             sqlx::query_scalar("SELECT id FROM products ORDER BY id").fetch_all(&self.readers).await?;
@@ -120,15 +132,15 @@ impl Store for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64, i64)> = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock, version
+        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+            "SELECT name, stored_stock, available_stock, reserved_stock
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
         .bind(column(id))
         .fetch_optional(&self.readers)
         .await?;
-        let Some((name, stored, available, reserved, version)) = row else { return Ok(None) };
-        let inventory = Inventory::from_columns(stored, available, reserved, version)?;
+        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
+        let inventory = Inventory::from_columns(stored, available, reserved)?;
         Ok(Some((product(column(id), name)?, inventory)))
     }
 
@@ -236,17 +248,17 @@ impl Transaction for SqliteTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
         // The write lock of the file covers all rows. A transaction that begins by reading and writes later fails at once
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
-        let rows: Vec<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock, version
+             SELECT product_id, stored_stock, available_stock, reserved_stock
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
         )
         .bind(products)
         .fetch_all(self.connection()?)
         .await?;
         rows.into_iter()
-            .map(|(id, stored, available, reserved, version)| {
-                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved, version)?))
+            .map(|(id, stored, available, reserved)| {
+                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
             })
             .collect()
     }
@@ -319,6 +331,5 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
 const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),
          available_stock = available_stock + (batch.value ->> 2),
-         reserved_stock  = reserved_stock  + (batch.value ->> 3),
-         version         = version + 1
+         reserved_stock  = reserved_stock  + (batch.value ->> 3)
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";

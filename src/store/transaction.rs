@@ -16,7 +16,7 @@ use super::{Decided, Store, StoreError};
 use crate::{
     batch::{self, Decision, Inventories, OnRecord, Times, Writes},
     command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved, StockNews},
+    inventory::{Inventory, Stock, StockBelowReserved},
     order::{IdempotencyKey, Order, OrderId, OrderState, from_millis, now},
     product::{Product, ProductId},
 };
@@ -61,7 +61,7 @@ pub(super) struct Changes {
     /// record already stay as they are.
     pub aliases: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
-    /// numbers. Versions are counted up.
+    /// numbers.
     pub stock: Option<String>,
 }
 
@@ -127,11 +127,11 @@ pub(super) async fn recount<S: Store + Begin>(
     let mut transaction = store.begin().await?;
     let before = transaction.lock_inventories(json(&[id])).await?;
     let mut after = before.clone();
-    let (Some(before_it), Some(counted)) = (before.get(&id), after.get_mut(&id)) else { return Ok(None) };
+    let Some(counted) = after.get_mut(&id) else { return Ok(None) };
     if let Err(below) = counted.recount(stock) {
         return Ok(Some(Err(below)));
     }
-    let counted = counted.committed(*before_it);
+    let counted = *counted;
     let stock = list(&differences(&before, &after));
     transaction.commit(Changes { stock, ..Changes::default() }).await?;
     Ok(Some(Ok((product, counted))))
@@ -158,7 +158,7 @@ async fn decide_plain<B: Begin>(
         return Err(CommitError::Duplicate);
     }
     transaction.commit(changes(&before, &decision)).await?;
-    Ok(decided(&before, decision))
+    Ok(decision.into())
 }
 
 /// The way of all other batches: of changes of orders on record, and of orders that came back, because a worker died
@@ -175,7 +175,7 @@ async fn decide_any<B: Begin>(
     let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
         .map_err(StoreError::from)?;
     transaction.commit(changes(&before, &decision)).await?;
-    Ok(decided(&before, decision))
+    Ok(decision.into())
 }
 
 /// What is on record of the orders that these commands are about.
@@ -242,19 +242,9 @@ fn list(rows: &[impl Serialize]) -> Option<String> {
     (!rows.is_empty()).then(|| json(&rows))
 }
 
-fn decided(before: &Inventories, decision: Decision) -> Decided {
-    let Decision { verdicts, inventories: after, events, .. } = decision;
-    let news = || {
-        before.iter().zip(&after).map(|((product_id, before), (_, after))| {
-            (before.available(), after.committed(*before).news(*product_id))
-        })
-    };
-    let is_back = |(before, news): (u32, StockNews)| (before == 0 && news.available > 0).then_some(news);
-    Decided {
-        stock: news().map(|(_, news)| news).collect(),
-        back_in_stock: news().filter_map(is_back).collect(),
-        verdicts,
-        events,
+impl From<Decision> for Decided {
+    fn from(Decision { verdicts, events, .. }: Decision) -> Self {
+        Self { verdicts, events }
     }
 }
 

@@ -14,7 +14,6 @@ on_both_pairs!(
     products_are_listed_page_by_page,
     the_stock_is_what_the_seller_counted,
     the_proof_that_the_original_asked_for,
-    a_piece_that_comes_back_is_sold_at_once,
     never_a_partial_fill,
     an_order_is_found_as_it_was_answered,
     orders_are_listed_by_product_and_status,
@@ -155,21 +154,6 @@ async fn the_proof_that_the_original_asked_for(pair: Pair) {
     assert_eq!(app.stock(product, 101).await.status, 200);
     assert_eq!(app.order(product, 1).await.status, 201);
     assert_eq!(app.books(product).await.orders.len(), 101);
-}
-
-/// The gate before a sold-out lane opens with the answer to the seller, not a moment later.
-async fn a_piece_that_comes_back_is_sold_at_once(pair: Pair) {
-    let app = App::start(pair).await;
-    let product = app.create_stocked("Kaos Polos", 1).await;
-    for sold in 1..=30 {
-        assert_eq!(app.order(product, 1).await.status, 201, "piece {sold}");
-        for _ in 0..3 {
-            let refused = app.order(product, 1).await;
-            assert_eq!((refused.status, refused.reason()), (400, "insufficient_stock"));
-        }
-        assert_eq!(app.stock(product, sold + 1).await.status, 200);
-    }
-    assert_eq!(app.inventory(product).await, [31, 1, 30]);
 }
 
 async fn never_a_partial_fill(pair: Pair) {

@@ -14,7 +14,6 @@ use std::{
 
 use antre::{
     command::{Change, ChangeOrder, Command, CommandId},
-    inventory::StockNews,
     order::{NewOrder, OrderId, OrderStatus, Quantity, Rejection, Verdict, now},
     product::ProductId,
     queue::{
@@ -60,9 +59,6 @@ suite! {
     verdicts_reach_the_api_that_submitted,
     commands_of_all_kinds_arrive_as_they_were_given,
     who_does_not_wait_hears_that_the_command_stands_in_line,
-    news_of_stock_reach_every_api,
-    what_a_worker_announces_reaches_every_api,
-    what_is_sold_out_comes_with_the_verdicts,
     one_take_spans_several_lanes,
     a_take_waits_for_an_order,
     a_take_that_is_dropped_takes_nothing,
@@ -159,10 +155,9 @@ fn verdict(order: &NewOrder) -> Verdict {
 struct Api {
     submitter: Arc<dyn Submitter>,
     outcomes: mpsc::UnboundedReceiver<(CommandId, Outcome)>,
-    news: mpsc::UnboundedReceiver<StockNews>,
 }
 
-struct Ear(mpsc::UnboundedSender<(CommandId, Outcome)>, mpsc::UnboundedSender<StockNews>);
+struct Ear(mpsc::UnboundedSender<(CommandId, Outcome)>);
 
 impl Inbox for Ear {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
@@ -171,18 +166,13 @@ impl Inbox for Ear {
         }
         Vec::new()
     }
-
-    fn hear(&self, news: StockNews) {
-        let _ = self.1.send(news);
-    }
 }
 
 impl Api {
     async fn open(queue: &Arc<dyn Queue>) -> Self {
         let (ear, outcomes) = mpsc::unbounded_channel();
-        let (other_ear, news) = mpsc::unbounded_channel();
-        let submitter = queue.submitter(Arc::new(Ear(ear, other_ear))).await.unwrap();
-        Self { submitter, outcomes, news }
+        let submitter = queue.submitter(Arc::new(Ear(ear))).await.unwrap();
+        Self { submitter, outcomes }
     }
 
     fn submit(&self, product_id: ProductId, total: u32) -> NewOrder {
@@ -268,7 +258,6 @@ async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
     let reply = |delivery: &Delivery| Reply {
         to: delivery.reply_to.clone(),
         verdicts: orders_in(delivery).iter().map(|order| (order.id.into(), verdict(order))).collect(),
-        sold_out: Vec::new(),
     };
     let replies = deliveries.iter().map(reply).collect();
     tell(consumer, deliveries, Tidings { replies, ..Tidings::default() }).await;
@@ -345,7 +334,7 @@ async fn commands_of_all_kinds_arrive_as_they_were_given(adapter: Adapter) {
                 Command::Change(_) => Verdict::Status(OrderStatus::Paid),
             };
             let verdicts = delivery.commands.iter().map(|command| (command.id(), told(command))).collect();
-            let reply = Reply { to: delivery.reply_to.clone(), verdicts, sold_out: Vec::new() };
+            let reply = Reply { to: delivery.reply_to.clone(), verdicts };
             taken.extend(delivery.commands.clone());
             tell(&mut consumer, vec![delivery.clone()], only(reply)).await;
         }
@@ -387,54 +376,6 @@ async fn who_does_not_wait_hears_that_the_command_stands_in_line(adapter: Adapte
     let all = [vec![patient], impatient].concat();
     assert_eq!(work_off(&mut consumer, 21).await, all);
     api.hears_verdicts_on(&all).await;
-}
-
-async fn what_a_worker_announces_reaches_every_api(adapter: Adapter) {
-    let queue = adapter.queue().await;
-    let mut apis = [Api::open(&queue).await, Api::open(&queue).await];
-    let mut consumer = consumer(&queue, &products(1)).await;
-    let news = [1, 2].map(|number| StockNews { product_id: product(number), version: 7, available: 3 });
-    tell(&mut consumer, Vec::new(), Tidings { news: news.to_vec(), ..Tidings::default() }).await;
-    tell(&mut consumer, Vec::new(), Tidings::default()).await;
-    for api in &mut apis {
-        assert_eq!([in_time(api.news.recv()).await, in_time(api.news.recv()).await], news.map(Some));
-    }
-}
-
-async fn news_of_stock_reach_every_api(adapter: Adapter) {
-    let queue = adapter.queue().await;
-    let mut apis = [Api::open(&queue).await, Api::open(&queue).await];
-    let news = |version| StockNews { product_id: product(1), version, available: 3 };
-    for version in 1..=20 {
-        apis[0].submitter.tell(news(version)).await.unwrap();
-    }
-    for api in &mut apis {
-        // Once at least, in any number of copies, and the newest in the end.
-        let mut heard = BTreeSet::new();
-        while heard.len() < 20 {
-            let StockNews { version, .. } = in_time(api.news.recv()).await.unwrap();
-            heard.insert(version);
-        }
-        assert_eq!(heard, (1..=20).collect());
-    }
-}
-
-async fn what_is_sold_out_comes_with_the_verdicts(adapter: Adapter) {
-    let queue = adapter.queue().await;
-    let (mut api, mut other) = (Api::open(&queue).await, Api::open(&queue).await);
-    let submitted = api.submit(product(1), 1);
-    let mut consumer = consumer(&queue, &products(1)).await;
-    let deliveries = take(&mut consumer, 1_000).await;
-    let sold_out = StockNews { product_id: product(1), version: 7, available: 0 };
-    let reply = Reply {
-        to: deliveries[0].reply_to.clone(),
-        verdicts: vec![(submitted.id.into(), verdict(&submitted))],
-        sold_out: vec![sold_out],
-    };
-    tell(&mut consumer, deliveries, only(reply)).await;
-    assert_eq!(in_time(api.news.recv()).await, Some(sold_out));
-    api.hears_verdicts_on(&[submitted]).await;
-    assert!(other.news.try_recv().is_err(), "an API that has no order in the batch");
 }
 
 async fn one_take_spans_several_lanes(adapter: Adapter) {
@@ -806,11 +747,8 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
         settle(&mut consumer, deliveries).await;
         deliveries = hold(&mut consumer, 1).await;
     }
-    let nobody = Reply {
-        to: "nobody".into(),
-        verdicts: vec![(submitted[0].id.into(), verdict(&submitted[0]))],
-        sold_out: Vec::new(),
-    };
+    let nobody =
+        Reply { to: "nobody".into(), verdicts: vec![(submitted[0].id.into(), verdict(&submitted[0]))] };
     tell(&mut consumer, Vec::new(), only(nobody.clone())).await;
     api.hears_nothing();
     let late = Reply { to: orphans[0].reply_to.clone(), ..nobody.clone() };

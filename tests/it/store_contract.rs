@@ -14,7 +14,7 @@ use std::{
 
 use antre::{
     command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved, StockNews},
+    inventory::{Inventory, Stock, StockBelowReserved},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
     product::{Product, ProductId, ProductName},
     store::{OrderPage, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
@@ -64,7 +64,6 @@ suite! {
     orders_are_paged_in_the_order_of_their_creation,
     orders_are_filtered_by_product_and_status,
     first_come_first_served_in_every_lane_of_a_batch,
-    every_change_of_the_stock_makes_newer_news,
     all_pieces_of_an_order_or_none,
     an_unknown_product_is_rejected_amid_others,
     a_batch_that_accepts_nothing_writes_nothing,
@@ -559,25 +558,6 @@ async fn a_batch_that_fails_halfway_leaves_nothing(database: Database) {
     database.by_hand("DROP TRIGGER refuse_UPDATE_inventories").await.unwrap();
     assert_eq!(accepted(&database.decide(&batch).await), [true, false, true]);
     database.assert_balanced().await;
-}
-
-async fn every_change_of_the_stock_makes_newer_news(database: Database) {
-    let store = &database.store;
-    let (shirt, hat) = (database.product_of(3).await, database.product_of(1).await);
-    let version = async |id| store.inventory(id).await.unwrap().unwrap().1.version();
-    let before = (version(shirt).await, version(hat).await);
-    let decided =
-        store.decide(&commands(&[order(shirt, 2), order(shirt, 2), order(hat, 2)]), TTL).await.unwrap();
-    let news = |product_id, version, available| StockNews { product_id, version, available };
-    assert_eq!(decided.stock, [news(shirt, before.0 + 1, 1), news(hat, before.1, 1)]);
-    assert_eq!((version(shirt).await, version(hat).await), (before.0 + 1, before.1));
-    // What changes nothing makes no news.
-    let refused = store.decide(&commands(&[order(shirt, 2)]), TTL).await.unwrap();
-    assert_eq!(refused.stock, [news(shirt, before.0 + 1, 1)]);
-    let counted = store.recount(shirt, stock(2)).await.unwrap().unwrap().unwrap().1;
-    assert_eq!(counted.news(shirt), news(shirt, before.0 + 2, 0));
-    assert_eq!(store.recount(shirt, stock(2)).await.unwrap().unwrap().unwrap().1, counted);
-    assert_eq!(version(shirt).await, before.0 + 2);
 }
 
 async fn an_empty_batch_is_no_work(database: Database) {

@@ -33,7 +33,7 @@ use crate::{
     product::ProductId,
     queue::{
         Consumer, Delivery, QueueError, Reply, Tidings,
-        message::{self, EVENTS_V1, STOCK_V1, VERDICTS_V1},
+        message::{self, EVENTS_V1, VERDICTS_V1},
     },
 };
 
@@ -241,7 +241,7 @@ impl Settling {
                 }
                 // Its queue went while the broker was putting the message into it.
                 Confirmation::Nack(None) => {
-                    tracing::debug!("verdicts or news of stock for an API that is gone")
+                    tracing::debug!("verdicts for an API that is gone")
                 }
                 Confirmation::Ack(None) | Confirmation::NotRequested => {}
             }
@@ -357,19 +357,15 @@ impl Consumer for RabbitMqConsumer {
     /// All is said at once, in its order: it leaves on one channel, and the broker keeps the order of a channel. Only one
     /// batch waits for the broker's answers while the next is decided.
     async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
-        let Tidings { news, replies, events } = tidings;
+        let Tidings { replies, events } = tidings;
         let (end, topology) = (&self.end, &self.end.topology);
-        let news =
-            news.into_iter().map(|news| ("".into(), properties(STOCK_V1), message::encode_stock(news)));
-        let mut to_apis = end.publish(topology.stock_name(), BasicPublishOptions::default(), news).await?;
-        let replies = replies.into_iter().filter(|reply| !reply.to.is_empty()).map(
-            |Reply { to, verdicts, sold_out }| {
-                (to.as_ref().into(), properties(VERDICTS_V1), message::encode_verdicts(verdicts, sold_out))
-            },
-        );
+        let replies =
+            replies.into_iter().filter(|reply| !reply.to.is_empty()).map(|Reply { to, verdicts }| {
+                (to.as_ref().into(), properties(VERDICTS_V1), message::encode_verdicts(verdicts))
+            });
         // Comes back when the API, or the connection on which it listens, is gone.
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        to_apis.extend(end.publish("".into(), mandatory, replies).await?);
+        let to_apis = end.publish("".into(), mandatory, replies).await?;
         let events = if topology.events_are_on() { message::encode_events(&events) } else { Vec::new() };
         let events = events.into_iter().map(|(keys, payload)| {
             let (key, properties) = routing(keys);

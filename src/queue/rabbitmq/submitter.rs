@@ -14,9 +14,7 @@ use futures_util::StreamExt;
 use lapin::{
     Channel, Confirmation,
     message::BasicReturnMessage,
-    options::{
-        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
-    },
+    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
 use tokio::{
@@ -33,12 +31,11 @@ use super::{
 };
 use crate::{
     command::{Command, CommandId},
-    inventory::StockNews,
     order::{OrderId, now},
     product::ProductId,
     queue::{
         Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter,
-        message::{self, ORDERS_V1, PRODUCT_V1, STOCK_V1},
+        message::{self, ORDERS_V1, PRODUCT_V1},
     },
 };
 
@@ -153,12 +150,6 @@ impl Submitter for RabbitMqSubmitter {
         within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
         let payload = message::encode_product(product_id);
         publishing.broadcast(self.shared.topology.news_name(), PRODUCT_V1, &payload).await
-    }
-
-    async fn tell(&self, news: StockNews) -> Result<(), QueueError> {
-        self.shared.inbox.hear(news); // here, at once
-        let publishing = self.shared.publishing().await?;
-        publishing.broadcast(self.shared.topology.stock_name(), STOCK_V1, &message::encode_stock(news)).await
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
@@ -454,12 +445,7 @@ impl Shared {
 
     fn hear(&self, delivery: &lapin::message::Delivery) -> Result<(), message::Undecodable> {
         let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-        if kind == Some(STOCK_V1) {
-            self.inbox.hear(message::decode_stock(&delivery.data, kind)?);
-            return Ok(());
-        }
-        let message::Decided { verdicts, sold_out } = message::decode_verdicts(&delivery.data, kind)?;
-        sold_out.into_iter().for_each(|news| self.inbox.hear(news));
+        let verdicts = message::decode_verdicts(&delivery.data, kind)?;
         {
             let mut undecided = self.undecided();
             for decided in verdicts.iter().filter_map(|(id, _)| undecided.remove(id)) {
@@ -484,10 +470,6 @@ impl Shared {
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         within(channel.queue_declare(name.clone(), options, FieldTable::default())).await?;
-        // News of stock comes into the same queue, so that it is heard in turn with the verdicts.
-        let stock = self.topology.stock_name();
-        let bind = QueueBindOptions::default();
-        within(channel.queue_bind(name.clone(), stock, "".into(), bind, FieldTable::default())).await?;
         // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let mut verdicts =

@@ -138,11 +138,6 @@ impl Topology {
         self.name("lanes")
     }
 
-    /// The fanout exchange that tells APIs how much of a product is left.
-    pub(super) fn stock_name(&self) -> ShortString {
-        self.name("stock")
-    }
-
     /// The topic exchange that tells the shop's other services what becomes of orders.
     pub(super) fn events_name(&self) -> ShortString {
         self.name("antre.events")
@@ -169,11 +164,7 @@ impl Topology {
 
     /// What all lanes share. Must be there before the first lane.
     pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), QueueError> {
-        let exchanges = [
-            (self.news_name(), ExchangeKind::Fanout),
-            (self.stock_name(), ExchangeKind::Fanout),
-            (self.events_name(), ExchangeKind::Topic),
-        ];
+        let exchanges = [(self.news_name(), ExchangeKind::Fanout), (self.events_name(), ExchangeKind::Topic)];
         for (name, kind) in exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             channel.exchange_declare(name, kind, options, FieldTable::default()).await.map_err(failed)?;

@@ -1,5 +1,7 @@
 //! The store contract, second part: an order's life behind its reservation, and what a client calls its order.
 
+use std::collections::BTreeSet;
+
 use antre::{
     batch::Event,
     command::{Change, ChangeOrder, CommandId},
@@ -22,7 +24,7 @@ suite! {
     an_order_that_was_given_two_ids_is_found_under_both,
     a_key_that_is_refused_late_goes_on_record,
     events_tell_what_became_of_orders_in_the_order_of_the_lane,
-    a_sold_out_product_that_has_pieces_again_is_news,
+    what_is_sold_out_is_known_with_the_commit,
     payments_and_cancellations_at_once_end_in_one_of_the_two,
     any_life_keeps_the_books,
 }
@@ -357,18 +359,25 @@ async fn events_tell_what_became_of_orders_in_the_order_of_the_lane(database: Da
     database.assert_balanced().await;
 }
 
-async fn a_sold_out_product_that_has_pieces_again_is_news(database: Database) {
-    let (shirt, hat) = (database.product_of(2).await, database.product_of(2).await);
-    let [first, second] = database.reserve(shirt, [1, 1]).await;
-    let back = async |commands: &[Command]| database.store.decide(commands, TTL).await.unwrap().back_in_stock;
-    assert_eq!(back(&[order(hat, 1).into()]).await, []);
-    assert_eq!(back(&[change_of(&first, Change::Pay)]).await, []);
-    let [news] = back(&[order(hat, 1).into(), change_of(&second, Change::Cancel)]).await[..] else {
-        panic!("one piece is back")
-    };
-    let version = database.store.inventory(shirt).await.unwrap().unwrap().1.version();
-    assert_eq!(news, StockNews { product_id: shirt, version, available: 1 });
-    assert_eq!(back(&[order(shirt, 1).into()]).await, []);
+async fn what_is_sold_out_is_known_with_the_commit(database: Database) {
+    let store = &database.store;
+    let (shirt, hat, empty) =
+        (database.product_of(2).await, database.product_of(1).await, database.product_of(0).await);
+    let all = [hat, shirt, stranger(), empty];
+    let sold_out = async || store.sold_out(&all).await.unwrap().into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(store.sold_out(&[]).await.unwrap(), []);
+    assert_eq!(sold_out().await, BTreeSet::from([empty]));
+    for round in 0..20 {
+        database.decide(&[order(hat, 1), order(shirt, 1)]).await;
+        assert_eq!(sold_out().await, BTreeSet::from([hat, empty]), "{round}");
+        let last = order(shirt, 1);
+        database.decide(slice::from_ref(&last)).await;
+        assert_eq!(sold_out().await, BTreeSet::from([hat, shirt, empty]), "{round}");
+        store.recount(hat, stock(round + 2)).await.unwrap().unwrap().unwrap();
+        store.decide(&[change_of(&last, Change::Cancel)], TTL).await.unwrap();
+        assert_eq!(sold_out().await, BTreeSet::from([empty]), "{round}");
+        store.recount(shirt, stock(round + 3)).await.unwrap().unwrap().unwrap();
+    }
 }
 
 async fn payments_and_cancellations_at_once_end_in_one_of_the_two(database: Database) {
