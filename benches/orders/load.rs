@@ -49,6 +49,9 @@ pub(crate) struct LoadArgs {
     /// Pays the orders 1 to this, each once, instead of placing new ones
     #[arg(long, default_value_t = 0)]
     payments: u64,
+    /// Every order has an Idempotency-Key of its own
+    #[arg(long)]
+    keys: bool,
     #[arg(long)]
     pace: Pace,
     /// Not measured
@@ -178,6 +181,8 @@ struct Shared {
     target: SocketAddr,
     /// One for each product.
     requests: Vec<Vec<u8>>,
+    /// What the keys of this run begin with, if orders have keys.
+    keys: Option<String>,
     /// How many orders can be paid, when that is what is done.
     payments: u64,
     next: Cell<usize>,
@@ -199,7 +204,11 @@ impl Shared {
         self.next.set(next + 1);
         if self.payments == 0 {
             self.sent.set(self.sent.get() + 1);
-            return Some(Cow::Borrowed(&self.requests[next % self.requests.len()]));
+            let request = &self.requests[next % self.requests.len()];
+            return Some(match &self.keys {
+                None => Cow::Borrowed(request),
+                Some(run) => Cow::Owned(with_key(request, &format!("{run}{next}"))),
+            });
         }
         let number = next as u64 + 1;
         (number <= self.payments).then(|| {
@@ -224,6 +233,7 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
             0 => (1..=args.products).map(|product| request(args.target, product)).collect(),
             _ => Vec::new(),
         },
+        keys: args.keys.then(|| format!("{}-", uuid::Uuid::now_v7().simple())),
         payments: args.payments,
         next: Cell::new(0),
         sent: Cell::new(0),
@@ -288,6 +298,13 @@ fn request(target: SocketAddr, product: u64) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
+}
+
+/// A request that was made without one.
+fn with_key(request: &[u8], key: &str) -> Vec<u8> {
+    const START: &[u8] = b"POST /api/orders HTTP/1.1\r\n";
+    let rest = request.strip_prefix(START).unwrap_or_default();
+    [START, format!("idempotency-key: {key}\r\n").as_bytes(), rest].concat()
 }
 
 /// Not all at once: a listener's backlog is short.

@@ -79,6 +79,7 @@ pub(crate) enum Variant {
     #[value(name = "antre-hash16")]
     AntreHash16,
     AntreNoEvents,
+    AntreKeys,
     AntreEmbedded,
 }
 
@@ -90,7 +91,9 @@ impl Variant {
             Self::DirectUpdate => Some(Design::Update),
             Self::DirectForUpdate => Some(Design::ForUpdate),
             Self::DirectSkipLocked => Some(Design::SkipLocked),
-            Self::Antre | Self::AntreHash16 | Self::AntreNoEvents | Self::AntreEmbedded => None,
+            Self::Antre | Self::AntreHash16 | Self::AntreNoEvents | Self::AntreKeys | Self::AntreEmbedded => {
+                None
+            }
         }
     }
 
@@ -105,7 +108,7 @@ impl Variant {
     /// What `LANES` says, when it is antre on servers.
     pub(crate) fn lanes(self) -> Option<&'static str> {
         match self {
-            Self::Antre | Self::AntreNoEvents => Some("product"),
+            Self::Antre | Self::AntreNoEvents | Self::AntreKeys => Some("product"),
             Self::AntreHash16 => Some("hash:16"),
             _ => None,
         }
@@ -190,6 +193,8 @@ impl Cell {
             (scenario, Variant::AntreHash16) => scenario.is_spread(),
             // Most events, and the dearest ones, are those of a hot product.
             (scenario, Variant::AntreNoEvents) => scenario == Scenario::Hot,
+            // What keys cost where most of them come together, and where they are kept from the gate.
+            (scenario, Variant::AntreKeys) => matches!(scenario, Scenario::Hot | Scenario::SoldOut),
             _ => true,
         }
     }

@@ -118,10 +118,11 @@ impl Stage {
         self.prepare(variant, cell.scenario, timing.total()).await?;
         let pool = self.pools.get(&(variant, cell.scenario.tuned_as())).copied();
         let (address, running) = self.start(variant, pool).await?;
-        let (load, mut samples) = self.load(address, cell, timing, &running).await.map_err(|error| {
-            let said: Vec<_> = running.iter().map(|process| process.said()).collect();
-            format!("{error}\n{}", said.join("\n"))
-        })?;
+        let (load, mut samples) =
+            self.load(variant, address, cell, timing, &running).await.map_err(|error| {
+                let said: Vec<_> = running.iter().map(|process| process.said()).collect();
+                format!("{error}\n{}", said.join("\n"))
+            })?;
         if variant.design().is_none() {
             sleep(REST).await;
             for sample in &mut samples {
@@ -240,6 +241,7 @@ impl Stage {
     /// Runs the load generator, and looks at everything that takes part meanwhile.
     async fn load(
         &mut self,
+        variant: Variant,
         target: SocketAddr,
         cell: Cell,
         timing: Timing,
@@ -251,6 +253,7 @@ impl Stage {
             .args(["--payments", &books::payments(cell.scenario, timing.total()).to_string()])
             .args(["--warm-up-seconds", &timing.warm_up_seconds.to_string()])
             .args(["--seconds", &timing.seconds.to_string()])
+            .args((variant == Variant::AntreKeys).then_some("--keys"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
