@@ -146,6 +146,9 @@ impl Submitter for RabbitMqSubmitter {
     }
 
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
+        if self.shared.reply_to().is_none() {
+            return Err(no_replies()); // nobody waits for a broker that is known to be away
+        }
         let publishing = self.shared.publishing().await?;
         within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
         let payload = message::encode_product(product_id);
@@ -161,7 +164,7 @@ impl Submitter for RabbitMqSubmitter {
 impl Ping for RabbitMqSubmitter {
     async fn ping(&self) -> Result<(), QueueError> {
         if self.shared.reply_to().is_none() {
-            return Err(QueueError("verdicts cannot be received now".to_owned()));
+            return Err(no_replies());
         }
         let publishing = self.shared.publishing().await?;
         if publishing.connection.status().blocked() {
@@ -218,8 +221,8 @@ impl Shared {
 
     /// Says that commands did not get in line.
     fn refuse(self: &Arc<Self>, commands: Vec<Command>, refusal: Refusal) {
-        let refused = commands.iter().map(|command| (command.id(), Outcome::Refused(refusal))).collect();
-        let unheard: HashSet<_> = self.inbox.deliver(refused).into_iter().collect();
+        let unheard = self.tell(commands.iter().map(Command::id), Outcome::Refused(refusal));
+        let unheard: HashSet<_> = unheard.into_iter().collect();
         if !unheard.is_empty() {
             self.keep(commands.into_iter().filter(|command| unheard.contains(&command.id())).collect());
         }
@@ -249,8 +252,9 @@ impl Shared {
         });
     }
 
-    fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) {
-        self.inbox.deliver(ids.map(|id| (id, outcome)).collect());
+    /// Returns what [`Inbox::deliver`] does.
+    fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) -> Vec<CommandId> {
+        self.inbox.deliver(ids.map(|id| (id, outcome)).collect())
     }
 
     /// Publishes what gathers for one lane, message by message, until nothing does.
@@ -289,7 +293,8 @@ impl Shared {
     }
 
     /// Publishes one message until it is known what became of it, or, for the time being, until nobody waits for it any
-    /// more. Sending it again is safe: a command that is decided twice gets the verdict on record. Whether it stands in line for sure.
+    /// more. Sending it again is safe: a command that is decided twice gets the verdict on record. Returns whether it
+    /// stands in line for sure.
     async fn publish_surely(self: &Arc<Self>, lane: Lane, commands: &[Command]) -> bool {
         let payload = message::encode_commands(commands);
         let mut may_have_arrived = false;
@@ -324,7 +329,12 @@ impl Shared {
             });
             self.refuse(behind.unwrap_or_default(), Refusal::QueueUnavailable);
             if !commands.iter().any(is_waited_for) {
-                tracing::warn!(%error, lane, commands = commands.len(), "commands may be in line; they are sent again later");
+                tracing::warn!(
+                    %error,
+                    lane,
+                    commands = commands.len(),
+                    "commands may be in line; they are sent again later"
+                );
                 self.keep(commands.to_vec());
                 return false;
             }
@@ -339,7 +349,7 @@ impl Shared {
             Err(error) => return Published::NotSent(error),
         };
         let Some(reply_to) = self.reply_to() else {
-            return Published::NotSent(QueueError("verdicts cannot be received now".to_owned()));
+            return Published::NotSent(no_replies());
         };
         if publishing.connection.status().blocked() {
             return Published::NotSent(QueueError("the broker blocks publishers".to_owned()));
@@ -509,6 +519,10 @@ impl Publishing {
     fn declared(&self) -> MutexGuard<'_, HashSet<Lane>> {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn no_replies() -> QueueError {
+    QueueError("verdicts cannot be received now".to_owned())
 }
 
 /// Whether somebody waits for a command, or for it to get in line.
