@@ -2,108 +2,162 @@
 //! the last piece does not stand in line for nothing. Orders with an idempotency key are let through, and those whose
 //! client does not wait: see [`crate::placement::Placement::place`].
 //!
-//! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. For
-//! [`Gate::LEASE`] from that moment on it takes this for still true; halfway it reads again, and whoever comes when the
-//! lease is over waits for such a read. So it may be trusted:
+//! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. This counts for
+//! one [`Gate::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
+//! that counts for him. So it may be trusted:
 //!
-//! - it refuses on a committed stock of zero, so never an order that could be filled in part or whole;
+//! - it refuses an order only if nothing of the product was left at some moment less than a lease before the order came;
 //! - whoever brings pieces back (a recount, a cancellation) waits out one lease between the commit and the answer. Then
-//!   no gate of any API refuses on a read that began before the commit: who hears that there are pieces can order them,
-//!   wherever he does. No message has to arrive for that, and no clock has to agree with another;
-//! - what nobody answers for (an expiry) opens it a lease later at the most;
+//!   no gate of any API refuses later orders on a read that began before the commit: who has that answer can order the
+//!   pieces, wherever he does. No message has to arrive for that, and no clock has to agree with another;
+//! - who learns of them otherwise may be refused for one lease more;
 //! - when the database does not answer it is open: the orders stand in line.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
-
-use crate::{
-    lookup::{Lookup, SoldOut},
-    product::ProductId,
-    store::Store,
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
 };
 
-/// What one API knows of products of which nothing is left. What is not in here has pieces, or nobody has heard otherwise.
+use crate::{product::ProductId, store::Store};
+
+/// What one API knows of products of which nothing is left.
 pub struct Gate {
-    reads: Arc<Lookup<SoldOut>>,
-    closed: Mutex<HashMap<ProductId, Lease>>,
+    store: Arc<dyn Store>,
+    shelves: Mutex<Shelves>,
+    /// Told to all who wait whenever a read is done.
+    is_read: Notify,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Lease {
+#[derive(Debug, Default)]
+struct Shelves {
+    /// What is not in here has pieces, or nobody has heard otherwise.
+    empty: HashMap<ProductId, Shelf>,
+    is_reading: bool,
+    /// Until when nothing is suspected, because a read failed.
+    is_blind_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Shelf {
+    /// The end of the lease.
     until: Instant,
-    is_being_renewed: bool,
+    /// Where the end will be if the newest read that has begun finds nothing.
+    will_be_until: Instant,
+    /// Has to be read again.
+    is_wanted: bool,
 }
 
 impl Gate {
     /// How long a read counts that found nothing, from when it began. All APIs have to agree on it: a longer one of some
     /// would outlast the others' waiting. Short, because whoever brings pieces back waits for so long; long enough for a
-    /// read, at half of it, to be back in time.
+    /// read, at half of it, to be back in time. A slower database makes orders wait for reads, and changes nothing else.
     pub const LEASE: Duration = Duration::from_millis(20);
 
     /// How long a read may take before the gate opens.
     const PATIENCE: Duration = Duration::from_millis(250);
+    /// How long it stays open after a read that failed.
+    const BLINDNESS: Duration = Duration::from_secs(1);
 
     /// Open for all, to begin with.
     pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { reads: Arc::new(Lookup::new(store)), closed: Mutex::default() })
+        Arc::new(Self { store, shelves: Mutex::default(), is_read: Notify::new() })
     }
 
     /// Some lane said that nothing of this product was left. That was a while ago: the next order has it looked up.
     pub fn suspect(&self, product_id: ProductId) {
-        let over = Lease { until: Instant::now(), is_being_renewed: false };
-        self.closed().entry(product_id).or_insert(over);
-    }
-
-    /// Whether nothing of the product is left: now, or a lease ago.
-    pub async fn is_closed(self: &Arc<Self>, product_id: ProductId) -> bool {
-        if let Some(known) = self.look(product_id) {
-            return known;
-        }
-        self.read(product_id).await
-    }
-
-    /// What is known without reading.
-    fn look(self: &Arc<Self>, product_id: ProductId) -> Option<bool> {
         let now = Instant::now();
-        let mut closed = self.closed();
-        let Some(lease) = closed.get_mut(&product_id) else { return Some(false) };
-        let left = lease.until.saturating_duration_since(now);
-        if left.is_zero() {
-            return None;
+        let mut shelves = self.shelves();
+        if shelves.is_blind_until.is_none_or(|until| until <= now) {
+            let shelf = Shelf { until: now, will_be_until: now, is_wanted: false };
+            shelves.empty.entry(product_id).or_insert(shelf);
         }
-        if left < Self::LEASE / 2 && !lease.is_being_renewed {
-            lease.is_being_renewed = true;
-            let gate = self.clone();
-            tokio::spawn(async move { gate.read(product_id).await });
-        }
-        Some(true)
     }
 
-    /// Renews the lease, or opens the gate.
-    async fn read(&self, product_id: ProductId) -> bool {
-        let until = Instant::now() + Self::LEASE; // before the read begins
-        let is_sold_out = timeout(Self::PATIENCE, self.reads.find(SoldOut(product_id))).await;
-        let is_sold_out = matches!(is_sold_out, Ok(Ok(Some(()))));
-        let mut closed = self.closed();
-        if is_sold_out {
-            let lease = closed.entry(product_id).or_insert(Lease { until, is_being_renewed: false });
-            *lease = Lease { until: lease.until.max(until), is_being_renewed: false };
-        } else {
-            closed.remove(&product_id);
+    /// Whether nothing of the product is left: now, or less than a lease ago.
+    pub async fn is_closed(self: &Arc<Self>, product_id: ProductId) -> bool {
+        let came = Instant::now();
+        loop {
+            let read = self.is_read.notified();
+            if let Some(known) = self.look(product_id, came) {
+                return known;
+            }
+            read.await;
         }
-        is_sold_out
     }
 
-    fn closed(&self) -> MutexGuard<'_, HashMap<ProductId, Lease>> {
-        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known for an order that came then; `None`: it has to wait for a read.
+    fn look(self: &Arc<Self>, product_id: ProductId, came: Instant) -> Option<bool> {
+        let mut shelves = self.shelves();
+        let Some(shelf) = shelves.empty.get_mut(&product_id) else { return Some(false) };
+        let is_closed = shelf.until > came;
+        if shelf.will_be_until <= came + Self::LEASE / 2 {
+            shelf.is_wanted = true;
+            if !mem::replace(&mut shelves.is_reading, true) {
+                tokio::spawn(self.clone().read());
+            }
+        }
+        is_closed.then_some(true)
     }
 
-    /// Waits until no gate of any API refuses on a read that began before this was called.
+    /// Reads what is wanted, all of it together, until nothing is.
+    async fn read(self: Arc<Self>) {
+        loop {
+            let until = Instant::now() + Self::LEASE; // before the read begins
+            let Some(wanted) = self.wanted(until) else { return };
+            let (store, ids) = (self.store.clone(), wanted.clone());
+            // On its own: should it panic, who waits here still hears of it.
+            let read = tokio::spawn(async move { timeout(Self::PATIENCE, store.sold_out(&ids)).await });
+            let sold_out = match read.await {
+                Ok(Ok(Ok(sold_out))) => Some(sold_out),
+                _ => None,
+            };
+            self.hear(wanted, until, sold_out);
+            self.is_read.notify_waiters();
+        }
+    }
+
+    /// What is to be read now.
+    fn wanted(&self, until: Instant) -> Option<Vec<ProductId>> {
+        let mut shelves = self.shelves();
+        let mut wanted = Vec::new();
+        for (id, shelf) in &mut shelves.empty {
+            if mem::take(&mut shelf.is_wanted) {
+                shelf.will_be_until = until;
+                wanted.push(*id);
+            }
+        }
+        shelves.is_reading = !wanted.is_empty();
+        shelves.is_reading.then_some(wanted)
+    }
+
+    /// Renews leases, or opens the gate.
+    fn hear(&self, wanted: Vec<ProductId>, until: Instant, sold_out: Option<Vec<ProductId>>) {
+        let mut shelves = self.shelves();
+        if sold_out.is_none() {
+            tracing::warn!("could not read what is sold out; such orders stand in line");
+            shelves.is_blind_until = Some(Instant::now() + Self::BLINDNESS);
+        }
+        let sold_out: HashSet<_> = sold_out.into_iter().flatten().collect();
+        for id in wanted {
+            match shelves.empty.get_mut(&id) {
+                Some(shelf) if sold_out.contains(&id) => shelf.until = until,
+                _ => drop(shelves.empty.remove(&id)),
+            }
+        }
+    }
+
+    fn shelves(&self) -> MutexGuard<'_, Shelves> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no gate of any API refuses orders that come from now on by a read that began before this was called.
     pub async fn lease_is_over() {
         sleep(Self::LEASE).await;
     }
@@ -111,6 +165,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::{JoinHandle, yield_now};
+
     use super::*;
     use crate::{inventory::Stock, store::sqlite::SqliteStore};
 
@@ -139,6 +195,35 @@ mod tests {
         async fn is_closed(&self) -> bool {
             self.gate.is_closed(self.product).await
         }
+
+        /// An order that comes now.
+        async fn come(&self) -> JoinHandle<bool> {
+            let (gate, product) = (self.gate.clone(), self.product);
+            let order = tokio::spawn(async move { gate.is_closed(product).await });
+            yield_now().await;
+            order
+        }
+
+        /// A read is under way.
+        fn begin_to_read(&self) -> Instant {
+            let began = Instant::now();
+            {
+                let mut shelves = self.gate.shelves();
+                shelves.is_reading = true;
+                shelves.empty.get_mut(&self.product).unwrap().is_wanted = true;
+            }
+            assert_eq!(self.gate.wanted(began + Gate::LEASE), Some(vec![self.product]));
+            began
+        }
+
+        fn end_reading(&self, began: Instant, sold_out: Option<Vec<ProductId>>) {
+            self.gate.hear(vec![self.product], began + Gate::LEASE, sold_out);
+            self.gate.is_read.notify_waiters();
+        }
+
+        fn is_wanted(&self) -> bool {
+            self.gate.shelves().empty[&self.product].is_wanted
+        }
     }
 
     #[tokio::test]
@@ -151,7 +236,7 @@ mod tests {
         shop.gate.suspect(shop.product); // by what somebody said earlier
         Gate::lease_is_over().await;
         assert!(!shop.is_closed().await);
-        assert!(shop.gate.closed().is_empty(), "it is forgotten");
+        assert!(shop.gate.shelves().empty.is_empty(), "it is forgotten");
         shop.gate.suspect(shop.product);
         assert!(!shop.is_closed().await, "one piece is left");
     }
@@ -166,7 +251,7 @@ mod tests {
             let closed_at = Instant::now();
             while closed_at.elapsed() < Duration::from_millis(1) * pieces {
                 assert!(shop.is_closed().await);
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
             shop.count(pieces).await;
             Gate::lease_is_over().await;
@@ -175,21 +260,56 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_within_a_lease_does_not_wait_for_a_read() {
+    async fn who_comes_within_a_lease_does_not_wait() {
         let shop = Shop::open().await;
         tokio::time::pause();
-        let begin = || {
-            let lease = Lease { until: Instant::now() + Gate::LEASE, is_being_renewed: false };
-            shop.gate.closed().insert(shop.product, lease);
-        };
-        let is_being_renewed = || shop.gate.closed()[&shop.product].is_being_renewed;
-        begin();
-        assert_eq!((shop.gate.look(shop.product), is_being_renewed()), (Some(true), false));
-        tokio::time::advance(Gate::LEASE).await;
-        assert_eq!((shop.gate.look(shop.product), is_being_renewed()), (None, false));
-        begin();
+        shop.gate.suspect(shop.product);
+        let began = shop.begin_to_read();
+        shop.end_reading(began, Some(vec![shop.product]));
+        tokio::time::advance(Gate::LEASE / 4).await;
+        assert!(shop.come().await.await.unwrap() && !shop.is_wanted());
+        tokio::time::advance(Gate::LEASE / 2).await;
+        assert!(shop.come().await.await.unwrap() && shop.is_wanted());
+        shop.begin_to_read();
+        assert!(shop.come().await.await.unwrap() && !shop.is_wanted(), "it is being read");
+    }
+
+    #[tokio::test]
+    async fn a_read_counts_for_those_who_come_within_a_lease_of_its_beginning() {
+        let shop = Shop::open().await;
+        tokio::time::pause();
+        shop.gate.suspect(shop.product);
+        let began = shop.begin_to_read();
+        let early = shop.come().await;
         tokio::time::advance(Gate::LEASE * 3 / 4).await;
-        assert_eq!((shop.gate.look(shop.product), is_being_renewed()), (Some(true), true));
+        let later = shop.come().await;
+        tokio::time::advance(Gate::LEASE / 4).await;
+        assert!(!early.is_finished() && !later.is_finished());
+        let late = shop.come().await;
+        tokio::time::advance(Gate::LEASE).await;
+        shop.end_reading(began, Some(vec![shop.product]));
+        assert!(early.await.unwrap() && later.await.unwrap());
+        yield_now().await;
+        assert!(!late.is_finished() && shop.is_wanted());
+        let began = shop.begin_to_read();
+        shop.end_reading(began, Some(vec![]));
+        assert!(!late.await.unwrap(), "there are pieces");
+    }
+
+    #[tokio::test]
+    async fn after_a_read_that_failed_it_is_open_for_a_while() {
+        let shop = Shop::open().await;
+        tokio::time::pause();
+        shop.gate.suspect(shop.product);
+        let began = shop.begin_to_read();
+        let order = shop.come().await;
+        shop.end_reading(began, None);
+        assert!(!order.await.unwrap());
+        shop.gate.suspect(shop.product);
+        assert!(shop.gate.shelves().empty.is_empty());
+        tokio::time::advance(Gate::BLINDNESS).await;
+        shop.gate.suspect(shop.product);
+        assert!(!shop.gate.shelves().empty.is_empty());
     }
 
     #[tokio::test]
@@ -200,6 +320,6 @@ mod tests {
         shop.store.close().await;
         Gate::lease_is_over().await;
         assert!(!shop.is_closed().await);
-        assert!(shop.gate.closed().is_empty());
+        assert!(!shop.gate.shelves().is_reading, "the next read begins anew");
     }
 }

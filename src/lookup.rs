@@ -62,23 +62,6 @@ impl Name for ProductId {
     }
 }
 
-/// That nothing of it is left is all that is found of a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SoldOut(pub ProductId);
-
-#[async_trait]
-impl Name for SoldOut {
-    type Found = ();
-
-    async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
-        let mut ids: Vec<_> = names.iter().map(|name| name.0).collect();
-        // Many ask of the same product.
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(store.sold_out(&ids).await?.into_iter().map(|id| (Self(id), ())).collect())
-    }
-}
-
 /// The desk where one kind of name is looked up.
 pub struct Lookup<N: Name> {
     store: Arc<dyn Store>,

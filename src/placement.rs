@@ -9,7 +9,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use crate::{
     command::{Change, ChangeOrder, Command, CommandId},
@@ -23,6 +26,9 @@ use crate::{
     queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     store::{Store, StoreError},
 };
+
+/// What is left at least of the time that a client waits.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
 
@@ -96,7 +102,7 @@ impl Placement {
         key: Option<IdempotencyKey>,
         wait: Option<Duration>,
     ) -> Result<Placed, StoreError> {
-        let wait = self.waiting_time(wait);
+        let (wait, came) = (self.waiting_time(wait), Instant::now());
         // Who does not wait finds the rejection on record, so there the lane has to decide it. So it has to where there is a
         // key: an earlier copy of the order may be on record, or in line still and about to be reserved.
         if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id).await {
@@ -111,6 +117,8 @@ impl Placement {
         {
             return Ok(placed);
         }
+        // What was looked up is part of what he waits for. Not all of it: who does not wait at all is somebody else.
+        let wait = wait.min(wait.saturating_sub(came.elapsed()).max(LEAST_WAIT));
         let id = OrderId::mint();
         let order =
             NewOrder { id, product_id, total, answer_by: answer_by(id.into(), wait), key: key.clone() };
@@ -153,10 +161,12 @@ impl Placement {
     }
 
     /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is
-    /// answered without the lane. Who hears that an order is cancelled can order its pieces, wherever he does.
+    /// answered without the lane. Who hears that an order gave its pieces back can order them, wherever he does.
     pub async fn change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
         let changed = self.decide_change(order, change, wait).await;
-        if matches!(changed, Changed::Now(order) if order.status() == OrderStatus::Cancelled) {
+        if let Changed::Now(order) = changed
+            && matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired)
+        {
             Gate::lease_is_over().await;
         }
         changed

@@ -22,7 +22,6 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const ORDERS_V1: &str = "antre.orders.v1";
 /// The `type` property of a message to an API.
 pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
-/// The `type` property of a message that tells how much of a product is left.
 /// The `type` property of a message that tells what became of orders.
 pub(super) const EVENTS_V1: &str = "antre.events.v1";
 /// The `type` property of a message that tells of a new product.

@@ -15,7 +15,7 @@ use lapin::{
     Channel, Confirmation,
     message::BasicReturnMessage,
     options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::{FieldTable, ShortString},
+    types::FieldTable,
 };
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
@@ -151,8 +151,13 @@ impl Submitter for RabbitMqSubmitter {
         }
         let publishing = self.shared.publishing().await?;
         within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
-        let payload = message::encode_product(product_id);
-        publishing.broadcast(self.shared.topology.news_name(), PRODUCT_V1, &payload).await
+        let (exchange, payload) = (self.shared.topology.news_name(), message::encode_product(product_id));
+        let (options, properties) = (BasicPublishOptions::default(), properties(PRODUCT_V1));
+        within(async {
+            publishing.orders.basic_publish(exchange, "".into(), options, &payload, properties).await?.await
+        })
+        .await
+        .map(drop)
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
@@ -501,15 +506,6 @@ impl Shared {
 }
 
 impl Publishing {
-    async fn broadcast(&self, exchange: ShortString, kind: &str, payload: &[u8]) -> Result<(), QueueError> {
-        let options = BasicPublishOptions::default();
-        within(async {
-            self.orders.basic_publish(exchange, "".into(), options, payload, properties(kind)).await?.await
-        })
-        .await
-        .map(drop)
-    }
-
     fn is_usable(&self) -> bool {
         self.connection.status().connected()
             && self.orders.status().connected()
