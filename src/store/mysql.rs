@@ -79,12 +79,9 @@ impl MySqlStore {
         migrate(&options).await?;
         let reading = connections(1).connect_with(options.clone()).await?;
         let deciding = connections(0)
-            // Whatever was not committed.
+            // Whatever was not committed. A connection that is gone (the server ends silent ones) needs no warning.
             .after_release(|connection, _| {
-                Box::pin(async move {
-                    connection.execute("ROLLBACK").await?;
-                    Ok(true)
-                })
+                Box::pin(async move { Ok(connection.execute("ROLLBACK").await.is_ok()) })
             })
             .connect_lazy_with(options);
         Ok(Self { pool: reading, deciding: Deciding { pool: deciding, kept: Arc::default() } })
