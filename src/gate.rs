@@ -22,10 +22,13 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use crate::{product::ProductId, store::Store};
+use crate::{
+    product::ProductId,
+    store::{Store, StoreError, within},
+};
 
 /// What one API knows of products of which nothing is left.
 pub struct Gate {
@@ -113,11 +116,8 @@ impl Gate {
             let Some(wanted) = self.wanted(until) else { return };
             let (store, ids) = (self.store.clone(), wanted.clone());
             // On its own: should it panic, who waits here still hears of it.
-            let read = tokio::spawn(async move { timeout(Self::PATIENCE, store.sold_out(&ids)).await });
-            let sold_out = match read.await {
-                Ok(Ok(Ok(sold_out))) => Some(sold_out),
-                _ => None,
-            };
+            let read = tokio::spawn(async move { within(Self::PATIENCE, store.sold_out(&ids)).await });
+            let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Away(error.to_string())));
             self.hear(wanted, until, sold_out);
             self.is_read.notify_waiters();
         }
@@ -138,10 +138,10 @@ impl Gate {
     }
 
     /// Renews leases, or opens the gate.
-    fn hear(&self, wanted: Vec<ProductId>, until: Instant, sold_out: Option<Vec<ProductId>>) {
+    fn hear(&self, wanted: Vec<ProductId>, until: Instant, sold_out: Result<Vec<ProductId>, StoreError>) {
         let mut shelves = self.shelves();
-        if sold_out.is_none() {
-            tracing::warn!("could not read what is sold out; such orders stand in line");
+        if let Err(error) = &sold_out {
+            tracing::warn!(%error, "could not read what is sold out; such orders stand in line");
             shelves.is_blind_until = Some(Instant::now() + Self::BLINDNESS);
         }
         let sold_out: HashSet<_> = sold_out.into_iter().flatten().collect();
@@ -187,6 +187,15 @@ mod tests {
             Self { _directory: directory, store, product, gate }
         }
 
+        /// Nothing is left, and the read that finds it is under way since then. Time stands still.
+        async fn reading() -> (Self, Instant) {
+            let shop = Self::open().await;
+            tokio::time::pause();
+            shop.gate.suspect(shop.product);
+            let began = shop.begin_to_read();
+            (shop, began)
+        }
+
         async fn count(&self, pieces: u32) {
             let stock = Stock::new(pieces).unwrap();
             self.store.recount(self.product, stock).await.unwrap().unwrap().unwrap();
@@ -216,7 +225,7 @@ mod tests {
             began
         }
 
-        fn end_reading(&self, began: Instant, sold_out: Option<Vec<ProductId>>) {
+        fn end_reading(&self, began: Instant, sold_out: Result<Vec<ProductId>, StoreError>) {
             self.gate.hear(vec![self.product], began + Gate::LEASE, sold_out);
             self.gate.is_read.notify_waiters();
         }
@@ -261,11 +270,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_within_a_lease_does_not_wait() {
-        let shop = Shop::open().await;
-        tokio::time::pause();
-        shop.gate.suspect(shop.product);
-        let began = shop.begin_to_read();
-        shop.end_reading(began, Some(vec![shop.product]));
+        let (shop, began) = Shop::reading().await;
+        shop.end_reading(began, Ok(vec![shop.product]));
         tokio::time::advance(Gate::LEASE / 4).await;
         assert!(shop.come().await.await.unwrap() && !shop.is_wanted());
         tokio::time::advance(Gate::LEASE / 2).await;
@@ -276,10 +282,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_counts_for_those_who_come_within_a_lease_of_its_beginning() {
-        let shop = Shop::open().await;
-        tokio::time::pause();
-        shop.gate.suspect(shop.product);
-        let began = shop.begin_to_read();
+        let (shop, began) = Shop::reading().await;
         let early = shop.come().await;
         tokio::time::advance(Gate::LEASE * 3 / 4).await;
         let later = shop.come().await;
@@ -287,23 +290,20 @@ mod tests {
         assert!(!early.is_finished() && !later.is_finished());
         let late = shop.come().await;
         tokio::time::advance(Gate::LEASE).await;
-        shop.end_reading(began, Some(vec![shop.product]));
+        shop.end_reading(began, Ok(vec![shop.product]));
         assert!(early.await.unwrap() && later.await.unwrap());
         yield_now().await;
         assert!(!late.is_finished() && shop.is_wanted());
         let began = shop.begin_to_read();
-        shop.end_reading(began, Some(vec![]));
+        shop.end_reading(began, Ok(vec![]));
         assert!(!late.await.unwrap(), "there are pieces");
     }
 
     #[tokio::test]
     async fn after_a_read_that_failed_it_is_open_for_a_while() {
-        let shop = Shop::open().await;
-        tokio::time::pause();
-        shop.gate.suspect(shop.product);
-        let began = shop.begin_to_read();
+        let (shop, began) = Shop::reading().await;
         let order = shop.come().await;
-        shop.end_reading(began, None);
+        shop.end_reading(began, Err(StoreError::Away("it is away".to_owned())));
         assert!(!order.await.unwrap());
         shop.gate.suspect(shop.product);
         assert!(shop.gate.shelves().empty.is_empty());

@@ -116,8 +116,16 @@ const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Reads, but not for ever: a server that is stopped in the middle of a statement keeps the connection and says nothing.
 pub async fn in_time<T>(read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let silent = || StoreError::Away(format!("the database is silent for {READ_TIMEOUT:?} now"));
-    timeout(READ_TIMEOUT, read).await.unwrap_or_else(|_| Err(silent()))
+    within(READ_TIMEOUT, read).await
+}
+
+/// The same for who cannot wait so long.
+pub async fn within<T>(
+    limit: Duration,
+    read: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let silent = || StoreError::Away(format!("the database is silent for {limit:?} now"));
+    timeout(limit, read).await.unwrap_or_else(|_| Err(silent()))
 }
 
 /// Why the database did not do it.
