@@ -184,13 +184,42 @@ fn is_passing(error: &dyn sqlx::error::DatabaseError) -> bool {
     code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
 }
 
+/// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.
+struct Text(String);
+
+impl sqlx::Type<sqlx::MySql> for Text {
+    fn type_info() -> sqlx::mysql::MySqlTypeInfo {
+        <String as sqlx::Type<sqlx::MySql>>::type_info()
+    }
+
+    fn compatible(column: &sqlx::mysql::MySqlTypeInfo) -> bool {
+        <String as sqlx::Type<sqlx::MySql>>::compatible(column)
+            || <Vec<u8> as sqlx::Type<sqlx::MySql>>::compatible(column)
+    }
+}
+
+impl sqlx::Type<sqlx::Sqlite> for Text {
+    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+        <String as sqlx::Type<sqlx::Sqlite>>::type_info()
+    }
+}
+
+impl<'row, D: sqlx::Database> sqlx::Decode<'row, D> for Text
+where
+    String: sqlx::Decode<'row, D>,
+{
+    fn decode(value: D::ValueRef<'row>) -> Result<Self, sqlx::error::BoxDynError> {
+        String::decode(value).map(Self)
+    }
+}
+
 /// An order's columns as both databases hand them out.
 #[derive(sqlx::FromRow)]
 struct OrderRow {
     id: uuid::Uuid,
     product_id: i64,
     total: i64,
-    status: String,
+    status: Text,
     expires_at: Option<i64>,
     rejected_available: Option<i64>,
 }
@@ -200,7 +229,7 @@ impl TryFrom<OrderRow> for Order {
 
     fn try_from(row: OrderRow) -> Result<Self, StoreError> {
         let corrupt = || StoreError::Corrupt(format!("an order that cannot be, {}", row.id));
-        let status = OrderStatus::from_word(&row.status).ok_or_else(corrupt)?;
+        let status = OrderStatus::from_word(&row.status.0).ok_or_else(corrupt)?;
         let state = match (status, row.expires_at, row.rejected_available) {
             (OrderStatus::Rejected, None, Some(available)) => {
                 let available = u32::try_from(available).map_err(|_| corrupt())?;
@@ -220,7 +249,7 @@ impl TryFrom<OrderRow> for Order {
 /// An order and what its client calls it.
 #[derive(sqlx::FromRow)]
 struct KeyedRow {
-    idempotency_key: String,
+    idempotency_key: Text,
     #[sqlx(flatten)]
     order: OrderRow,
 }
@@ -232,14 +261,14 @@ impl TryFrom<KeyedRow> for (IdempotencyKey, Order) {
         let order = Order::try_from(row.order)?;
         let corrupt =
             |_| StoreError::Corrupt(format!("an idempotency key that is none, of order {}", order.id));
-        Ok((IdempotencyKey::try_from(row.idempotency_key).map_err(corrupt)?, order))
+        Ok((IdempotencyKey::try_from(row.idempotency_key.0).map_err(corrupt)?, order))
     }
 }
 
 /// An order and the id that was asked for.
 #[derive(sqlx::FromRow)]
 struct FoundRow {
-    asked: String,
+    asked: Text,
     #[sqlx(flatten)]
     order: OrderRow,
 }
@@ -248,8 +277,8 @@ impl TryFrom<FoundRow> for (OrderId, Order) {
     type Error = StoreError;
 
     fn try_from(row: FoundRow) -> Result<Self, StoreError> {
-        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked));
-        let asked = uuid::Uuid::try_parse(&row.asked).map_err(corrupt)?;
+        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked.0));
+        let asked = uuid::Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
         Ok((asked.into(), Order::try_from(row.order)?))
     }
 }
@@ -261,7 +290,7 @@ fn product_id(column: i64) -> Result<ProductId, StoreError> {
         .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
 }
 
-fn product(id: i64, name: String) -> Result<Product, StoreError> {
+fn product(id: i64, Text(name): Text) -> Result<Product, StoreError> {
     let name = ProductName::try_from(name)
         .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
     Ok(Product { id: product_id(id)?, name })

@@ -16,7 +16,7 @@ use lapin::{
 };
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+use sqlx::{Connection, Executor, MySqlConnection};
 
 use crate::{Result, plan::Scenario, servers::docker};
 
@@ -145,8 +145,8 @@ async fn take_away(thing: &Thing) -> Result<()> {
         },
         Thing::Database { url, name } => {
             let mut connection = MySqlConnection::connect(url).await?;
-            let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name}"));
-            sqlx::raw_sql(drop).execute(&mut connection).await?;
+            let drop = format!("DROP DATABASE IF EXISTS {name}");
+            connection.execute(sqlx::raw_sql(&drop)).await?;
             Ok(connection.close().await?)
         }
         Thing::Queues { url, prefix } => delete_queues(url, prefix).await,

@@ -15,7 +15,7 @@ use std::{
 use lapin::ConnectionProperties;
 use reqwest::Url;
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row};
+use sqlx::{Connection, Executor, MySqlConnection, Row};
 use tokio::time::sleep;
 
 use crate::{
@@ -118,8 +118,8 @@ impl Servers {
     pub(crate) async fn empty_database(&self) -> Result<()> {
         let mut connection = self.administer().await?;
         for statement in ["DROP DATABASE IF EXISTS", "CREATE DATABASE"] {
-            let statement = AssertSqlSafe(format!("{statement} {}", self.database));
-            sqlx::raw_sql(statement).execute(&mut connection).await?;
+            let statement = format!("{statement} {}", self.database);
+            connection.execute(sqlx::raw_sql(&statement)).await?;
         }
         Ok(connection.close().await?)
     }

@@ -14,13 +14,13 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, MySql, MySqlPool, QueryBuilder,
+    ConnectOptions, Connection, Executor, MySql, MySqlPool, QueryBuilder,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
 
 use super::{
-    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column, product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
@@ -98,10 +98,10 @@ fn connections(autocommit: u8) -> MySqlPoolOptions {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(IDLE_TIMEOUT)
         .after_connect(move |connection, _| {
-            let limits = AssertSqlSafe(limits.clone()); // made of constants
+            let limits = limits.clone();
             Box::pin(async move {
                 connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
-                connection.execute(limits).await?;
+                connection.execute(limits.as_str()).await?;
                 Ok(())
             })
         })
@@ -139,7 +139,7 @@ impl Store for MySqlStore {
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        let name: Option<String> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
+        let name: Option<Text> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
             .bind(column(id))
             .fetch_optional(&self.pool)
             .await?;
@@ -147,7 +147,7 @@ impl Store for MySqlStore {
     }
 
     async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
-        let rows: Vec<(i64, String)> =
+        let rows: Vec<(i64, Text)> =
             sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
                 .bind(after.map_or(0, column))
                 .bind(limit)
@@ -188,7 +188,7 @@ impl Store for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+        let row: Option<(Text, i64, i64, i64)> = sqlx::query_as(
             "SELECT name, stored_stock, available_stock, reserved_stock
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
@@ -363,7 +363,8 @@ impl Transaction for MySqlTransaction {
                      reserved_stock  = reserved_stock  + more_reserved;"
             )
         });
-        sqlx::raw_sql(AssertSqlSafe(move_stock + "COMMIT")).execute(&mut *self.connection).await?;
+        let statements = move_stock + "COMMIT";
+        self.connection.execute(sqlx::raw_sql(&statements)).await?;
         self.deciding.keep(self.connection);
         Ok(())
     }

@@ -8,13 +8,13 @@ use std::{collections::HashMap, str::FromStr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, QueryBuilder, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, Executor, QueryBuilder, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, column, product, product_id,
+    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column, product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
@@ -86,7 +86,7 @@ impl Store for SqliteStore {
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        let name: Option<String> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
+        let name: Option<Text> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
             .bind(column(id))
             .fetch_optional(&self.readers)
             .await?;
@@ -94,7 +94,7 @@ impl Store for SqliteStore {
     }
 
     async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
-        let rows: Vec<(i64, String)> =
+        let rows: Vec<(i64, Text)> =
             sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
                 .bind(after.map_or(0, column))
                 .bind(limit)
@@ -132,7 +132,7 @@ impl Store for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+        let row: Option<(Text, i64, i64, i64)> = sqlx::query_as(
             "SELECT name, stored_stock, available_stock, reserved_stock
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
         )
@@ -298,8 +298,7 @@ impl Transaction for SqliteTransaction {
         }
         statements.push_str("COMMIT");
         // Made of constants, and few: they stay prepared.
-        let query =
-            lists.into_iter().fold(sqlx::query(AssertSqlSafe(statements)), |query, list| query.bind(list));
+        let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
         query.execute(self.connection()?).await?;
         self.0 = None;
         Ok(())

@@ -25,7 +25,7 @@ use std::{
 use reqwest::Url;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+use sqlx::{Connection, Executor, MySqlConnection};
 use testcontainers::{
     ContainerAsync, ContainerRequest, GenericImage, ImageExt,
     core::{IntoContainerPort, WaitFor},
@@ -233,8 +233,8 @@ impl Servers {
     async fn place(&self) -> Place {
         let name = format!("antre_test_{}", Uuid::new_v4().simple());
         let mut connection = MySqlConnection::connect(self.database_url.as_str()).await.unwrap();
-        let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        sqlx::raw_sql(create).execute(&mut connection).await.unwrap();
+        let create = format!("CREATE DATABASE {name}");
+        connection.execute(sqlx::raw_sql(&create)).await.unwrap();
         connection.close().await.unwrap();
         let mut database_url = self.database_url.clone();
         database_url.set_path(&name);

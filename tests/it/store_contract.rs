@@ -22,7 +22,7 @@ use antre::{
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestRunner};
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection, SqliteConnection};
+use sqlx::{Connection, Executor, MySqlConnection, SqliteConnection};
 use tokio::task::{JoinSet, block_in_place};
 
 use crate::servers::{Place, servers};
@@ -188,16 +188,16 @@ impl Home {
     }
 
     async fn execute(&self, statement: &str) -> Result<(), sqlx::Error> {
-        let statement = AssertSqlSafe(statement.to_owned());
+        let statement = statement.to_owned();
         match self {
             Self::Sqlite { .. } => {
                 let mut connection = SqliteConnection::connect(&self.url()).await?;
-                sqlx::raw_sql(statement).execute(&mut connection).await?;
+                connection.execute(sqlx::raw_sql(&statement)).await?;
                 connection.close().await
             }
             Self::MySql { .. } => {
                 let mut connection = MySqlConnection::connect(&self.url()).await?;
-                sqlx::raw_sql(statement).execute(&mut connection).await?;
+                connection.execute(sqlx::raw_sql(&statement)).await?;
                 connection.close().await
             }
         }
