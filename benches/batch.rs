@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use antre::{
     batch::{self, Inventories, Times},
-    command::Command,
+    command::{Command, ReplyMode},
     inventory::{Inventory, Stock},
     order::{NewOrder, OrderId, Quantity, now},
     product::ProductId,
@@ -54,7 +54,7 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
             id: OrderId::mint(),
             product_id: *product_id,
             total,
-            answer_by: now(),
+            reply: ReplyMode::Until(now()),
             key: None,
         }))
     });

@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 
 use crate::{
-    command::{ChangeOrder, Command},
+    command::{ChangeOrder, Command, ReplyMode},
     inventory::{BooksDoNotBalance, InsufficientStock, Inventory},
     order::{
-        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Rejection, Verdict, is_late,
-        on_record,
+        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Rejection, Verdict, on_record,
     },
     product::ProductId,
 };
@@ -108,8 +107,9 @@ impl Batch {
         if self.on_record.is_none() {
             return self.place_new(order);
         }
-        if let Some(verdict) = self.placed.get(&order.id) {
-            return *verdict;
+        if let Some(verdict) = self.placed.get(&order.id).copied() {
+            self.store_for_copy(order, verdict);
+            return verdict;
         }
         let verdict = self.verdict_on_record(order).unwrap_or_else(|| self.place_new(order));
         self.placed.insert(order.id, verdict);
@@ -144,14 +144,26 @@ impl Batch {
             self.put_on_record(order, verdict, None);
             return Some(verdict);
         }
-        if is_late(order, self.times.decided_at) {
+        if order.reply == ReplyMode::Detached {
             self.decision.writes.aliases.push((order.id, known.id));
         }
         Some(Verdict::AlreadyPlaced(known))
     }
 
+    /// An order stands in a batch twice when its client stopped waiting meanwhile: then the verdict on the first copy, which
+    /// was only to be sent, is stored.
+    fn store_for_copy(&mut self, order: &NewOrder, verdict: Verdict) {
+        let is_stored = |record: &OnRecord| record.orders.contains_key(&order.id);
+        match verdict {
+            _ if order.reply != ReplyMode::Detached || self.on_record.as_ref().is_some_and(is_stored) => {}
+            Verdict::AlreadyPlaced(known) => self.decision.writes.aliases.push((order.id, known.id)),
+            Verdict::Rejected(Rejection::KeyReused) => self.put_on_record(order, verdict, None),
+            _ => self.put_on_record(order, verdict, order.key.clone()),
+        }
+    }
+
     fn put_on_record(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
-        let Some(order) = on_record(order, verdict, self.times.decided_at) else { return };
+        let Some(order) = on_record(order, verdict) else { return };
         if let Some(OnRecord { orders, keys }) = &mut self.on_record {
             orders.insert(order.id, order);
             if let Some(key) = &key {
@@ -189,7 +201,6 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use jiff::SignedDuration;
     use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
@@ -220,7 +231,7 @@ mod tests {
             id: OrderId::mint(),
             product_id: product(number),
             total: Quantity::new(total).unwrap(),
-            answer_by: now() + SignedDuration::from_hours(1),
+            reply: ReplyMode::Until(now()),
             key: None,
         }
     }
@@ -350,10 +361,9 @@ mod tests {
                     (NewOrder { key, ..order(1, *total) }.into(), *again)
                 }
                 Step::Change { of, change, again } if !self.ids.is_empty() => {
-                    let (id, answer_by) = (CommandId::mint(), now());
+                    let (id, reply) = (CommandId::mint(), ReplyMode::Until(now()));
                     let order_id = *of.get(&self.ids);
-                    let change =
-                        ChangeOrder { id, order_id, product_id: product(1), change: *change, answer_by };
+                    let change = ChangeOrder { id, order_id, product_id: product(1), change: *change, reply };
                     (change.into(), *again)
                 }
                 Step::Change { .. } => return Vec::new(),

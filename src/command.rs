@@ -32,8 +32,19 @@ pub struct ChangeOrder {
     pub product_id: ProductId,
     /// What is to become of it.
     pub change: Change,
-    /// Until when somebody waits for the answer.
-    pub answer_by: Timestamp,
+    /// Whether a client waits for the verdict.
+    pub reply: ReplyMode,
+}
+
+/// Whether a client waits for the verdict on a command. It decides what a lane stores: the rejection of a command for which
+/// nobody waits is stored, so that its client finds it; any other is only sent. No clock plays a part in that: an API that
+/// stops waiting submits the command again, [detached](Command::detached).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// A client waits, until this time.
+    Until(Timestamp),
+    /// The client has left, with the URL at which the verdict will be.
+    Detached,
 }
 
 /// What can become of a reservation.
@@ -104,27 +115,26 @@ impl Command {
         }
     }
 
-    /// Until when somebody waits for the answer.
-    pub fn answer_by(&self) -> Timestamp {
+    /// Whether a client waits for the verdict.
+    pub fn reply(&self) -> ReplyMode {
         match self {
-            Self::Place(order) => order.answer_by,
-            Self::Change(change) => change.answer_by,
+            Self::Place(order) => order.reply,
+            Self::Change(change) => change.reply,
         }
     }
 
-    /// The same command when nobody waits for it any more.
-    pub fn for_nobody(mut self) -> Self {
-        let created_at = self.id().as_order().created_at();
+    /// The same command, for whose verdict nobody waits.
+    pub fn detached(mut self) -> Self {
         match &mut self {
-            Self::Place(order) => order.answer_by = created_at,
-            Self::Change(change) => change.answer_by = created_at,
+            Self::Place(order) => order.reply = ReplyMode::Detached,
+            Self::Change(change) => change.reply = ReplyMode::Detached,
         }
         self
     }
 
-    /// Whether its client does not wait for the verdict, only for the command to stand in line.
-    pub fn is_async(&self) -> bool {
-        self.answer_by() <= self.id().as_order().created_at()
+    /// Whether nobody waits for the verdict.
+    pub fn is_detached(&self) -> bool {
+        self.reply() == ReplyMode::Detached
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    command::{Change, ChangeOrder, CommandId},
+    command::{Change, ChangeOrder, CommandId, ReplyMode},
     order::{Order, OrderId, from_millis, now},
     queue::{Inbox, Outcome, Queue, Refusal, Submitter},
     store::{Store, StoreError, in_time},
@@ -112,7 +112,7 @@ impl Unanswered {
     }
 
     fn ask(&self, submitter: &dyn Submitter, due: &[Order]) {
-        let answer_by = from_millis(now().as_millisecond() + PATIENCE.as_millis() as i64);
+        let reply = ReplyMode::Until(from_millis(now().as_millisecond() + PATIENCE.as_millis() as i64));
         let expiries: Vec<_> = due
             .iter()
             .map(|order| ChangeOrder {
@@ -120,7 +120,7 @@ impl Unanswered {
                 order_id: order.id,
                 product_id: order.product_id,
                 change: Change::Expire,
-                answer_by,
+                reply,
             })
             .collect();
         let again_at = Instant::now() + PATIENCE;
@@ -236,7 +236,7 @@ mod tests {
         async fn reserve(&self, product_id: ProductId, count: usize) {
             let order = || {
                 let (id, total) = (OrderId::mint(), Quantity::new(1).unwrap());
-                Command::from(NewOrder { id, product_id, total, answer_by: now(), key: None })
+                Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Until(now()), key: None })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
             self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
@@ -261,7 +261,13 @@ mod tests {
                 .filter_map(|(id, asked)| {
                     let order = expired.clone().find(|order| order.id == asked.order_id)?;
                     let change = Change::Expire;
-                    Some(ChangeOrder { id: *id, order_id: order.id, product_id, change, answer_by: now() })
+                    Some(ChangeOrder {
+                        id: *id,
+                        order_id: order.id,
+                        product_id,
+                        change,
+                        reply: ReplyMode::Until(now()),
+                    })
                 })
                 .map(Command::from)
                 .collect();

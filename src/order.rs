@@ -1,13 +1,13 @@
 //! The words of an order, which everything else uses.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    command::Change,
+    command::{Change, ReplyMode},
     inventory::{BooksDoNotBalance, Inventory},
     product::ProductId,
 };
@@ -158,8 +158,8 @@ pub struct NewOrder {
     pub product_id: ProductId,
     /// How many pieces.
     pub total: Quantity,
-    /// Until when the buyer waits for the answer.
-    pub answer_by: Timestamp,
+    /// Whether the client waits for the verdict.
+    pub reply: ReplyMode,
     /// What the client calls it.
     pub key: Option<IdempotencyKey>,
 }
@@ -347,34 +347,17 @@ impl Order {
     }
 }
 
-/// How much earlier than [`NewOrder::answer_by`] a verdict already counts as late: the reply needs time to
-/// travel, and the clocks of two machines differ. For who waits only briefly, half of that time.
-const LATE_MARGIN: Duration = Duration::from_secs(2);
-/// Who waits for less may always miss the verdict: half of that is no time for a reply.
-const SHORTEST_WAIT: Duration = Duration::from_millis(100);
-
-/// Whether a verdict that is made now may come too late for the waiting buyer, who will then ask for it. For who does not
-/// wait it always does, whatever the clock says here: it is not the one that the order's times were read from.
-pub fn is_late(order: &NewOrder, decided_at: Timestamp) -> bool {
-    let answer_by = order.answer_by.as_millisecond();
-    let wait = answer_by.saturating_sub(order.id.created_at().as_millisecond());
-    if wait < SHORTEST_WAIT.as_millis() as i64 {
-        return true;
-    }
-    decided_at.as_millisecond() + (wait / 2).min(LATE_MARGIN.as_millis() as i64) >= answer_by
-}
-
 /// The order as it goes on record with this verdict; `None` when it does not.
 ///
-/// A reservation always does. A rejection does only when it is late; a timely one is answered and forgotten, so that
-/// a sold-out storm writes nothing.
-pub fn on_record(order: &NewOrder, verdict: Verdict, decided_at: Timestamp) -> Option<Order> {
+/// A reservation always does. A rejection does only when nobody waits for it; any other is sent and forgotten, so that a
+/// sold-out storm writes nothing.
+pub fn on_record(order: &NewOrder, verdict: Verdict) -> Option<Order> {
     let state = match verdict {
         Verdict::Reserved { expires_at } => {
             OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
         }
         Verdict::Rejected(rejection @ (Rejection::InsufficientStock { .. } | Rejection::KeyReused))
-            if is_late(order, decided_at) =>
+            if order.reply == ReplyMode::Detached =>
         {
             OrderState::Rejected(rejection)
         }
@@ -415,33 +398,22 @@ mod tests {
     }
 
     #[test]
-    fn only_a_late_rejection_goes_on_record() {
+    fn a_rejection_is_stored_exactly_when_nobody_waits_for_it() {
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
-        let (id, product_id, total) =
-            (OrderId::mint(), ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
-        let at = |ms: i64| from_millis(id.created_at().as_millisecond() + ms);
-        // For who waits for next to nothing it is never in time, not even on a clock that is behind.
-        for (wait_ms, in_time_ms, late_ms) in [
-            (10_000, Some(7_999), 8_000),
-            (1_000, Some(499), 500),
-            (100, Some(49), 50),
-            (99, None, -60_000),
-            (1, None, -60_000),
-            (0, None, -60_000),
-            (-5, None, -60_000),
-        ] {
-            let order = NewOrder { id, product_id, total, answer_by: at(wait_ms), key: None };
-            if let Some(in_time_ms) = in_time_ms {
-                assert_eq!(on_record(&order, rejected, at(in_time_ms)), None, "{wait_ms}");
-            }
-            for late_ms in [late_ms, 60_000] {
-                let late = on_record(&order, rejected, at(late_ms)).unwrap();
-                assert_eq!((late.status(), late.verdict()), (OrderStatus::Rejected, rejected), "{wait_ms}");
-            }
-            let reserved = Verdict::Reserved { expires_at: at(0) };
-            for decided_ms in [-60_000, 0, 60_000] {
-                assert_eq!(on_record(&order, reserved, at(decided_ms)).unwrap().verdict(), reserved);
-            }
+        let reserved = Verdict::Reserved { expires_at: now() };
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
+        let order = |reply| NewOrder { id: OrderId::mint(), product_id, total, reply, key: None };
+        // No clock plays a part: a deadline that is long over changes nothing.
+        for answer_by in [from_millis(0), now(), Timestamp::MAX] {
+            let waited_for = order(ReplyMode::Until(answer_by));
+            assert_eq!(on_record(&waited_for, rejected), None);
+            assert_eq!(on_record(&waited_for, reserved).unwrap().verdict(), reserved);
         }
+        let detached = order(ReplyMode::Detached);
+        for verdict in [rejected, reserved] {
+            assert_eq!(on_record(&detached, verdict).unwrap().verdict(), verdict);
+        }
+        let not_found = Verdict::Rejected(Rejection::ProductNotFound);
+        assert_eq!(on_record(&detached, not_found), None, "it has no product to be stored with");
     }
 }

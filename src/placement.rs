@@ -8,14 +8,13 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
 
 use crate::{
-    command::{Change, ChangeOrder, Command, CommandId},
+    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
     gate::Gate,
     lookup::Lookup,
     order::{
@@ -120,8 +119,7 @@ impl Placement {
         // What was looked up is part of what he waits for. Not all of it: who does not wait at all is somebody else.
         let wait = wait.min(wait.saturating_sub(came.elapsed()).max(LEAST_WAIT));
         let id = OrderId::mint();
-        let order =
-            NewOrder { id, product_id, total, answer_by: answer_by(id.into(), wait), key: key.clone() };
+        let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
         Ok(match self.ask(order.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
@@ -183,7 +181,7 @@ impl Placement {
             order_id: order.id,
             product_id: order.product_id,
             change,
-            answer_by: answer_by(id, wait),
+            reply: reply_mode(id, wait),
         };
         match self.ask(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
@@ -205,9 +203,17 @@ impl Placement {
             return Some(Outcome::Refused(Refusal::LaneFull));
         };
         // Who does not wait for the verdict hears as soon as the command stands in line.
-        let wait = if command.is_async() { self.order_timeout } else { wait };
+        let wait = if command.is_detached() { self.order_timeout } else { wait };
+        let detached = command.clone().detached();
         self.submitter.submit(command);
-        timeout(wait, seat).await.ok().flatten()
+        match timeout(wait, seat).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                // The lane stores the verdict on this copy, a rejection too.
+                self.submitter.submit(detached);
+                None
+            }
+        }
     }
 
     /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago.
@@ -251,11 +257,13 @@ fn again(order: Order) -> Placed {
     }
 }
 
-/// Until when somebody waits for the answer to a command. Counted from its own name: a second look at the clock may be a
-/// millisecond off, which makes who waits for one look like who does not wait ([`Command::is_async`]).
-fn answer_by(id: CommandId, wait: Duration) -> Timestamp {
+/// Not to wait at all is to be detached.
+fn reply_mode(id: CommandId, wait: Duration) -> ReplyMode {
+    if wait.is_zero() {
+        return ReplyMode::Detached;
+    }
     let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-    from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms))
+    ReplyMode::Until(from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms)))
 }
 
 /// Who waits for which command.
@@ -364,17 +372,13 @@ mod tests {
         assert_eq!(placement.waiting.seats().len(), 0);
     }
 
-    #[tokio::test]
-    async fn who_waits_for_a_millisecond_waits() {
-        const ORDERS: usize = 10_000;
-        let (_directory, queue, placement, product_id) =
-            placement_with(Duration::from_millis(1), ORDERS).await;
-        let one = Quantity::new(1).unwrap();
-        join_all((0..ORDERS).map(|_| placement.place(product_id, one, None, None))).await;
-        let deliveries = queue.consumer().await.unwrap().take(ORDERS).await.unwrap();
-        let commands: Vec<_> = deliveries.into_iter().flat_map(|delivery| delivery.commands).collect();
-        assert_eq!(commands.len(), ORDERS);
-        assert_eq!(commands.iter().filter(|command| command.is_async()).count(), 0);
+    #[test]
+    fn only_who_does_not_wait_at_all_is_detached() {
+        let id = CommandId::mint();
+        assert_eq!(reply_mode(id, Duration::ZERO), ReplyMode::Detached);
+        for wait in [Duration::from_nanos(1), Duration::from_secs(10), Duration::MAX] {
+            assert!(matches!(reply_mode(id, wait), ReplyMode::Until(_)), "{wait:?}");
+        }
     }
 
     #[tokio::test]

@@ -66,7 +66,7 @@ pub trait Inbox: Send + Sync {
 /// What became of a submitted command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It stands in line for sure. Only said of a [`Command::is_async`] one, whose client waits for no more.
+    /// It is queued. Only said of a [detached](Command::is_detached) one, whose client waits for no more.
     InLine,
     /// A worker decided it.
     Decided(Verdict),
@@ -96,7 +96,7 @@ pub trait Consumer: Send {
 
     /// Tells what became of deliveries, and lets go of them once all of that is on its way for sure. It may return
     /// before: what fails then fails a later call, and the deliveries come back when the consumer ends. Those whose API
-    /// is gone may be taken once more, with [`Command::for_nobody`]: what only it would have heard goes on record.
+    /// is gone may be taken once more, [detached](Command::detached): what only it would have heard is stored.
     async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError>;
 
     /// Waits until all that was settled is let go of.

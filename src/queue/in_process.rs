@@ -172,9 +172,16 @@ struct InProcessSubmitter {
 #[async_trait]
 impl Submitter for InProcessSubmitter {
     fn submit(&self, command: Command) {
-        let (id, product_id, is_async) = (command.id(), command.product_id(), command.is_async());
+        let (id, product_id, is_detached) = (command.id(), command.product_id(), command.is_detached());
         let mut state = self.shared.state();
         let lane = state.lanes.entry(product_id).or_default();
+        // The client of a command that waits here has left: its copy takes its place.
+        if is_detached && let Some((waiting, _)) = lane.waiting.iter_mut().find(|(one, _)| one.id() == id) {
+            *waiting = command;
+            drop(state);
+            self.inbox.deliver(vec![(id, Outcome::InLine)]);
+            return;
+        }
         if lane.waiting.len() >= self.shared.lane_capacity {
             drop(state);
             self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
@@ -186,7 +193,7 @@ impl Submitter for InProcessSubmitter {
             drop(state);
             self.shared.arrived.notify_one();
         }
-        if is_async {
+        if is_detached {
             self.inbox.deliver(vec![(id, Outcome::InLine)]);
         }
     }
@@ -326,7 +333,7 @@ impl Drop for InProcessConsumer {
 mod tests {
     use super::*;
     use crate::{
-        command::CommandId,
+        command::{CommandId, ReplyMode},
         order::{NewOrder, Order, OrderState, OrderStatus, Quantity},
     };
 
@@ -351,7 +358,7 @@ mod tests {
         let id = OrderId::mint();
         assert!(!submitter.may_hold(id));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        submitter.submit(NewOrder { id, product_id, total, answer_by: now(), key: None }.into());
+        submitter.submit(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into());
         assert!(submitter.may_hold(id), "it is in line");
         assert!(!submitter.may_hold(before), "it is older than the line");
         let mut consumer = queue.consumer().await.unwrap();

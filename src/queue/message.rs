@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     batch::Event,
-    command::{Change, ChangeOrder, Command, CommandId},
+    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
         from_millis,
@@ -51,8 +51,11 @@ struct OneCommand<'a> {
     change: Option<Change>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_id: Option<OrderId>,
+    /// Of a detached one, when it was created: earlier releases take that for detached.
     #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     answer_by: Timestamp,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    detached: bool,
 }
 
 /// The same, as it arrives.
@@ -66,6 +69,18 @@ struct GivenCommand {
     order_id: Option<OrderId>,
     #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     answer_by: Timestamp,
+    #[serde(default)]
+    detached: bool,
+}
+
+impl GivenCommand {
+    /// An earlier release does not say `detached`: it sends a deadline that is over from birth.
+    fn reply(&self) -> ReplyMode {
+        match self.detached || self.answer_by <= self.id.as_order().created_at() {
+            true => ReplyMode::Detached,
+            false => ReplyMode::Until(self.answer_by),
+        }
+    }
 }
 
 impl<'a> From<&'a Command> for OneCommand<'a> {
@@ -74,8 +89,12 @@ impl<'a> From<&'a Command> for OneCommand<'a> {
             Command::Place(order) => (Some(order.total), order.key.as_ref(), None, None),
             Command::Change(change) => (None, None, Some(change.change), Some(change.order_id)),
         };
-        let (id, product_id, answer_by) = (command.id(), command.product_id(), command.answer_by());
-        Self { id, product_id, total, idempotency_key, change, order_id, answer_by }
+        let (id, product_id, detached) = (command.id(), command.product_id(), command.is_detached());
+        let answer_by = match command.reply() {
+            ReplyMode::Until(answer_by) => answer_by,
+            ReplyMode::Detached => id.as_order().created_at(),
+        };
+        Self { id, product_id, total, idempotency_key, change, order_id, answer_by, detached }
     }
 }
 
@@ -83,13 +102,14 @@ impl TryFrom<GivenCommand> for Command {
     type Error = Undecodable;
 
     fn try_from(given: GivenCommand) -> Result<Self, Undecodable> {
-        let GivenCommand { id, product_id, total, idempotency_key: key, change, order_id, answer_by } = given;
+        let reply = given.reply();
+        let GivenCommand { id, product_id, total, idempotency_key: key, change, order_id, .. } = given;
         match (total, change, order_id) {
             (Some(total), None, None) => {
-                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, answer_by, key }))
+                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, reply, key }))
             }
             (None, Some(change), Some(order_id)) => {
-                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, answer_by }))
+                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, reply }))
             }
             _ => Err(Undecodable(format!("{id} must have a total, or a change and an order_id"))),
         }
@@ -328,13 +348,13 @@ mod tests {
 
     fn new_order(id: OrderId, number: u64, key: Option<&str>) -> Command {
         let key = key.map(|key| key.to_owned().try_into().unwrap());
-        let answer_by = from_millis(1_734_000_010_000);
-        NewOrder { id, product_id: product(number), total: Quantity::new(2).unwrap(), answer_by, key }.into()
+        let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
+        NewOrder { id, product_id: product(number), total: Quantity::new(2).unwrap(), reply, key }.into()
     }
 
     fn change(id: CommandId, change: Change) -> Command {
-        let answer_by = from_millis(1_734_000_010_000);
-        ChangeOrder { id, order_id: self::id(), product_id: product(1), change, answer_by }.into()
+        let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
+        ChangeOrder { id, order_id: self::id(), product_id: product(1), change, reply }.into()
     }
 
     fn order(number: u64, status: OrderStatus) -> Order {
@@ -353,6 +373,7 @@ mod tests {
             .map(|one| change(CommandId::mint(), one))
             .chain((1..=3).map(|number| new_order(OrderId::mint(), number, None)))
             .chain([new_order(OrderId::mint(), 4, Some("a-key"))])
+            .chain([new_order(OrderId::mint(), 5, None).detached()])
             .collect();
         assert_eq!(decode_commands(&encode_commands(&commands), Some(ORDERS_V1)).unwrap(), commands);
 
@@ -380,9 +401,14 @@ mod tests {
     fn the_wire_format_is_what_architecture_md_shows() {
         let commands =
             [new_order(id(), 1, None), new_order(id(), 1, Some("a-key")), change(id().into(), Change::Pay)];
+        let detached = new_order(id(), 1, None).detached();
+        assert_eq!(
+            text(encode_commands(&[detached])),
+            r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":1733746884608,"detached":true}]}"#
+        );
         assert_eq!(
             text(encode_commands(&commands)),
-            r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":1734000010000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"idempotency_key":"a-key","answer_by":1734000010000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"change":"pay","order_id":"0193ab5e-0000-7000-8000-000000000000","answer_by":1734000010000}]}"#
+            r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":4102444800000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"idempotency_key":"a-key","answer_by":4102444800000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"change":"pay","order_id":"0193ab5e-0000-7000-8000-000000000000","answer_by":4102444800000}]}"#
         );
         let reserved = Verdict::Reserved { expires_at: from_millis(1_734_000_900_000) };
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
@@ -434,7 +460,8 @@ mod tests {
             )
         };
         let decoded = |message: &str| decode_commands(message.as_bytes(), Some(ORDERS_V1));
-        assert!(decoded(&order(r#","total":1"#)).is_ok());
+        let of_an_earlier_release = decoded(&order(r#","total":1"#)).unwrap();
+        assert!(of_an_earlier_release[0].is_detached(), "its deadline is over from birth");
         for bad in [
             "",
             r#","total":0"#,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use antre::{
-    command::{Change, ChangeOrder, Command, CommandId},
+    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
     order::{NewOrder, OrderId, OrderStatus, Quantity, Rejection, Verdict, now},
     product::ProductId,
     queue::{
@@ -139,14 +139,14 @@ fn products(count: u64) -> Vec<ProductId> {
 }
 
 fn order(product_id: ProductId, total: u32) -> NewOrder {
-    let answer_by = now() + SignedDuration::from_hours(1);
-    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), answer_by, key: None }
+    let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
+    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
 }
 
 /// What these tests decide on an order: something that only this order gets.
 fn verdict(order: &NewOrder) -> Verdict {
     match order.total.get() {
-        even if even.is_multiple_of(2) => Verdict::Reserved { expires_at: order.answer_by },
+        even if even.is_multiple_of(2) => Verdict::Reserved { expires_at: order.id.created_at() },
         odd => Verdict::Rejected(Rejection::InsufficientStock { available: odd }),
     }
 }
@@ -308,10 +308,10 @@ async fn verdicts_reach_the_api_that_submitted(adapter: Adapter) {
 async fn commands_of_all_kinds_arrive_as_they_were_given(adapter: Adapter) {
     let queue = adapter.queue().await;
     let mut api = Api::open(&queue).await;
-    let answer_by = now() + SignedDuration::from_hours(1);
+    let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
         let (id, order_id) = (CommandId::mint(), OrderId::mint());
-        ChangeOrder { id, order_id, product_id: product(1), change, answer_by }.into()
+        ChangeOrder { id, order_id, product_id: product(1), change, reply }.into()
     };
     let key = |text: String| Some(text.try_into().unwrap());
     let submitted: Vec<Command> = vec![
@@ -360,7 +360,7 @@ async fn who_does_not_wait_hears_that_the_command_stands_in_line(adapter: Adapte
     let impatient: Vec<_> = (0..20)
         .map(|_| {
             let order = order(product(1), 2);
-            NewOrder { answer_by: order.id.created_at(), ..order }
+            NewOrder { reply: ReplyMode::Detached, ..order }
         })
         .collect();
     impatient.iter().for_each(|order| api.submitter.submit(order.clone().into()));
@@ -743,7 +743,7 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
     let mut deliveries = take(&mut consumer, 1).await;
     if deliveries[0].reply_to.is_empty() {
         // An adapter that knows that nobody heard it.
-        assert_eq!(deliveries[0].commands, [orphans[0].commands[0].clone().for_nobody()]);
+        assert_eq!(deliveries[0].commands, [orphans[0].commands[0].clone().detached()]);
         settle(&mut consumer, deliveries).await;
         deliveries = hold(&mut consumer, 1).await;
     }
@@ -951,9 +951,9 @@ mod broker {
 
         let mut again = take(&mut consumer, 10).await;
         again.sort_unstable_by_key(|delivery| delivery.commands[0].product_id());
-        let for_nobody = lost.map(|order| Command::from(order).for_nobody());
-        assert!(for_nobody.iter().all(Command::is_async));
-        assert_eq!([again[0].commands.clone(), again[1].commands.clone()].concat(), for_nobody);
+        let detached = lost.map(|order| Command::from(order).detached());
+        assert!(detached.iter().all(Command::is_detached));
+        assert_eq!([again[0].commands.clone(), again[1].commands.clone()].concat(), detached);
         assert!(again.iter().all(|delivery| delivery.reply_to.is_empty()));
         settle(&mut consumer, again).await;
         let lanes = format!("{}orders.product.", place.queue_prefix);
@@ -1035,7 +1035,7 @@ mod broker {
         submitted.extend(api.submit_many(product(1), 49));
         // Who does not wait hears when his order stands in line, and with it all that came before.
         let order = order(product(1), 100);
-        submitted.push(NewOrder { answer_by: order.id.created_at(), ..order });
+        submitted.push(NewOrder { reply: ReplyMode::Detached, ..order });
         api.submitter.submit(submitted[99].clone().into());
         assert_eq!(api.hear().await, (submitted[99].id.into(), Outcome::InLine));
         alone.restart(Server::Broker).await;

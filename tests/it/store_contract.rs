@@ -13,7 +13,7 @@ use std::{
 };
 
 use antre::{
-    command::Command,
+    command::{Command, ReplyMode},
     inventory::{Inventory, Stock, StockBelowReserved},
     order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
     product::{Product, ProductId, ProductName},
@@ -73,7 +73,8 @@ suite! {
     a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf,
     a_batch_half_old_half_new_decides_only_the_new,
     an_order_that_stands_twice_in_a_batch_is_decided_once,
-    a_late_rejection_goes_on_record,
+    a_rejection_for_which_nobody_waits_is_stored,
+    a_detached_copy_stores_the_rejection_of_the_first,
     what_became_of_an_order_since_does_not_change_its_verdict,
     the_largest_numbers_are_exact,
     a_thousand_orders_in_one_batch,
@@ -235,15 +236,15 @@ fn stranger() -> ProductId {
     ProductId::new(ProductId::MAX).unwrap()
 }
 
-/// An order whose buyer waits for another hour: a rejection is not late.
+/// An order whose client waits for the verdict.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
-    let answer_by = now() + SignedDuration::from_hours(1);
-    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), answer_by, key: None }
+    let reply = ReplyMode::Until(now());
+    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
 }
 
-/// An order whose buyer stopped waiting an hour ago.
-fn late_order(product_id: ProductId, total: u32) -> NewOrder {
-    NewOrder { answer_by: now() - SignedDuration::from_hours(1), ..order(product_id, total) }
+/// An order for whose verdict nobody waits.
+fn detached_order(product_id: ProductId, total: u32) -> NewOrder {
+    NewOrder { reply: ReplyMode::Detached, ..order(product_id, total) }
 }
 
 fn rejected(available: u32) -> Verdict {
@@ -444,7 +445,7 @@ async fn orders_are_paged_in_the_order_of_their_creation(database: Database) {
 async fn orders_are_filtered_by_product_and_status(database: Database) {
     let (shirt, hat) = (database.product_of(10).await, database.product_of(1).await);
     let reserved = [order(shirt, 1), order(hat, 1), order(shirt, 2)];
-    let too_many = [late_order(shirt, 100), late_order(hat, 100)];
+    let too_many = [detached_order(shirt, 100), detached_order(hat, 100)];
     database.decide(&[reserved.as_slice(), &too_many].concat()).await;
     let list = async |product_id, status, after: Option<OrderId>, limit| {
         let orders = database.store.orders(OrderPage { product_id, status, after, limit }).await.unwrap();
@@ -517,7 +518,7 @@ async fn all_pieces_of_an_order_or_none(database: Database) {
 async fn an_unknown_product_is_rejected_amid_others(database: Database) {
     let id = database.product_of(5).await;
     let not_found = Verdict::Rejected(Rejection::ProductNotFound);
-    let unknown = [order(stranger(), 1), late_order(stranger(), 1)];
+    let unknown = [order(stranger(), 1), detached_order(stranger(), 1)];
     assert_eq!(database.decide(&unknown).await, [not_found; 2]);
     let batch = [unknown[0].clone(), order(id, 2), unknown[1].clone(), order(stranger(), 3), order(id, 3)];
     let verdicts = database.decide(&batch).await;
@@ -549,7 +550,7 @@ async fn a_batch_that_fails_halfway_leaves_nothing(database: Database) {
     let (shirt, hat) = (database.product_of(5).await, database.product_of(5).await);
     // The orders go on record first. Then the stock cannot be moved.
     database.by_hand(&database.home.refuse("UPDATE", "inventories")).await.unwrap();
-    let batch = [order(shirt, 1), late_order(hat, 100), order(hat, 2)];
+    let batch = [order(shirt, 1), detached_order(hat, 100), order(hat, 2)];
     database.store.decide(&commands(&batch), TTL).await.unwrap_err();
     for id in [shirt, hat] {
         assert_eq!(database.orders_of(id).await, []);
@@ -566,7 +567,8 @@ async fn an_empty_batch_is_no_work(database: Database) {
 
 async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
     let (shirt, hat) = (database.product_of(5).await, database.product_of(5).await);
-    let batch = [order(shirt, 3), order(hat, 5), late_order(shirt, 9), late_order(hat, 1), order(shirt, 1)];
+    let batch =
+        [order(shirt, 3), order(hat, 5), detached_order(shirt, 9), detached_order(hat, 1), order(shirt, 1)];
     let verdicts = database.decide(&batch).await;
     assert_eq!(accepted(&verdicts), [true, true, false, false, true]);
     let (orders, pieces) = (database.orders_of(shirt).await, database.pieces(shirt).await);
@@ -590,7 +592,7 @@ async fn a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf(data
     assert_eq!(accepted(&reserved), [true]);
     // Alone; amid orders that are rejected; amid one that is accepted.
     assert_eq!(database.decide(slice::from_ref(&taker)).await, reserved);
-    for company in [order(shirt, 1), order(hat, 1), late_order(shirt, 1), order(stranger(), 1)] {
+    for company in [order(shirt, 1), order(hat, 1), detached_order(shirt, 1), order(stranger(), 1)] {
         let verdicts = database.decide(&[company.clone(), taker.clone()]).await;
         assert_eq!(verdicts[1], reserved[0]);
         assert_eq!(is_reserved(&verdicts[0]), company.product_id == hat);
@@ -602,7 +604,7 @@ async fn a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf(data
 
 async fn a_batch_half_old_half_new_decides_only_the_new(database: Database) {
     let (shirt, hat) = (database.product_of(5).await, database.product_of(2).await);
-    let old = [order(shirt, 2), order(hat, 2), late_order(hat, 1)];
+    let old = [order(shirt, 2), order(hat, 2), detached_order(hat, 1)];
     let on_record = database.decide(&old).await;
     assert_eq!(accepted(&on_record), [true, true, false]);
     let new = [order(shirt, 3), order(hat, 1), order(shirt, 1)];
@@ -630,7 +632,7 @@ async fn an_order_that_stands_twice_in_a_batch_is_decided_once(database: Databas
     assert!(is_reserved(&verdicts[0]) && verdicts[0] == verdicts[2], "{verdicts:?}");
     assert_eq!(database.pieces(id).await, [5, 1, 4]);
     // Rejected twice, in time and late.
-    for twice in [order(id, 2), late_order(id, 2)] {
+    for twice in [order(id, 2), detached_order(id, 2)] {
         assert_eq!(database.decide(&[twice.clone(), twice]).await, [rejected(1); 2]);
     }
     // An order between the two takes what is left.
@@ -641,9 +643,9 @@ async fn an_order_that_stands_twice_in_a_batch_is_decided_once(database: Databas
     database.assert_balanced().await;
 }
 
-async fn a_late_rejection_goes_on_record(database: Database) {
+async fn a_rejection_for_which_nobody_waits_is_stored(database: Database) {
     let id = database.product_of(3).await;
-    let (in_time, late) = (order(id, 4), late_order(id, 4));
+    let (in_time, late) = (order(id, 4), detached_order(id, 4));
     assert_eq!(database.decide(&[in_time.clone(), late.clone()]).await, [rejected(3); 2]);
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
     let state = OrderState::Rejected(Rejection::InsufficientStock { available: 3 });
@@ -657,6 +659,19 @@ async fn a_late_rejection_goes_on_record(database: Database) {
     // The one of which nothing is on record is decided as if it came for the first time.
     assert_eq!(accepted(&database.decide(&[in_time]).await), [true]);
     database.assert_balanced().await;
+}
+
+/// The client of an order stops waiting: its API submits it again as detached, and one batch has both copies.
+async fn a_detached_copy_stores_the_rejection_of_the_first(database: Database) {
+    let id = database.product_of(3).await;
+    let first = order(id, 4);
+    let copy = NewOrder { reply: ReplyMode::Detached, ..first.clone() };
+    let batch = [first.clone(), copy.clone(), copy.clone(), order(id, 1)];
+    let verdicts = database.decide(&batch).await;
+    assert_eq!(verdicts[..3], [rejected(3); 3]);
+    assert_eq!(database.store.order(first.id).await.unwrap().unwrap().verdict(), rejected(3));
+    assert_eq!(database.decide(&[copy]).await, [rejected(3)], "the stored verdict, not what is left now");
+    assert_eq!(database.pieces(id).await, [3, 2, 1]);
 }
 
 async fn what_became_of_an_order_since_does_not_change_its_verdict(database: Database) {
@@ -677,7 +692,7 @@ async fn the_largest_numbers_are_exact(database: Database) {
     assert_eq!(database.pieces(id).await, [Stock::MAX, Stock::MAX, 0]);
     let verdicts = database
         .decide(&[
-            late_order(small, Quantity::MAX),
+            detached_order(small, Quantity::MAX),
             order(id, 1),
             order(id, Quantity::MAX),
             order(id, Quantity::MAX - 1),
@@ -912,7 +927,7 @@ impl Model {
                 if fits {
                     (*available, *reserved) = (*available - total, *reserved + total);
                 }
-                if fits || order.answer_by < now() {
+                if fits || order.reply == ReplyMode::Detached {
                     self.on_record.insert(order.id, (order.product_id, verdict));
                 }
                 verdict
@@ -966,7 +981,7 @@ async fn replay(database: &Database, steps: Vec<Step>) {
                 for pick in picks {
                     let order = match pick {
                         Pick::New { product, total, late: false } => order(products[product], total),
-                        Pick::New { product, total, late: true } => late_order(products[product], total),
+                        Pick::New { product, total, late: true } => detached_order(products[product], total),
                         Pick::Again(_) if picked.is_empty() => continue,
                         Pick::Again(index) => index.get(&picked).clone(),
                     };
@@ -1023,7 +1038,7 @@ async fn a_decision_cancelled_at_any_point_leaves_books_that_balance(database: D
     let mut cancelled = 0;
     for redelivered in [false, true] {
         for polls in 0.. {
-            let batch = [order(hat, 1), order(shirt, 2), late_order(hat, PIECES + 1)];
+            let batch = [order(hat, 1), order(shirt, 2), detached_order(hat, PIECES + 1)];
             sent.extend(batch.clone());
             if redelivered {
                 database.decide(&batch[..1]).await;
@@ -1080,7 +1095,7 @@ async fn decisions_cancelled_in_a_crowd_leave_books_that_balance(database: Datab
 
 async fn what_is_committed_survives_closing(database: Database) {
     let id = database.product_of(5).await;
-    let batch = [order(id, 3), late_order(id, 100)];
+    let batch = [order(id, 3), detached_order(id, 100)];
     let verdicts = database.decide(&batch).await;
     let (product, orders) = (database.store.product(id).await.unwrap(), database.orders_of(id).await);
     database.store.close().await;
@@ -1111,7 +1126,7 @@ async fn many_may_open_one_database_at_once(database: Database) {
 
 async fn bad_numbers_written_by_hand_are_refused(database: Database) {
     let id = database.product_of(5).await;
-    let (reserved, rejected) = (order(id, 2), late_order(id, 9));
+    let (reserved, rejected) = (order(id, 2), detached_order(id, 9));
     database.decide(&[reserved.clone(), rejected.clone()]).await;
     let (reserved, rejected) = (reserved.id.uuid().simple(), rejected.id.uuid().simple());
     let new = OrderId::mint().uuid().simple();

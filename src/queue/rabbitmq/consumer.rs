@@ -156,7 +156,7 @@ impl RabbitMqConsumer {
     fn take_back(&mut self, unheard: Vec<Held>) {
         for (delivery, acker) in unheard {
             self.unacked.insert(delivery.tag, acker);
-            let commands = delivery.commands.into_iter().map(Command::for_nobody).collect();
+            let commands = delivery.commands.into_iter().map(Command::detached).collect();
             self.unheard.push(Delivery { commands, reply_to: "".into(), ..delivery });
         }
     }

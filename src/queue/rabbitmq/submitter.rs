@@ -30,7 +30,7 @@ use super::{
     within,
 };
 use crate::{
-    command::{Command, CommandId},
+    command::{Command, CommandId, ReplyMode},
     order::{OrderId, now},
     product::ProductId,
     queue::{
@@ -237,7 +237,7 @@ impl Shared {
     /// that there will be a verdict.
     fn keep(self: &Arc<Self>, commands: Vec<Command>) {
         let commands: Vec<_> =
-            commands.into_iter().filter(|command| is_young(command.id())).map(Command::for_nobody).collect();
+            commands.into_iter().filter(|command| is_young(command.id())).map(Command::detached).collect();
         let room = u32::try_from(commands.len()).ok();
         let Some(Ok(room)) = room.map(|count| self.kept.clone().try_acquire_many_owned(count)) else {
             tracing::error!(
@@ -308,7 +308,7 @@ impl Shared {
             let error = match self.publish(lane, &payload).await {
                 Published::Confirmed => {
                     let mut of_async =
-                        commands.iter().filter(|command| command.is_async()).map(Command::id).peekable();
+                        commands.iter().filter(|command| command.is_detached()).map(Command::id).peekable();
                     if of_async.peek().is_some() {
                         self.tell(of_async, Outcome::InLine);
                     }
@@ -525,7 +525,11 @@ fn no_replies() -> QueueError {
 fn is_waited_for(command: &Command) -> bool {
     let least =
         command.id().as_order().created_at().as_millisecond() + PATIENCE_WITH_ASYNC.as_millis() as i64;
-    command.answer_by().as_millisecond().max(least) >= now().as_millisecond()
+    let answer_by = match command.reply() {
+        ReplyMode::Until(answer_by) => answer_by.as_millisecond(),
+        ReplyMode::Detached => 0,
+    };
+    answer_by.max(least) >= now().as_millisecond()
 }
 
 /// Whether a command may still be in line for all that its client can know.

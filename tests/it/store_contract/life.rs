@@ -33,8 +33,8 @@ suite! {
 const NO_TIME: Duration = Duration::ZERO;
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
-    let (id, answer_by) = (CommandId::mint(), now() + SignedDuration::from_hours(1));
-    ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, answer_by }.into()
+    let (id, reply) = (CommandId::mint(), ReplyMode::Until(now()));
+    ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, reply }.into()
 }
 
 fn keyed(order: NewOrder, key: &str) -> NewOrder {
@@ -157,7 +157,7 @@ async fn the_first_change_wins_whatever_comes_after(database: Database) {
     // Of nine products' worth of each: three paid orders of each kind of batch are gone from the warehouse.
     assert_eq!(database.pieces(id).await, [94, 94, 0]);
     // What never was a reservation stays what it is.
-    let late = late_order(id, 95);
+    let late = detached_order(id, 95);
     assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(94)]);
     for (change, _) in all {
         assert_eq!(database.change(&late, change).await, Verdict::Status(OrderStatus::Rejected));
@@ -190,7 +190,7 @@ async fn what_is_due_is_found_the_longest_overdue_first(database: Database) {
     let [paid, cancelled] = database.reserve_for(shirt, [1, 1], NO_TIME).await;
     database.change(&paid, Change::Pay).await;
     database.change(&cancelled, Change::Cancel).await;
-    assert_eq!(database.decide(&[late_order(shirt, 1000)]).await, [rejected(97)]);
+    assert_eq!(database.decide(&[detached_order(shirt, 1000)]).await, [rejected(97)]);
     let found = async |seconds, limit| -> Vec<OrderId> {
         let at = now() + SignedDuration::from_secs(seconds);
         database.store.due(at, limit).await.unwrap().iter().map(|order| order.id).collect()
@@ -255,7 +255,7 @@ async fn an_order_under_a_key_is_found_after_the_shelf_is_empty(database: Databa
     let taker = keyed(order(id, 2), "buyer-1");
     assert_eq!(accepted(&database.decide(slice::from_ref(&taker)).await), [true]);
     let on_record = database.store.order(taker.id).await.unwrap().unwrap();
-    for again in [keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 2), "buyer-1")] {
+    for again in [keyed(order(id, 2), "buyer-1"), keyed(detached_order(id, 2), "buyer-1")] {
         assert_eq!(database.decide(&[again]).await, [Verdict::AlreadyPlaced(on_record)]);
     }
     assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-2")]).await, [rejected(0)]);
@@ -263,7 +263,7 @@ async fn an_order_under_a_key_is_found_after_the_shelf_is_empty(database: Databa
     database.store.recount(id, stock(3)).await.unwrap().unwrap().unwrap();
     assert_eq!(accepted(&database.decide(&[keyed(order(id, 1), "buyer-2")]).await), [true]);
     // A late one is.
-    let late = keyed(late_order(id, 1), "buyer-3");
+    let late = keyed(detached_order(id, 1), "buyer-3");
     assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(0)]);
     database.store.recount(id, stock(9)).await.unwrap().unwrap().unwrap();
     let on_record = database.store.order(late.id).await.unwrap().unwrap();
@@ -300,7 +300,7 @@ async fn lanes_that_fight_for_one_key_make_one_order(database: Database) {
 async fn an_order_that_was_given_two_ids_is_found_under_both(database: Database) {
     let id = database.product_of(10).await;
     let first = keyed(order(id, 2), "buyer-1");
-    let (in_time, late) = (keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 2), "buyer-1"));
+    let (in_time, late) = (keyed(order(id, 2), "buyer-1"), keyed(detached_order(id, 2), "buyer-1"));
     let batch = [first.clone(), in_time.clone(), late.clone()];
     let verdicts = database.decide(&batch).await;
     let on_record = database.store.order(first.id).await.unwrap().unwrap();
@@ -319,7 +319,7 @@ async fn an_order_that_was_given_two_ids_is_found_under_both(database: Database)
 
 async fn a_key_that_is_refused_late_goes_on_record(database: Database) {
     let id = database.product_of(10).await;
-    let (first, late) = (keyed(order(id, 2), "buyer-1"), keyed(late_order(id, 3), "buyer-1"));
+    let (first, late) = (keyed(order(id, 2), "buyer-1"), keyed(detached_order(id, 3), "buyer-1"));
     for _ in 0..2 {
         assert_eq!(database.decide(&[first.clone(), late.clone()]).await[1], KEY_REUSED);
         let on_record = database.store.order(late.id).await.unwrap().unwrap();
@@ -339,7 +339,7 @@ async fn events_tell_what_became_of_orders_in_the_order_of_the_lane(database: Da
         database.store.decide(commands, NO_TIME).await.unwrap().events.iter().map(told).collect()
     };
     let [a, b, c] = [order(id, 1), order(id, 9), keyed(order(id, 1), "buyer-1")];
-    let batch = commands(&[a.clone(), b.clone(), late_order(id, 9), c.clone(), order(stranger(), 1)]);
+    let batch = commands(&[a.clone(), b.clone(), detached_order(id, 9), c.clone(), order(stranger(), 1)]);
     let reserved = [(a.id, OrderStatus::Reserved), (c.id, OrderStatus::Reserved)];
     assert_eq!(events(&batch).await, reserved);
     assert_eq!(events(&batch[..1]).await, reserved[..1], "again, when it is redelivered");
@@ -490,7 +490,7 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
                 for pick in picks {
                     let command = match pick {
                         Pick::Place { product, total, key, late } => {
-                            let order = if late { late_order } else { order }(products[product], total);
+                            let order = if late { detached_order } else { order }(products[product], total);
                             let key = key.map(|key| self::key(&format!("{round}-{key}")));
                             placed.push(NewOrder { key, ..order });
                             placed[placed.len() - 1].clone().into()
