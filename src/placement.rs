@@ -340,7 +340,6 @@ impl Drop for Seat {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::future::join_all;
 
     use super::*;
     use crate::{queue::in_process::InProcessQueue, store::sqlite::SqliteStore};

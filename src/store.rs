@@ -12,6 +12,7 @@ use std::{collections::HashMap, time::Duration};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::{
     batch::Event,
@@ -81,6 +82,9 @@ pub trait Store: Send + Sync {
     /// After an error nothing is known: the transaction may or may not be committed. Calling it again with the
     /// same commands is right in either case.
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError>;
+
+    /// Which database this is: a random id that its migrations made, the same for every process that opens it.
+    async fn installation_id(&self) -> Result<Uuid, StoreError>;
 
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -216,7 +220,7 @@ where
 /// An order's columns as both databases hand them out.
 #[derive(sqlx::FromRow)]
 struct OrderRow {
-    id: uuid::Uuid,
+    id: Uuid,
     product_id: i64,
     total: i64,
     status: Text,
@@ -278,9 +282,18 @@ impl TryFrom<FoundRow> for (OrderId, Order) {
 
     fn try_from(row: FoundRow) -> Result<Self, StoreError> {
         let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked.0));
-        let asked = uuid::Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
+        let asked = Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
         Ok((asked.into(), Order::try_from(row.order)?))
     }
+}
+
+const INSTALLATION_ID: &str = "SELECT id FROM installation";
+
+fn installation_id(row: Option<Uuid>) -> Result<Uuid, StoreError> {
+    row.ok_or_else(|| {
+        let what_to_do = "put it back from a backup, or insert one with a random id of 16 bytes";
+        StoreError::Corrupt(format!("nothing in the table installation, {what_to_do}"))
+    })
 }
 
 fn product_id(column: i64) -> Result<ProductId, StoreError> {

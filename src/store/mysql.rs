@@ -18,9 +18,11 @@ use sqlx::{
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
+use uuid::Uuid;
 
 use super::{
-    Decided, FoundRow, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column, product, product_id,
+    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column,
+    installation_id, product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
@@ -243,7 +245,7 @@ impl Store for MySqlStore {
 
     async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
         let mut query = QueryBuilder::new("SELECT * FROM orders WHERE id > ");
-        query.push_bind(page.after.map_or(uuid::Uuid::nil(), OrderId::uuid));
+        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
         if let Some(id) = page.product_id {
             query.push(" AND product_id = ").push_bind(column(id));
         }
@@ -257,6 +259,10 @@ impl Store for MySqlStore {
 
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
         transaction::decide(self, commands, reservation_ttl).await
+    }
+
+    async fn installation_id(&self) -> Result<Uuid, StoreError> {
+        installation_id(sqlx::query_scalar(INSTALLATION_ID).fetch_optional(&self.pool).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

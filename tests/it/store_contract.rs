@@ -88,6 +88,7 @@ suite! {
     decisions_cancelled_in_a_crowd_leave_books_that_balance,
     what_is_committed_survives_closing,
     many_may_open_one_database_at_once,
+    every_database_has_an_id_of_its_own,
     bad_numbers_written_by_hand_are_refused,
 }
 
@@ -1179,4 +1180,18 @@ async fn bad_numbers_written_by_hand_are_refused(database: Database) {
     assert_eq!(database.pieces(id).await, [5, 3, 2]);
     assert_eq!(database.orders_of(id).await.len(), 2);
     database.assert_balanced().await;
+}
+
+async fn every_database_has_an_id_of_its_own(database: Database) {
+    let id = database.store.installation_id().await.unwrap();
+    assert!(!id.is_nil());
+    assert_eq!(database.home.open().await.installation_id().await.unwrap(), id, "opened again");
+    let other = match &database.home {
+        Home::Sqlite { .. } => Database::sqlite().await,
+        Home::MySql { .. } => Database::mysql().await,
+    };
+    assert_ne!(other.store.installation_id().await.unwrap(), id);
+    database.by_hand("DELETE FROM installation").await.unwrap();
+    let error = database.store.installation_id().await.unwrap_err();
+    assert!(error.to_string().contains("table installation"), "{error}");
 }
