@@ -1,6 +1,6 @@
 //! The envelope of every JSON answer, and the one place that maps errors to statuses.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Display};
 
 use axum::{
     body::Body,
@@ -22,6 +22,28 @@ struct Envelope<'a, T> {
     code: u16,
     status: &'a str,
     data: T,
+}
+
+/// A page of a list.
+#[derive(Serialize)]
+struct Page<T, C> {
+    code: u16,
+    status: &'static str,
+    data: Vec<T>,
+    next: Option<C>,
+}
+
+/// A 200 answer with a page of a list. `next` is what `after` takes for the page behind it: in the body as well as in
+/// `Link`, because clients that are generated do not show headers.
+pub(super) fn page<C: Serialize + Display>(
+    data: Vec<impl Serialize>,
+    next: Option<C>,
+    link: impl FnOnce(&C) -> String,
+) -> Response {
+    let link = next.as_ref().map(|next| [(header::LINK, link(next))]);
+    let status = StatusCode::OK;
+    let body = json(status, &Page { code: status.as_u16(), status: "OK", data, next });
+    (link, body).into_response()
 }
 
 /// A 2xx answer.
@@ -173,7 +195,7 @@ impl ApiError {
     }
 
     /// A bug. What it is goes to the log, not to the client.
-    pub(super) fn internal(cause: impl std::fmt::Display) -> Self {
+    pub(super) fn internal(cause: impl Display) -> Self {
         let message = "something is wrong on our side; the log tells more under this x-request-id";
         Self { cause: Some(cause.to_string()), ..Self::new(Reason::InternalError, message) }
     }
@@ -218,8 +240,15 @@ impl ApiError {
 fn insufficient_stock(available: u32) -> Cow<'static, str> {
     match available {
         0 => "no piece is available any more; nothing was reserved".into(),
-        1 => "only 1 piece is available; nothing was reserved".into(),
-        n => format!("only {n} pieces are available; nothing was reserved").into(),
+        n => format!("only {} available; nothing was reserved", pieces_are(n)).into(),
+    }
+}
+
+/// `1 piece is`, `2 pieces are`.
+fn pieces_are(count: u32) -> String {
+    match count {
+        1 => "1 piece is".to_owned(),
+        n => format!("{n} pieces are"),
     }
 }
 
@@ -228,11 +257,11 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::LaneFull => Self::new(
                 Reason::LaneFull,
-                "too many orders are in line for this product; this one was not taken, send it again later",
+                "too many orders are queued for this product; this one was not taken, send it again later",
             ),
             Refusal::QueueUnavailable => Self::new(
                 Reason::QueueUnavailable,
-                "orders cannot get in line now; this one was not taken, send it again later",
+                "orders cannot be queued now; this one was not taken, send it again later",
             ),
         }
     }
@@ -241,8 +270,8 @@ impl From<Refusal> for ApiError {
 impl From<StockBelowReserved> for ApiError {
     fn from(below: StockBelowReserved) -> Self {
         let message = format!(
-            "{} pieces are reserved by buyers: the stock cannot be less; nothing was changed",
-            below.reserved
+            "{} reserved by buyers: the stock cannot be less; nothing was changed",
+            pieces_are(below.reserved)
         );
         Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
     }

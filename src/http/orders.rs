@@ -8,12 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     Api,
     body::{Fields, HeadAndBody, JsonBody, NoBody},
-    envelope::{ApiError, Reason, success},
+    envelope::{ApiError, Reason, page, success},
     preferences::{GivenKey, Preferences},
     query::{ListQuery, OrderPath},
 };
@@ -27,12 +27,12 @@ use crate::{
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct PlaceOrder {
+pub(super) struct OrderRequest {
     product_id: ProductId,
     total: Quantity,
 }
 
-impl Fields for PlaceOrder {
+impl Fields for OrderRequest {
     const FIELDS: &'static [(&'static str, Reason, &'static str)] = &[
         ("product_id", Reason::InvalidProductId, ProductId::EXPECTED),
         ("total", Reason::InvalidTotal, Quantity::EXPECTED),
@@ -43,7 +43,7 @@ impl Fields for PlaceOrder {
 pub(super) async fn place(
     State(api): State<Api>,
     preferences: Preferences,
-    HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<PlaceOrder>>,
+    HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<OrderRequest>>,
 ) -> Response {
     let wait = preferences.wait();
     let answer = placed(&api, order, key, wait).await;
@@ -52,7 +52,7 @@ pub(super) async fn place(
 
 async fn placed(
     api: &Api,
-    PlaceOrder { product_id, total }: PlaceOrder,
+    OrderRequest { product_id, total }: OrderRequest,
     key: Option<IdempotencyKey>,
     wait: Option<Duration>,
 ) -> Result<Response, ApiError> {
@@ -61,7 +61,7 @@ async fn placed(
             Ok((location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response())
         }
         Placed::Pending(id) => {
-            Ok((location(id), success(StatusCode::ACCEPTED, PendingView::from(id))).into_response())
+            Ok((location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response())
         }
         Placed::Rejected(rejection) => Err(ApiError::rejected(rejection, product_id)),
         Placed::Refused(refusal) => Err(refusal.into()),
@@ -121,7 +121,7 @@ async fn changed(
 }
 
 fn still_pending() -> ApiError {
-    let message = "the order is still in line, nothing is reserved yet; try again when it is";
+    let message = "the order is not decided yet, so nothing is reserved; try again once it is";
     ApiError::conflict(Reason::OrderNotReserved, Status::PENDING, message)
 }
 
@@ -151,7 +151,7 @@ pub(super) async fn show(State(api): State<Api>, OrderPath(id): OrderPath) -> Re
     let may_be_pending = api.placement.may_be_pending(id);
     match api.lookup.find(id).await? {
         Some(order) => Ok(success(StatusCode::OK, OrderView::from(order))),
-        None if may_be_pending => Ok(success(StatusCode::OK, PendingView::from(id))),
+        None if may_be_pending => Ok(success(StatusCode::OK, OrderView::pending(id))),
         None => Err(ApiError::order_not_found(id)),
     }
 }
@@ -169,17 +169,17 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let page = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit: limit + 1 }));
+    let read = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit: limit + 1 }));
     let mut orders = match status {
         Some(Status::Pending) => Vec::new(), // what is in line is not on record
-        Some(Status::OnRecord(status)) => page(Some(status)).await?,
-        None => page(None).await?,
+        Some(Status::OnRecord(status)) => read(Some(status)).await?,
+        None => read(None).await?,
     };
     let more = orders.len() > limit as usize;
     orders.truncate(limit as usize);
-    let next = orders.last().filter(|_| more).map(|last| query.next("/api/orders", last.id));
-    let views: Vec<_> = orders.into_iter().map(OrderView::from).collect();
-    Ok((next.map(|next| [(header::LINK, next)]), success(StatusCode::OK, views)).into_response())
+    let next = orders.last().filter(|_| more).map(|last| last.id);
+    let views = orders.into_iter().map(OrderView::from).collect();
+    Ok(page(views, next, |after| query.next("/api/orders", after)))
 }
 
 /// A status as clients name it.
@@ -200,43 +200,72 @@ impl Status {
     }
 }
 
-#[derive(Serialize)]
-struct PendingView {
-    id: OrderId,
-    status: &'static str,
-}
-
-impl From<OrderId> for PendingView {
-    fn from(id: OrderId) -> Self {
-        Self { id, status: Status::PENDING }
-    }
-}
-
+/// An order as clients see it: one shape, whatever its status. What is not known of a pending order is absent.
 #[derive(Serialize)]
 struct OrderView {
     id: OrderId,
+    status: &'static str,
+    #[serde(flatten)]
+    known: Option<Known>,
+}
+
+/// What is known of an order once it is decided.
+#[derive(Serialize)]
+struct Known {
     product_id: ProductId,
     total: Quantity,
-    status: &'static str,
-    created_at: Timestamp,
-    expires_at: Option<Timestamp>,
+    created_at: Time,
+    expires_at: Option<Time>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
 }
 
+impl OrderView {
+    fn pending(id: OrderId) -> Self {
+        Self { id, status: Status::PENDING, known: None }
+    }
+}
+
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
-        Self {
-            id: order.id,
+        let known = Known {
             product_id: order.product_id,
             total: order.total,
-            status: order.status().as_str(),
-            created_at: order.id.created_at(),
-            expires_at: order.expires_at(),
+            created_at: Time(order.id.created_at()),
+            expires_at: order.expires_at().map(Time),
             reason: order.rejection().map(Rejection::reason),
             available_stock: order.rejection().and_then(Rejection::available),
+        };
+        Self { id: order.id, status: order.status().as_str(), known: Some(known) }
+    }
+}
+
+/// A time as clients see it: RFC 3339 in UTC with three digits of fraction, always, so that times sort as text.
+struct Time(Timestamp);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:.3}", self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_always_has_three_digits_of_fraction() {
+        for (millis, text) in [
+            (1_769_850_000_000, "2026-01-31T09:00:00.000Z"),
+            (1_769_850_000_100, "2026-01-31T09:00:00.100Z"),
+            (1_769_850_000_120, "2026-01-31T09:00:00.120Z"),
+            (1_769_850_000_123, "2026-01-31T09:00:00.123Z"),
+            (0, "1970-01-01T00:00:00.000Z"),
+        ] {
+            let time = Time(Timestamp::from_millisecond(millis).unwrap());
+            assert_eq!(serde_json::to_value(time).unwrap(), text);
         }
     }
 }

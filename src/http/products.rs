@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api,
     body::{Fields, HeadAndBody, JsonBody},
-    envelope::{ApiError, Reason, success},
+    envelope::{ApiError, Reason, page, success},
     query::{ListQuery, ProductPath},
 };
 use crate::{
@@ -22,11 +22,11 @@ use crate::{
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewProduct {
+pub(super) struct ProductRequest {
     name: ProductName,
 }
 
-impl Fields for NewProduct {
+impl Fields for ProductRequest {
     const FIELDS: &'static [(&'static str, Reason, &'static str)] =
         &[("name", Reason::InvalidName, ProductName::EXPECTED)];
 }
@@ -34,7 +34,7 @@ impl Fields for NewProduct {
 /// `POST /api/products`
 pub(super) async fn create(
     State(api): State<Api>,
-    JsonBody(new): JsonBody<NewProduct>,
+    JsonBody(new): JsonBody<ProductRequest>,
 ) -> Result<Response, ApiError> {
     let product = api.store.create_product(new.name).await?;
     api.placement.open_lane(product.id).await;
@@ -50,8 +50,8 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let mut products = in_time(api.store.products(after, limit + 1)).await?;
     let more = products.len() > limit as usize;
     products.truncate(limit as usize);
-    let next = products.last().filter(|_| more).map(|last| query.next("/api/products", last.id));
-    Ok((next.map(|next| [(header::LINK, next)]), success(StatusCode::OK, products)).into_response())
+    let next = products.last().filter(|_| more).map(|last| last.id);
+    Ok(page(products, next, |after| query.next("/api/products", after)))
 }
 
 /// `GET /api/products/{productId}`
@@ -92,11 +92,11 @@ pub(super) async fn inventory(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Recount {
+pub(super) struct InventoryRequest {
     stock: Stock,
 }
 
-impl Fields for Recount {
+impl Fields for InventoryRequest {
     const FIELDS: &'static [(&'static str, Reason, &'static str)] =
         &[("stock", Reason::InvalidStock, Stock::EXPECTED)];
 }
@@ -104,7 +104,10 @@ impl Fields for Recount {
 /// `PUT /api/products/{productId}/inventory`
 pub(super) async fn recount(
     State(api): State<Api>,
-    HeadAndBody(ProductPath(id), JsonBody(Recount { stock })): HeadAndBody<ProductPath, JsonBody<Recount>>,
+    HeadAndBody(ProductPath(id), JsonBody(InventoryRequest { stock })): HeadAndBody<
+        ProductPath,
+        JsonBody<InventoryRequest>,
+    >,
 ) -> Result<Response, ApiError> {
     let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
     Gate::lease_is_over().await; // who hears of the pieces can order them, wherever he does
