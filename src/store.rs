@@ -3,9 +3,12 @@
 //! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/store_contract.rs` is what both must pass.
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
+mod lists;
 pub mod mysql;
 pub mod sqlite;
 mod transaction;
+
+pub use lists::Page;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -34,7 +37,11 @@ pub trait Store: Send + Sync {
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
 
     /// Up to `limit` products in id order, beginning behind `after`.
-    async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError>;
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError>;
 
     /// Those of these products that exist.
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
@@ -73,8 +80,9 @@ pub trait Store: Send + Sync {
     /// Up to `limit` reservations whose time is over, the longest overdue first.
     async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError>;
 
-    /// Orders on record in id order, which is the order of their creation.
-    async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError>;
+    /// Stored orders in id order, which is the order of their creation. Examines a bounded number of orders, so that a
+    /// page may be short though there are more.
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError>;
 
     /// Decides a batch in one transaction. When it returns, what it says is committed. An order that is on record
     /// already gets the verdict on record.
@@ -145,6 +153,9 @@ pub enum StoreError {
     /// not end in time.
     #[error("{0}")]
     Away(String),
+    /// It may work when it is tried again: others list so much that there was no turn for this list in time.
+    #[error("too many lists are read at the same time")]
+    TooManyLists,
     /// Trying again will not help.
     #[error("the database refuses: {0}")]
     Refused(#[source] sqlx::Error),
@@ -159,7 +170,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Contended | Self::Away(_))
+        matches!(self, Self::Unavailable(_) | Self::Contended | Self::Away(_) | Self::TooManyLists)
     }
 }
 
@@ -180,12 +191,12 @@ impl From<sqlx::Error> for StoreError {
 fn is_passing(error: &dyn sqlx::error::DatabaseError) -> bool {
     if let Some(mysql) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         // Too many connections; shutting down; lock wait timeout; deadlock; read-only (a failover); killed;
-        // closed for idleness.
-        return matches!(mysql.number(), 1040 | 1053 | 1205 | 1213 | 1290 | 1317 | 1836 | 1927 | 4031);
+        // longer than it may take; closed for idleness.
+        return matches!(mysql.number(), 1040 | 1053 | 1205 | 1213 | 1290 | 1317 | 1836 | 1927 | 3024 | 4031);
     }
-    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_FULL and their extended codes: a disk may be cleaned up.
+    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_INTERRUPT, SQLITE_IOERR, SQLITE_FULL and their extended codes: a disk may be cleaned up.
     let code = error.code().and_then(|code| code.parse::<u32>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
+    code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13))
 }
 
 /// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.

@@ -22,7 +22,7 @@ use crate::{
     order::{IdempotencyKey, Order, OrderId, OrderStatus, Quantity, Rejection},
     placement::{Changed, Placed},
     product::ProductId,
-    store::{OrderPage, in_time},
+    store::{OrderPage, Page, in_time},
 };
 
 #[derive(Deserialize)]
@@ -169,17 +169,14 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let read = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit: limit + 1 }));
-    let mut orders = match status {
-        Some(Status::Pending) => Vec::new(), // what is in line is not on record
+    let read = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit }));
+    let found = match status {
+        Some(Status::Pending) => Page::empty(), // what is in line is not on record
         Some(Status::OnRecord(status)) => read(Some(status)).await?,
         None => read(None).await?,
     };
-    let more = orders.len() > limit as usize;
-    orders.truncate(limit as usize);
-    let next = orders.last().filter(|_| more).map(|last| last.id);
-    let views = orders.into_iter().map(OrderView::from).collect();
-    Ok(page(views, next, |after| query.next("/api/orders", after)))
+    let views = found.rows.into_iter().map(OrderView::from).collect();
+    Ok(page(views, found.next, |after| query.next("/api/orders", after)))
 }
 
 /// A status as clients name it.

@@ -47,11 +47,8 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let query = query.only(&["limit", "after"])?;
     let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let mut products = in_time(api.store.products(after, limit + 1)).await?;
-    let more = products.len() > limit as usize;
-    products.truncate(limit as usize);
-    let next = products.last().filter(|_| more).map(|last| last.id);
-    Ok(page(products, next, |after| query.next("/api/products", after)))
+    let found = in_time(api.store.products(after, limit)).await?;
+    Ok(page(found.rows, found.next, |after| query.next("/api/products", after)))
 }
 
 /// `GET /api/products/{productId}`

@@ -14,15 +14,17 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, Connection, Executor, MySql, MySqlPool, QueryBuilder,
+    ConnectOptions, Connection, Executor, MySql, MySqlPool,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
 use uuid::Uuid;
 
 use super::{
-    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column,
-    installation_id, product, product_id,
+    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Page, Store, StoreError, Text, column,
+    installation_id,
+    lists::{self, Turns, Walk, page_of_orders, page_of_products},
+    product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
@@ -53,6 +55,9 @@ const LOCK_WAIT_SECONDS: u32 = 5;
 #[derive(Clone, Debug)]
 pub struct MySqlStore {
     pool: MySqlPool,
+    /// For lists alone.
+    listing: MySqlPool,
+    turns: Turns,
     deciding: Deciding,
 }
 
@@ -79,21 +84,31 @@ impl MySqlStore {
     pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
         let options = MySqlConnectOptions::from_str(url)?.disable_statement_logging();
         migrate(&options).await?;
-        let reading = connections(1).connect_with(options.clone()).await?;
-        let deciding = connections(0)
+        let reading = connections("autocommit = 1").connect_with(options.clone()).await?;
+        let deciding = connections("autocommit = 0")
             // Whatever was not committed. A connection that is gone (the server ends silent ones) needs no warning.
             .after_release(|connection, _| {
                 Box::pin(async move { Ok(connection.execute("ROLLBACK").await.is_ok()) })
             })
-            .connect_lazy_with(options);
-        Ok(Self { pool: reading, deciding: Deciding { pool: deciding, kept: Arc::default() } })
+            .connect_lazy_with(options.clone());
+        let listing =
+            connections(&format!("autocommit = 1, max_execution_time = {}", lists::TIME_LIMIT.as_millis()))
+                .max_connections(lists::AT_ONCE)
+                .connect_lazy_with(options);
+        Ok(Self {
+            pool: reading,
+            listing,
+            turns: Turns::default(),
+            deciding: Deciding { pool: deciding, kept: Arc::default() },
+        })
     }
 }
 
-fn connections(autocommit: u8) -> MySqlPoolOptions {
+/// Connections whose sessions have these settings besides those that all have.
+fn connections(settings: &str) -> MySqlPoolOptions {
     let limits = format!(
         "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, \
-         autocommit = {autocommit}"
+         {settings}"
     );
     MySqlPoolOptions::new()
         .max_connections(CONNECTIONS)
@@ -116,6 +131,9 @@ async fn migrate(options: &MySqlConnectOptions) -> Result<(), sqlx::Error> {
     MIGRATIONS.run(&mut connection).await?;
     connection.close().await
 }
+
+const BY_ID: Walk =
+    Walk { all: "orders FORCE INDEX (PRIMARY)", of_product: "orders FORCE INDEX (orders_of_product)" };
 
 /// The orders on record of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
@@ -148,14 +166,20 @@ impl Store for MySqlStore {
         name.map(|name| product(column(id), name)).transpose()
     }
 
-    async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        let _turn = self.turns.take().await?;
         let rows: Vec<(i64, Text)> =
             sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
                 .bind(after.map_or(0, column))
-                .bind(limit)
-                .fetch_all(&self.pool)
+                .bind(i64::from(limit) + 1)
+                .fetch_all(&self.listing)
                 .await?;
-        rows.into_iter().map(|(id, name)| product(id, name)).collect()
+        let products = rows.into_iter().map(|(id, name)| product(id, name)).collect::<Result<_, _>>()?;
+        Ok(page_of_products(products, limit))
     }
 
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -243,18 +267,17 @@ impl Store for MySqlStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
-        let mut query = QueryBuilder::new("SELECT * FROM orders WHERE id > ");
-        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
-        if let Some(id) = page.product_id {
-            query.push(" AND product_id = ").push_bind(column(id));
-        }
-        if let Some(status) = page.status {
-            query.push(" AND status = ").push_bind(status.as_str());
-        }
-        query.push(" ORDER BY id LIMIT ").push_bind(page.limit);
-        let rows: Vec<OrderRow> = query.build_query_as().fetch_all(&self.pool).await?;
-        rows.into_iter().map(Order::try_from).collect()
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+        let _turn = self.turns.take().await?;
+        let mut connection = self.listing.acquire().await?;
+        let edge = match BY_ID.edge(&page) {
+            Some(mut edge) => edge.build_query_scalar().fetch_optional(&mut *connection).await?,
+            None => None,
+        };
+        let rows: Vec<OrderRow> =
+            BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
+        let orders = rows.into_iter().map(Order::try_from).collect::<Result<_, _>>()?;
+        Ok(page_of_orders(orders, page.limit, edge))
     }
 
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
@@ -273,6 +296,7 @@ impl Store for MySqlStore {
     async fn close(&self) {
         drop(self.deciding.kept());
         self.deciding.pool.close().await;
+        self.listing.close().await;
         self.pool.close().await;
     }
 }

@@ -3,20 +3,28 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody hears of it.
 
-use std::{collections::HashMap, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, Connection, Executor, QueryBuilder, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, Executor, Sqlite, SqliteConnection, SqlitePool,
+    pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::{
-    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Store, StoreError, Text, column,
-    installation_id, product, product_id,
+    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Page, Store, StoreError, Text, column,
+    installation_id,
+    lists::{self, Turns, Walk, page_of_orders, page_of_products},
+    product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
 use crate::{
@@ -40,6 +48,9 @@ pub struct SqliteStore {
     /// Not in a pool, which would ask it whether it works before and after each transaction. `None` once it is closed.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     readers: SqlitePool,
+    /// For lists alone.
+    listing: SqlitePool,
+    turns: Turns,
 }
 
 impl SqliteStore {
@@ -54,15 +65,27 @@ impl SqliteStore {
             .disable_statement_logging();
         let mut writer = options.connect().await?;
         MIGRATIONS.run(&mut writer).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.read_only(true).optimize_on_close(false, None))
-            .await?;
-        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), readers })
+        let options = options.read_only(true).optimize_on_close(false, None);
+        let reading =
+            |count| SqlitePoolOptions::new().max_connections(count).idle_timeout(None).max_lifetime(None);
+        let readers = reading(READERS).connect_with(options.clone()).await?;
+        let listing = reading(lists::AT_ONCE).connect_lazy_with(options);
+        let writer = Arc::new(Mutex::new(Some(writer)));
+        Ok(Self { writer, readers, listing, turns: Turns::default() })
+    }
+
+    /// A connection for a list, whose statements are interrupted when the time of the list is over.
+    async fn listing(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        /// Steps of SQLite's machine between two looks at the clock: well below a millisecond.
+        const STEPS: i32 = 10_000;
+        let mut connection = self.listing.acquire().await?;
+        let deadline = Instant::now() + lists::TIME_LIMIT;
+        connection.lock_handle().await?.set_progress_handler(STEPS, move || Instant::now() < deadline);
+        Ok(connection)
     }
 }
+
+const BY_ID: Walk = Walk { all: "orders NOT INDEXED", of_product: "orders INDEXED BY orders_of_product" };
 
 /// The orders on record of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?) AS batch
@@ -95,14 +118,20 @@ impl Store for SqliteStore {
         name.map(|name| product(column(id), name)).transpose()
     }
 
-    async fn products(&self, after: Option<ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        let _turn = self.turns.take().await?;
         let rows: Vec<(i64, Text)> =
             sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
                 .bind(after.map_or(0, column))
-                .bind(limit)
-                .fetch_all(&self.readers)
+                .bind(i64::from(limit) + 1)
+                .fetch_all(&mut *self.listing().await?)
                 .await?;
-        rows.into_iter().map(|(id, name)| product(id, name)).collect()
+        let products = rows.into_iter().map(|(id, name)| product(id, name)).collect::<Result<_, _>>()?;
+        Ok(page_of_products(products, limit))
     }
 
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -187,18 +216,17 @@ impl Store for SqliteStore {
         rows.into_iter().map(Order::try_from).collect()
     }
 
-    async fn orders(&self, page: OrderPage) -> Result<Vec<Order>, StoreError> {
-        let mut query = QueryBuilder::new("SELECT * FROM orders WHERE id > ");
-        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
-        if let Some(id) = page.product_id {
-            query.push(" AND product_id = ").push_bind(column(id));
-        }
-        if let Some(status) = page.status {
-            query.push(" AND status = ").push_bind(status.as_str());
-        }
-        query.push(" ORDER BY id LIMIT ").push_bind(page.limit);
-        let rows: Vec<OrderRow> = query.build_query_as().fetch_all(&self.readers).await?;
-        rows.into_iter().map(Order::try_from).collect()
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+        let _turn = self.turns.take().await?;
+        let mut connection = self.listing().await?;
+        let edge = match BY_ID.edge(&page) {
+            Some(mut edge) => edge.build_query_scalar().fetch_optional(&mut *connection).await?,
+            None => None,
+        };
+        let rows: Vec<OrderRow> =
+            BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
+        let orders = rows.into_iter().map(Order::try_from).collect::<Result<_, _>>()?;
+        Ok(page_of_orders(orders, page.limit, edge))
     }
 
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
@@ -216,6 +244,7 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.listing.close().await;
         if let Some(writer) = self.writer.lock().await.take() {
             let _ = writer.close().await; // all that was promised is committed
         }
@@ -338,3 +367,27 @@ const MOVE_STOCK: &str = "UPDATE inventories
          available_stock = available_stock + (batch.value ->> 2),
          reserved_stock  = reserved_stock  + (batch.value ->> 3)
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+        let store = SqliteStore::open(&url).await.unwrap();
+        let endless = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+            SELECT n FROM numbers WHERE n < 0";
+        let began = Instant::now();
+        let mut connection = store.listing().await.unwrap();
+        let error = connection.execute(endless).await.unwrap_err();
+        let (took, error) = (began.elapsed(), StoreError::from(error));
+        assert!(error.is_transient(), "{error}");
+        assert!(took >= lists::TIME_LIMIT && took < 2 * lists::TIME_LIMIT, "{took:?}");
+        drop(connection);
+        for _ in 0..=lists::AT_ONCE {
+            assert_eq!(store.products(None, 10).await.unwrap(), Page::empty());
+        }
+    }
+}

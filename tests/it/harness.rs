@@ -432,14 +432,13 @@ impl Client {
         self.try_send(Method::POST, &path, |request| with(request, headers)).await
     }
 
-    /// All rows of a list, page by page.
+    /// All rows of a list, page by page. A page may be empty while there are more.
     pub(crate) async fn all(&self, list: &str) -> Vec<Value> {
         let (mut rows, mut page) = (Vec::new(), Some(list.to_owned()));
         while let Some(path) = page {
             let answer = self.get(&path).await;
             assert_eq!(answer.status, 200, "{answer:?}");
             let mut found = answer.data().as_array().unwrap().clone();
-            assert!(!found.is_empty() || answer.next().is_none(), "an empty page with more behind it");
             rows.append(&mut found);
             page = answer.next();
         }

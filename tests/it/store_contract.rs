@@ -52,6 +52,7 @@ macro_rules! suite {
 }
 
 mod life;
+mod lists;
 
 suite! {
     a_new_product_has_no_pieces,
@@ -137,15 +138,15 @@ impl Database {
 
     /// Everything on record for this product, fetched page by page.
     async fn orders_of(&self, id: ProductId) -> Vec<Order> {
-        let mut orders: Vec<Order> = Vec::new();
+        let (mut orders, mut after) = (Vec::new(), None);
         loop {
-            let after = orders.last().map(|order| order.id);
             let page = OrderPage { product_id: Some(id), status: None, after, limit: 1_000 };
-            let next = self.store.orders(page).await.unwrap();
-            if next.is_empty() {
+            let page = self.store.orders(page).await.unwrap();
+            orders.extend(page.rows);
+            after = page.next;
+            if after.is_none() {
                 return orders;
             }
-            orders.extend(next);
         }
     }
 
@@ -333,13 +334,17 @@ async fn a_name_comes_back_as_it_went_in(database: Database) {
         assert_eq!(store.product(product.id).await.unwrap().as_ref(), Some(&product));
         assert_eq!(store.inventory(product.id).await.unwrap().unwrap().0, product);
         assert_eq!(store.recount(product.id, stock(1)).await.unwrap().unwrap().unwrap().0, product);
-        assert_eq!(store.products(None, 100).await.unwrap().last(), Some(&product));
+        assert_eq!(store.products(None, 100).await.unwrap().rows.last(), Some(&product));
     }
 }
 
 async fn products_are_paged_in_the_order_of_their_ids(database: Database) {
     let store = &database.store;
-    assert_eq!(store.products(None, 10).await.unwrap(), []);
+    let page = async |after, limit| {
+        let page = store.products(after, limit).await.unwrap();
+        (page.rows, page.next)
+    };
+    assert_eq!(page(None, 10).await, (vec![], None));
     assert_eq!(store.product_ids().await.unwrap(), []);
     let mut all: Vec<Product> = Vec::new();
     for number in (0..25).rev() {
@@ -348,14 +353,14 @@ async fn products_are_paged_in_the_order_of_their_ids(database: Database) {
     let ids: Vec<ProductId> = all.iter().map(|product| product.id).collect();
     assert!(ids.is_sorted());
     assert_eq!(store.product_ids().await.unwrap(), ids);
-    assert_eq!(store.products(None, 10).await.unwrap(), all[..10]);
-    assert_eq!(store.products(Some(ids[9]), 10).await.unwrap(), all[10..20]);
-    assert_eq!(store.products(Some(ids[19]), 10).await.unwrap(), all[20..]);
-    assert_eq!(store.products(Some(ids[24]), 10).await.unwrap(), []);
-    assert_eq!(store.products(Some(stranger()), 10).await.unwrap(), []);
-    assert_eq!(store.products(None, 25).await.unwrap(), all);
-    assert_eq!(store.products(None, u32::MAX).await.unwrap(), all);
-    assert_eq!(store.products(None, 0).await.unwrap(), []);
+    assert_eq!(page(None, 10).await, (all[..10].to_vec(), Some(ids[9])));
+    assert_eq!(page(Some(ids[9]), 10).await, (all[10..20].to_vec(), Some(ids[19])));
+    assert_eq!(page(Some(ids[19]), 10).await, (all[20..].to_vec(), None));
+    assert_eq!(page(Some(ids[24]), 10).await, (vec![], None));
+    assert_eq!(page(Some(stranger()), 10).await, (vec![], None));
+    assert_eq!(page(None, 25).await, (all.clone(), None));
+    assert_eq!(page(None, u32::MAX).await, (all.clone(), None));
+    assert_eq!(page(None, 0).await.0, []);
 }
 
 async fn what_is_not_reserved_is_available_after_a_recount(database: Database) {
@@ -429,7 +434,7 @@ async fn orders_are_paged_in_the_order_of_their_creation(database: Database) {
     let page = async |after: Option<OrderId>, limit: u32| {
         let page = OrderPage { product_id: None, status: None, after, limit };
         let orders = database.store.orders(page).await.unwrap();
-        orders.iter().map(|order| order.id).collect::<Vec<_>>()
+        orders.rows.iter().map(|order| order.id).collect::<Vec<_>>()
     };
     assert_eq!(page(None, 10).await, ids[..10]);
     assert_eq!(page(Some(ids[9]), 10).await, ids[10..20]);
@@ -450,7 +455,7 @@ async fn orders_are_filtered_by_product_and_status(database: Database) {
     database.decide(&[reserved.as_slice(), &too_many].concat()).await;
     let list = async |product_id, status, after: Option<OrderId>, limit| {
         let orders = database.store.orders(OrderPage { product_id, status, after, limit }).await.unwrap();
-        orders.iter().map(|order| order.id).collect::<Vec<_>>()
+        orders.rows.iter().map(|order| order.id).collect::<Vec<_>>()
     };
     let ids = |orders: &[NewOrder]| orders.iter().map(|order| order.id).collect::<Vec<_>>();
     let (r, x) = (ids(&reserved), ids(&too_many));

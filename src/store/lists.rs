@@ -1,0 +1,165 @@
+//! Lists have bounded work, whatever their filter: a page examines at most [`MAX_EXAMINED`] rows in the order of ids, and
+//! says where the next one begins. An index for each filter would be paid by every order: an index more is a tenth of
+//! what it costs to insert a row.
+//!
+//! Each process lists on connections of its own, [`AT_ONCE`] at a time, so that no list is in the way of anything else.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{Database, Encode, QueryBuilder, Type};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use super::{OrderPage, StoreError, column};
+use crate::{
+    order::{Order, OrderId},
+    product::{Product, ProductId},
+};
+
+/// How many lists a process reads at a time, and its connections for them.
+pub(super) const AT_ONCE: u32 = 2;
+/// How many rows a page examines at most to find those that its filter wants.
+pub(super) const MAX_EXAMINED: i64 = 5_000;
+/// How long the database works on a page at most. Less than what the reader of the page waits.
+pub(super) const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// How long a list waits for its turn at most.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// Some rows in the order of their ids, and where those behind them begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T, Id> {
+    /// The rows. There may be fewer than asked for, or none, while there are more behind them.
+    pub rows: Vec<T>,
+    /// Behind which id the next page begins. `None`: this is the last page.
+    pub next: Option<Id>,
+}
+
+impl<T, Id> Page<T, Id> {
+    /// Of one row more than `limit`, if there are so many. `edge` is the last id that was examined, if there may be rows
+    /// behind it.
+    fn of(mut rows: Vec<T>, limit: u32, edge: Option<Id>, id: impl Fn(&T) -> Id) -> Self {
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next = if more { rows.last().map(id) } else { edge };
+        Self { rows, next }
+    }
+
+    /// A page without rows that is the last one.
+    pub fn empty() -> Self {
+        Self { rows: Vec::new(), next: None }
+    }
+}
+
+pub(super) fn page_of_products(products: Vec<Product>, limit: u32) -> Page<Product, ProductId> {
+    Page::of(products, limit, None, |product| product.id)
+}
+
+pub(super) fn page_of_orders(orders: Vec<Order>, limit: u32, edge: Option<Uuid>) -> Page<Order, OrderId> {
+    Page::of(orders, limit, edge.map(OrderId::from), |order| order.id)
+}
+
+/// The table of orders as it is walked in the order of ids. Without a word about the index, the database would sometimes
+/// rather read all orders of one status and sort them.
+pub(super) struct Walk {
+    /// All orders.
+    pub(super) all: &'static str,
+    /// Those of one product.
+    pub(super) of_product: &'static str,
+}
+
+impl Walk {
+    /// Finds the last order that a page may examine, where its filter may pass over orders.
+    pub(super) fn edge<DB>(&self, page: &OrderPage) -> Option<QueryBuilder<'static, DB>>
+    where
+        DB: Database,
+        i64: Encode<'static, DB> + Type<DB>,
+        Uuid: Encode<'static, DB> + Type<DB>,
+    {
+        page.status?;
+        let mut query = self.behind("SELECT id", page);
+        query.push(" ORDER BY id LIMIT 1 OFFSET ").push_bind(MAX_EXAMINED - 1);
+        Some(query)
+    }
+
+    /// Finds the orders of a page, and one more.
+    pub(super) fn orders<DB>(&self, page: &OrderPage, edge: Option<Uuid>) -> QueryBuilder<'static, DB>
+    where
+        DB: Database,
+        i64: Encode<'static, DB> + Type<DB>,
+        Uuid: Encode<'static, DB> + Type<DB>,
+        &'static str: Encode<'static, DB> + Type<DB>,
+    {
+        let mut query = self.behind("SELECT *", page);
+        if let Some(edge) = edge {
+            query.push(" AND id <= ").push_bind(edge);
+        }
+        if let Some(status) = page.status {
+            query.push(" AND status = ").push_bind(status.as_str());
+        }
+        query.push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit) + 1);
+        query
+    }
+
+    fn behind<DB>(&self, select: &str, page: &OrderPage) -> QueryBuilder<'static, DB>
+    where
+        DB: Database,
+        i64: Encode<'static, DB> + Type<DB>,
+        Uuid: Encode<'static, DB> + Type<DB>,
+    {
+        let table = if page.product_id.is_some() { self.of_product } else { self.all };
+        let mut query = QueryBuilder::new(format!("{select} FROM {table} WHERE id > "));
+        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
+        if let Some(id) = page.product_id {
+            query.push(" AND product_id = ").push_bind(column(id));
+        }
+        query
+    }
+}
+
+/// Lets [`AT_ONCE`] lists read at a time, in the order in which they came.
+#[derive(Clone, Debug)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE as usize)))
+    }
+}
+
+impl Turns {
+    /// Waits for a turn, which ends when it is dropped.
+    pub(super) async fn take(&self) -> Result<OwnedSemaphorePermit, StoreError> {
+        match timeout(MAX_WAIT, self.0.clone().acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => Err(StoreError::TooManyLists),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_where_the_next_one_begins() {
+        let page = |rows: &[u32], edge| Page::of(rows.to_vec(), 2, edge, |row| *row);
+        assert_eq!(page(&[1, 2, 3], None), Page { rows: vec![1, 2], next: Some(2) });
+        assert_eq!(page(&[1, 2, 3], Some(9)), Page { rows: vec![1, 2], next: Some(2) });
+        assert_eq!(page(&[1, 2], Some(9)), Page { rows: vec![1, 2], next: Some(9) });
+        assert_eq!(page(&[], Some(9)), Page { rows: vec![], next: Some(9) });
+        assert_eq!(page(&[1, 2], None), Page { rows: vec![1, 2], next: None });
+        assert_eq!(page(&[], None), Page::empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gets_no_turn_in_time_hears_so() {
+        let turns = Turns::default();
+        let (first, _second) = (turns.take().await.unwrap(), turns.take().await.unwrap());
+        assert!(matches!(turns.take().await, Err(StoreError::TooManyLists)));
+        drop(first);
+        assert!(turns.take().await.is_ok());
+    }
+}
