@@ -104,7 +104,7 @@ async fn serve_embedded(
     let listener = listen(settings.http.listen_addr_or_default()).await?;
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
     let queue = InProcessQueue::new(LANE_CAPACITY);
-    let api = api(settings, &store, &queue).await?;
+    let api = api(settings, &store, &queue, &stop).await?;
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     say(
         settings,
@@ -146,7 +146,7 @@ async fn run_on_servers(
     let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
     let service = match role {
         Role::Worker => http::health_service(Probes { store: store.clone(), queue: queue.clone() }),
-        _ => http::service(api(settings, &store, &*queue).await?),
+        _ => http::service(api(settings, &store, &*queue, &stop).await?),
     };
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue));
     let mut lines = vec![
@@ -176,8 +176,13 @@ async fn run_on_servers(
     Ok(())
 }
 
-async fn api(settings: &Settings, store: &Arc<dyn Store>, queue: &dyn Queue) -> Result<Api, AppError> {
-    let placement = Placement::new(store.clone(), queue, settings.http.order_timeout)
+async fn api(
+    settings: &Settings,
+    store: &Arc<dyn Store>,
+    queue: &dyn Queue,
+    stop: &CancellationToken,
+) -> Result<Api, AppError> {
+    let placement = Placement::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
         .await
         .map_err(|error| AppError::Start(error.to_string()))?;
     let lookup = Arc::new(Lookup::new(store.clone()));

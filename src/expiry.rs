@@ -136,7 +136,7 @@ impl Unanswered {
 }
 
 impl Inbox for Unanswered {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         let mut commands = self.commands();
         for (id, outcome) in outcomes {
             match outcome {
@@ -151,7 +151,6 @@ impl Inbox for Unanswered {
                 Outcome::InLine => {}
             }
         }
-        Vec::new() // the next sweep finds them
     }
 }
 
@@ -187,6 +186,12 @@ mod tests {
                 self.unanswered.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
             }
         }
+
+        fn submit_surely(&self, command: Command) {
+            self.submit(command);
+        }
+
+        async fn flush(&self) {}
 
         async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
             Ok(())

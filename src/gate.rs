@@ -1,6 +1,6 @@
 //! The gate before the lanes: while nothing of a product is left, its orders are refused at once, so that the storm after
-//! the last piece does not stand in line for nothing. Orders with an idempotency key are let through, and those whose
-//! client does not wait: see [`crate::placement::Placement::place`].
+//! the last piece does not stand in line for nothing. Orders with an idempotency key are let through: see
+//! [`crate::placement::Placement::place`].
 //!
 //! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. This counts for
 //! one [`Gate::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
@@ -45,6 +45,8 @@ struct Shelves {
     is_reading: bool,
     /// Until when nothing is suspected, because a read failed.
     is_blind_until: Option<Instant>,
+    /// When [`Gate::look_soon`] was last heeded.
+    looked_for: HashMap<ProductId, Instant>,
 }
 
 #[derive(Debug)]
@@ -68,6 +70,11 @@ impl Gate {
     /// How long it stays open after a read that failed.
     const BLINDNESS: Duration = Duration::from_secs(1);
 
+    /// How often the gate looks at most for orders of which nobody tells what became of them.
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    /// Of how many products it remembers when it did.
+    const MAX_LOOKED_FOR: usize = 10_000;
+
     /// Open for all, to begin with.
     pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
         Arc::new(Self { store, shelves: Mutex::default(), is_read: Notify::new() })
@@ -81,6 +88,23 @@ impl Gate {
             let shelf = Shelf { until: now, will_be_until: now, is_wanted: false };
             shelves.empty.entry(product_id).or_insert(shelf);
         }
+    }
+
+    /// An order of this product was queued of which no API will hear. The next one has it looked up, but not each.
+    pub fn look_soon(&self, product_id: ProductId) {
+        let now = Instant::now();
+        {
+            let mut shelves = self.shelves();
+            let looked_for = &mut shelves.looked_for;
+            if looked_for.get(&product_id).is_some_and(|at| now.duration_since(*at) < Self::LOOK_EVERY) {
+                return;
+            }
+            if looked_for.len() >= Self::MAX_LOOKED_FOR {
+                looked_for.clear();
+            }
+            looked_for.insert(product_id, now);
+        }
+        self.suspect(product_id);
     }
 
     /// Whether nothing of the product is left: now, or less than a lease ago.
@@ -248,6 +272,22 @@ mod tests {
         assert!(shop.gate.shelves().empty.is_empty(), "it is forgotten");
         shop.gate.suspect(shop.product);
         assert!(!shop.is_closed().await, "one piece is left");
+    }
+
+    #[tokio::test]
+    async fn it_looks_for_itself_now_and_then() {
+        let shop = Shop::open().await;
+        shop.gate.look_soon(shop.product);
+        assert!(shop.is_closed().await);
+        shop.count(1).await;
+        Gate::lease_is_over().await;
+        assert!(!shop.is_closed().await && shop.gate.shelves().empty.is_empty());
+        shop.gate.look_soon(shop.product);
+        assert!(shop.gate.shelves().empty.is_empty(), "it has just looked");
+        tokio::time::pause();
+        tokio::time::advance(Gate::LOOK_EVERY).await;
+        shop.gate.look_soon(shop.product);
+        assert!(!shop.gate.shelves().empty.is_empty());
     }
 
     #[tokio::test]

@@ -1,18 +1,20 @@
-//! Places an order, or takes one further: puts the command in line and waits for its verdict, until the deadline.
+//! Places an order, or takes one further: queues the command and waits for its verdict, until the deadline.
+//!
+//! Whoever is answered 202 finds the verdict later, and no clock decides whether that is so: before such an answer the
+//! command is submitted again, [detached](Command::detached), and the lane stores the verdict on that copy.
+
+mod pending_replies;
 
 use std::{
-    collections::{HashMap, HashSet},
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    task::{Context, Poll},
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use self::pending_replies::PendingReplies;
 use crate::{
     command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
     gate::Gate,
@@ -22,29 +24,55 @@ use crate::{
         from_millis,
     },
     product::ProductId,
-    queue::{Inbox, Outcome, Ping, Queue, QueueError, Refusal, Submitter},
+    queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     store::{Store, StoreError},
+    telemetry::Sparse,
 };
 
 /// What is left at least of the time that a client waits.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
 
-const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
+/// How long a client whose time is over waits until its detached command is queued. What takes longer is queued later.
+const QUEUED_WITHIN: Duration = Duration::from_secs(2);
 
-/// How many commands of one process may wait for their verdicts.
-const MAX_WAITING: usize = 65_536;
+/// How long clients go on waiting after the process was told to stop. With [`QUEUED_WITHIN`], it is less than the server
+/// gives requests in flight.
+const WAIT_AFTER_STOP: Duration = Duration::from_secs(2);
+
+/// The same for those who come even later.
+const WAIT_WHILE_CLOSING: Duration = Duration::from_millis(500);
+
+const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
 
 /// What a buyer is told of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
-    /// The pieces were reserved, committed in the database: now, or earlier under the same idempotency key.
-    Accepted(Order),
+    /// The pieces are reserved or paid, committed in the database.
+    Accepted {
+        /// The order.
+        order: Order,
+        /// Whether it was placed earlier, under the same idempotency key.
+        replayed: bool,
+    },
     /// Nothing was reserved.
-    Rejected(Rejection),
+    Rejected {
+        /// Why.
+        rejection: Rejection,
+        /// Whether that was decided earlier, under the same idempotency key.
+        replayed: bool,
+    },
+    /// The order of this idempotency key was placed earlier, and holds no pieces any more.
+    NotReserved(Order),
     /// Nobody knows yet: no verdict by the deadline.
     Pending(OrderId),
-    /// The order did not get in line.
+    /// The order was not queued.
     Refused(Refusal),
+}
+
+impl Placed {
+    const fn rejected(rejection: Rejection) -> Self {
+        Self::Rejected { rejection, replayed: false }
+    }
 }
 
 /// What a buyer is told of a payment or cancellation.
@@ -60,40 +88,54 @@ pub enum Changed {
     NotFound,
 }
 
-/// Puts commands in line and knows who waits for which.
+/// Queues commands, and hands their verdicts to those who wait for them.
 pub struct Placement {
     submitter: Arc<dyn Submitter>,
-    waiting: Arc<WaitingRoom>,
+    pending: Arc<PendingReplies>,
     gate: Arc<Gate>,
     order_timeout: Duration,
     keys: Arc<Lookup<IdempotencyKey>>,
     products: Arc<Lookup<ProductId>>,
     /// Products that exist. A product is never deleted, so what is in here stays true.
     known_products: RwLock<HashSet<ProductId>>,
+    lanes_not_opened: Sparse,
+    _closing: AbortOnDropHandle<()>,
 }
 
 impl Placement {
-    /// Gets an end of the queue for itself.
+    /// Gets an end of the queue for itself. Once `stop` is cancelled, clients wait for a short time only.
     pub async fn new(
         store: Arc<dyn Store>,
         queue: &dyn Queue,
         order_timeout: Duration,
+        stop: CancellationToken,
     ) -> Result<Self, QueueError> {
-        let waiting = Arc::new(WaitingRoom::default());
+        let pending = Arc::new(PendingReplies::default());
+        let submitter = queue.submitter(pending.clone()).await?;
+        let closing = tokio::spawn({
+            let pending = pending.clone();
+            async move {
+                stop.cancelled().await;
+                sleep(WAIT_AFTER_STOP).await;
+                pending.close();
+            }
+        });
         Ok(Self {
-            submitter: queue.submitter(waiting.clone()).await?,
-            waiting,
+            submitter,
+            pending,
             gate: Gate::new(store.clone()),
             order_timeout,
             keys: Arc::new(Lookup::new(store.clone())),
             products: Arc::new(Lookup::new(store)),
             known_products: RwLock::default(),
+            lanes_not_opened: Sparse::default(),
+            _closing: AbortOnDropHandle::new(closing),
         })
     }
 
     /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the service's order
-    /// timeout; not to wait at all is to wait until the order stands in line, unless its key is on record. When the caller
-    /// goes away, so does everything that waits; the order itself stays in line.
+    /// timeout; not to wait at all is to wait until the order is queued, unless its key is stored. When the caller goes away,
+    /// so does everything that waits; the order itself stays in its lane.
     pub async fn place(
         &self,
         product_id: ProductId,
@@ -102,36 +144,38 @@ impl Placement {
         wait: Option<Duration>,
     ) -> Result<Placed, StoreError> {
         let (wait, came) = (self.waiting_time(wait), Instant::now());
-        // Who does not wait finds the rejection on record, so there the lane has to decide it. So it has to where there is a
-        // key: an earlier copy of the order may be on record, or in line still and about to be reserved.
-        if key.is_none() && !wait.is_zero() && self.gate.is_closed(product_id).await {
-            return Ok(Placed::Rejected(SOLD_OUT));
+        // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
+        // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
+        if key.is_none() && self.gate.is_closed(product_id).await {
+            return Ok(Placed::rejected(SOLD_OUT));
         }
         if !self.is_product(product_id).await? {
-            return Ok(Placed::Rejected(Rejection::ProductNotFound));
+            return Ok(Placed::rejected(Rejection::ProductNotFound));
         }
-        // What is on record is told at once, without another id for it.
+        // What is stored is told at once, without another id for it.
         if wait.is_zero()
             && let Some(placed) = self.placed_earlier(key.as_ref(), product_id, total).await?
         {
             return Ok(placed);
         }
-        // What was looked up is part of what he waits for. Not all of it: who does not wait at all is somebody else.
+        // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(came.elapsed()).max(LEAST_WAIT));
         let id = OrderId::mint();
         let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
-        Ok(match self.ask(order.into(), wait).await {
+        let outcome = self.ask(order.into(), wait).await;
+        match outcome {
+            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => self.gate.suspect(product_id),
+            // No API hears what the lane says of detached orders: the gate looks for itself.
+            Some(Outcome::InLine) => self.gate.look_soon(product_id),
+            _ => {}
+        }
+        Ok(match outcome {
             Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
                 let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
-                Placed::Accepted(Order { id, product_id, total, state })
+                Placed::Accepted { order: Order { id, product_id, total, state }, replayed: false }
             }
-            Some(Outcome::Decided(Verdict::Rejected(rejection))) => {
-                if rejection == SOLD_OUT {
-                    self.gate.suspect(product_id);
-                }
-                Placed::Rejected(rejection)
-            }
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
             // The lane would have found what the key stands for; now nobody else looks.
             Some(Outcome::Refused(refusal)) => self
@@ -154,7 +198,7 @@ impl Placement {
         let Some(key) = key else { return Ok(None) };
         Ok(self.keys.find(key.clone()).await?.map(|known| match known.is_for(product_id, total) {
             true => again(known),
-            false => Placed::Rejected(Rejection::KeyReused),
+            false => Placed::rejected(Rejection::KeyReused),
         }))
     }
 
@@ -197,23 +241,42 @@ impl Placement {
         preferred.map_or(self.order_timeout, |preferred| preferred.min(self.order_timeout))
     }
 
-    /// Puts a command in line, and waits for what becomes of it.
+    /// Queues a command, and waits for what becomes of it.
     async fn ask(&self, command: Command, wait: Duration) -> Option<Outcome> {
-        let Some(seat) = WaitingRoom::sit_down(&self.waiting, command.id()) else {
-            return Some(Outcome::Refused(Refusal::LaneFull));
+        let Some(reply) = self.pending.register(command.id()) else {
+            return Some(Outcome::Refused(Refusal::Overloaded));
         };
-        // Who does not wait for the verdict hears as soon as the command stands in line.
+        // Who does not wait for the verdict hears as soon as the command is queued.
         let wait = if command.is_detached() { self.order_timeout } else { wait };
+        let wait = if self.pending.is_closing() { wait.min(WAIT_WHILE_CLOSING) } else { wait };
         let detached = command.clone().detached();
         self.submitter.submit(command);
-        match timeout(wait, seat).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                // The lane stores the verdict on this copy, a rejection too.
-                self.submitter.submit(detached);
+        match timeout(wait, reply).await {
+            Ok(Some(outcome)) => Some(outcome),
+            Ok(None) | Err(_) => self.detach(detached).await,
+        }
+    }
+
+    /// The client is about to be told that there will be a verdict: sees to it. The first copy may be anywhere: in a lane, in
+    /// a worker's hands, decided with a reply that got lost. Waits until the second one is queued, but not for long.
+    async fn detach(&self, command: Command) -> Option<Outcome> {
+        let Some(reply) = self.pending.register(command.id()) else {
+            self.submitter.submit_surely(command);
+            return None;
+        };
+        self.submitter.submit_surely(command);
+        match timeout(QUEUED_WITHIN, reply).await.ok().flatten() {
+            // The lane decides the detached copy by itself, and pieces may have come back meanwhile: that verdict counts.
+            Some(Outcome::Decided(Verdict::Rejected(_)) | Outcome::Refused(_) | Outcome::InLine) | None => {
                 None
             }
+            decided => decided,
         }
+    }
+
+    /// Waits until all is queued of which clients were told that there will be a verdict.
+    pub async fn flush(&self) {
+        self.submitter.flush().await;
     }
 
     /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago.
@@ -223,8 +286,10 @@ impl Placement {
 
     /// Opens the lane of a new product. A failure is no more than a delay, see [`Submitter::open_lane`].
     pub async fn open_lane(&self, product_id: ProductId) {
-        if let Err(error) = self.submitter.open_lane(product_id).await {
-            tracing::warn!(%product_id, %error, "the lane will be opened by its first order");
+        if let Err(error) = self.submitter.open_lane(product_id).await
+            && let Some(left_out) = self.lanes_not_opened.due()
+        {
+            tracing::warn!(%product_id, %error, left_out, "the lane will be opened by its first order");
         }
     }
 
@@ -249,11 +314,12 @@ impl Placement {
     }
 }
 
-/// The order on record that was placed under the same idempotency key earlier.
+/// The answer to an order that was placed under the same idempotency key earlier: this one.
 fn again(order: Order) -> Placed {
-    match order.state {
-        OrderState::Accepted { .. } => Placed::Accepted(order),
-        OrderState::Rejected(rejection) => Placed::Rejected(rejection),
+    match (order.status(), order.state) {
+        (_, OrderState::Rejected(rejection)) => Placed::Rejected { rejection, replayed: true },
+        (OrderStatus::Reserved | OrderStatus::Paid, _) => Placed::Accepted { order, replayed: true },
+        _ => Placed::NotReserved(order),
     }
 }
 
@@ -266,81 +332,8 @@ fn reply_mode(id: CommandId, wait: Duration) -> ReplyMode {
     ReplyMode::Until(from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms)))
 }
 
-/// Who waits for which command.
-#[derive(Default)]
-struct WaitingRoom(Mutex<HashMap<CommandId, oneshot::Sender<Outcome>>>);
-
-impl WaitingRoom {
-    /// `None`: the room is full.
-    fn sit_down(room: &Arc<Self>, id: CommandId) -> Option<Seat> {
-        let mut seats = room.seats();
-        if seats.len() >= MAX_WAITING {
-            return None;
-        }
-        let (sender, outcome) = oneshot::channel();
-        seats.insert(id, sender);
-        drop(seats);
-        Some(Seat { room: room.clone(), id, outcome, is_called: false })
-    }
-
-    fn seats(&self) -> MutexGuard<'_, HashMap<CommandId, oneshot::Sender<Outcome>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inbox for WaitingRoom {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
-        let (mut called, mut refused) = (Vec::with_capacity(outcomes.len()), Vec::new());
-        {
-            let mut seats = self.seats();
-            for (id, outcome) in outcomes {
-                match (seats.remove(&id), outcome) {
-                    (Some(seat), outcome) => called.push((id, seat, outcome)),
-                    (None, Outcome::Refused(_)) => refused.push(id),
-                    (None, Outcome::InLine | Outcome::Decided(_)) => {}
-                }
-            }
-        }
-        for (id, seat, outcome) in called {
-            // Its buyer may have left just now.
-            if let Err(Outcome::Refused(_)) = seat.send(outcome) {
-                refused.push(id);
-            }
-        }
-        refused
-    }
-}
-
-/// One who waits for an outcome. Dropping it leaves nothing behind.
-struct Seat {
-    room: Arc<WaitingRoom>,
-    id: CommandId,
-    outcome: oneshot::Receiver<Outcome>,
-    /// Who is called is no longer in the room.
-    is_called: bool,
-}
-
-impl Future for Seat {
-    type Output = Option<Outcome>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Outcome>> {
-        let outcome = Pin::new(&mut self.outcome).poll(context).map(Result::ok);
-        self.is_called = outcome.is_ready();
-        outcome
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if !self.is_called {
-            self.room.seats().remove(&self.id);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::{queue::in_process::InProcessQueue, store::sqlite::SqliteStore};
 
@@ -357,7 +350,7 @@ mod tests {
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
         let queue = InProcessQueue::new(lane_capacity);
-        let placement = Placement::new(store, &queue, order_timeout).await.unwrap();
+        let placement = Placement::new(store, &queue, order_timeout, CancellationToken::new()).await.unwrap();
         (directory, queue, placement, product.id)
     }
 
@@ -368,7 +361,7 @@ mod tests {
         let Placed::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(placement.may_be_pending(id));
         assert!(!placement.may_be_pending(uuid::Uuid::now_v7().into()));
-        assert_eq!(placement.waiting.seats().len(), 0);
+        assert_eq!(placement.pending.count(), 0);
     }
 
     #[test]
@@ -388,12 +381,12 @@ mod tests {
             let placement = placement.clone();
             async move { placement.place(product_id, Quantity::new(1).unwrap(), None, None).await }
         });
-        while placement.waiting.seats().is_empty() {
+        while placement.pending.count() == 0 {
             tokio::task::yield_now().await;
         }
         buyer.abort();
         assert!(buyer.await.unwrap_err().is_cancelled());
-        assert_eq!(placement.waiting.seats().len(), 0);
+        assert_eq!(placement.pending.count(), 0);
     }
 
     #[tokio::test]
@@ -410,7 +403,7 @@ mod tests {
             placement.place(product_id, one, None, None).await.unwrap(),
             Placed::Refused(Refusal::LaneFull)
         );
-        assert_eq!(placement.waiting.seats().len(), 0);
+        assert_eq!(placement.pending.count(), 0);
     }
 
     #[tokio::test]
@@ -418,10 +411,7 @@ mod tests {
         let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
         placement.gate.suspect(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
-        assert_eq!(
-            placement.place(product_id, one, None, None).await.unwrap(),
-            Placed::Rejected(Rejection::InsufficientStock { available: 0 })
-        );
+        assert_eq!(placement.place(product_id, one, None, None).await.unwrap(), Placed::rejected(SOLD_OUT));
         let key = Some("a-key".to_owned().try_into().unwrap());
         assert!(matches!(placement.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
     }
@@ -431,7 +421,7 @@ mod tests {
         let (_directory, queue, placement, _) = placement(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
         let placed = placement.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
-        assert_eq!(placed, Placed::Rejected(Rejection::ProductNotFound));
+        assert_eq!(placed, Placed::rejected(Rejection::ProductNotFound));
         queue.drained().await;
     }
 }

@@ -48,6 +48,14 @@ pub trait Submitter: Ping {
     /// may never arrive: then nobody knows, and the command may be decided all the same.
     fn submit(&self, command: Command);
 
+    /// The same for a [detached](Command::detached) command whose client was told, or is about to be told, that there will be
+    /// a verdict: it is never refused. What cannot be queued now is kept, and queued as soon as it can be.
+    /// [`Outcome::InLine`] arrives when it is.
+    fn submit_surely(&self, command: Command);
+
+    /// Waits until nothing is kept any more.
+    async fn flush(&self);
+
     /// Opens the lane of a new product, so that workers serve it at once. Losing it does no harm: the first order
     /// opens the lane as well, and workers look for new products every few seconds.
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError>;
@@ -58,9 +66,8 @@ pub trait Submitter: Ping {
 
 /// Where an API hears what became of its orders.
 pub trait Inbox: Send + Sync {
-    /// Takes outcomes; must not block. Commands nobody waits for any more are passed over; those of them that were refused
-    /// come back: whoever left with the answer that the verdict is not known yet did not hear of it.
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) -> Vec<CommandId>;
+    /// Takes outcomes; must not block. Commands for which nobody waits any more are passed over.
+    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>);
 }
 
 /// What became of a submitted command.
@@ -79,8 +86,10 @@ pub enum Outcome {
 pub enum Refusal {
     /// As many commands as the lane takes are waiting in it.
     LaneFull,
-    /// There is no connection to the queue.
+    /// There is no connection to the queue, or the lane cannot be reached.
     QueueUnavailable,
+    /// As many commands as the API takes wait for their verdicts.
+    Overloaded,
 }
 
 /// The worker's end. Dropping it gives back what it holds.

@@ -1,6 +1,10 @@
 //! Logs.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
@@ -11,6 +15,13 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
+    // lapin warns of each message that the broker returns, with its payload byte by byte; the adapter says it in a line.
+    let filter = match "lapin::returned_messages=error".parse() {
+        Ok(directive) if !settings.filter.contains("lapin::returned_messages") => {
+            filter.add_directive(directive)
+        }
+        _ => filter,
+    };
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_target(false).boxed(),
@@ -20,4 +31,52 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|error| format!("cannot start logging: {error}"))
+}
+
+/// A log line that a flood would repeat: the first one is due, then one every five seconds.
+#[derive(Debug, Default)]
+pub struct Sparse(Mutex<Option<Last>>);
+
+#[derive(Debug)]
+struct Last {
+    at: Instant,
+    left_out: u64,
+}
+
+impl Sparse {
+    const EVERY: Duration = Duration::from_secs(5);
+
+    /// How many lines were left out since the last one, if this one is due.
+    pub fn due(&self) -> Option<u64> {
+        self.due_at(Instant::now())
+    }
+
+    fn due_at(&self, now: Instant) -> Option<u64> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.as_mut() {
+            Some(last) if now.duration_since(last.at) < Self::EVERY => {
+                last.left_out += 1;
+                None
+            }
+            _ => {
+                let left_out = last.replace(Last { at: now, left_out: 0 });
+                Some(left_out.map_or(0, |last| last.left_out))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flood_of_lines_the_first_is_due_and_one_every_five_seconds() {
+        let (sparse, begin) = (Sparse::default(), Instant::now());
+        let at = |ms| sparse.due_at(begin + Duration::from_millis(ms));
+        assert_eq!(at(0), Some(0));
+        assert_eq!((at(1), at(4_999)), (None, None));
+        assert_eq!(at(5_000), Some(2));
+        assert_eq!(at(60_000), Some(0));
+    }
 }

@@ -96,6 +96,7 @@ pub(super) enum Reason {
     BodyTooLarge,
     UnsupportedMediaType,
     LaneFull,
+    Overloaded,
     QueueUnavailable,
     DatabaseUnavailable,
     NotReady,
@@ -127,9 +128,11 @@ impl Reason {
             Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::LaneFull | Self::QueueUnavailable | Self::DatabaseUnavailable | Self::NotReady => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::LaneFull
+            | Self::Overloaded
+            | Self::QueueUnavailable
+            | Self::DatabaseUnavailable
+            | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -258,6 +261,11 @@ impl From<Refusal> for ApiError {
             Refusal::LaneFull => Self::new(
                 Reason::LaneFull,
                 "too many orders are queued for this product; this one was not taken, send it again later",
+            ),
+            Refusal::Overloaded => Self::new(
+                Reason::Overloaded,
+                "too many orders wait for their verdicts at this server, whatever their product; this one was not taken, \
+                 send it again later",
             ),
             Refusal::QueueUnavailable => Self::new(
                 Reason::QueueUnavailable,

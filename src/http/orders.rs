@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -57,15 +57,38 @@ async fn placed(
     wait: Option<Duration>,
 ) -> Result<Response, ApiError> {
     match api.placement.place(product_id, total, key, wait).await? {
-        Placed::Accepted(order) => {
-            Ok((location(order.id), success(StatusCode::CREATED, OrderView::from(order))).into_response())
+        Placed::Accepted { order, replayed } => {
+            let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
+            Ok(mark(replayed, answer.into_response()))
         }
         Placed::Pending(id) => {
             Ok((location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response())
         }
-        Placed::Rejected(rejection) => Err(ApiError::rejected(rejection, product_id)),
+        Placed::Rejected { rejection, replayed: true } => {
+            Ok(mark(true, ApiError::rejected(rejection, product_id).into_response()))
+        }
+        Placed::Rejected { rejection, replayed: false } => Err(ApiError::rejected(rejection, product_id)),
+        Placed::NotReserved(order) => Ok(mark(true, not_reserved(order.status()).into_response())),
         Placed::Refused(refusal) => Err(refusal.into()),
     }
+}
+
+/// Says of an answer whether it is a stored one, to a repeated `Idempotency-Key`.
+fn mark(replayed: bool, mut answer: Response) -> Response {
+    if replayed {
+        answer.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    answer
+}
+
+/// The order of a repeated key holds no pieces any more: 201 would promise them.
+fn not_reserved(status: OrderStatus) -> ApiError {
+    let message = format!(
+        "the order of this Idempotency-Key is {}: it holds no pieces any more, and nothing was reserved now; place a new \
+         order with a new key",
+        status.as_str()
+    );
+    ApiError::conflict(Reason::OrderNotReserved, status.as_str(), message)
 }
 
 fn location(id: OrderId) -> [(header::HeaderName, String); 1] {

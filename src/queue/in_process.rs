@@ -169,9 +169,8 @@ struct InProcessSubmitter {
     address: Address,
 }
 
-#[async_trait]
-impl Submitter for InProcessSubmitter {
-    fn submit(&self, command: Command) {
+impl InProcessSubmitter {
+    fn put_in(&self, command: Command, lane_capacity: usize) {
         let (id, product_id, is_detached) = (command.id(), command.product_id(), command.is_detached());
         let mut state = self.shared.state();
         let lane = state.lanes.entry(product_id).or_default();
@@ -182,7 +181,7 @@ impl Submitter for InProcessSubmitter {
             self.inbox.deliver(vec![(id, Outcome::InLine)]);
             return;
         }
-        if lane.waiting.len() >= self.shared.lane_capacity {
+        if lane.waiting.len() >= lane_capacity {
             drop(state);
             self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
             return;
@@ -197,6 +196,20 @@ impl Submitter for InProcessSubmitter {
             self.inbox.deliver(vec![(id, Outcome::InLine)]);
         }
     }
+}
+
+#[async_trait]
+impl Submitter for InProcessSubmitter {
+    fn submit(&self, command: Command) {
+        self.put_in(command, self.shared.lane_capacity);
+    }
+
+    /// Beyond the capacity if need be: there is at most one for each client that waited for a command which a worker holds.
+    fn submit_surely(&self, command: Command) {
+        self.put_in(command, usize::MAX);
+    }
+
+    async fn flush(&self) {} // All that was submitted is in its lane.
 
     async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
         Ok(()) // A lane is there as soon as an order stands in it.
@@ -341,9 +354,7 @@ mod tests {
     struct Deaf;
 
     impl Inbox for Deaf {
-        fn deliver(&self, _: Vec<(CommandId, Outcome)>) -> Vec<CommandId> {
-            Vec::new()
-        }
+        fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
     }
 
     #[tokio::test]

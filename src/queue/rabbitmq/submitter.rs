@@ -77,6 +77,8 @@ struct Shared {
     undecided: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
     /// Room for commands that are kept until they get in line.
     kept: Arc<Semaphore>,
+    /// Commands that are kept instead of refused.
+    promised: Mutex<HashSet<CommandId>>,
 }
 
 /// What gathers for a lane while its last message is under way, until the verdicts on it arrive or there is
@@ -130,6 +132,7 @@ impl RabbitMqSubmitter {
             publishing: tokio::sync::Mutex::default(),
             undecided: Mutex::default(),
             kept: Arc::new(Semaphore::new(MAX_KEPT)),
+            promised: Mutex::default(),
         });
         let (ready, is_ready) = oneshot::channel();
         let receiving = tokio::spawn(shared.clone().receive_forever(ready));
@@ -143,6 +146,17 @@ impl RabbitMqSubmitter {
 impl Submitter for RabbitMqSubmitter {
     fn submit(&self, command: Command) {
         self.shared.submit(command);
+    }
+
+    fn submit_surely(&self, command: Command) {
+        self.shared.promised().insert(command.id());
+        self.shared.submit(command);
+    }
+
+    async fn flush(&self) {
+        while !self.shared.promised().is_empty() {
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
@@ -226,11 +240,18 @@ impl Shared {
 
     /// Says that commands did not get in line.
     fn refuse(self: &Arc<Self>, commands: Vec<Command>, refusal: Refusal) {
-        let unheard = self.tell(commands.iter().map(Command::id), Outcome::Refused(refusal));
-        let unheard: HashSet<_> = unheard.into_iter().collect();
-        if !unheard.is_empty() {
-            self.keep(commands.into_iter().filter(|command| unheard.contains(&command.id())).collect());
+        let (kept, refused): (Vec<_>, Vec<_>) = {
+            let promised = self.promised();
+            commands.into_iter().partition(|command| promised.contains(&command.id()))
+        };
+        self.tell(refused.iter().map(Command::id), Outcome::Refused(refusal));
+        if !kept.is_empty() {
+            self.keep(kept);
         }
+    }
+
+    fn promised(&self) -> MutexGuard<'_, HashSet<CommandId>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sees to it that commands whose clients have left get in line all the same, once they can: many of them were told
@@ -257,9 +278,8 @@ impl Shared {
         });
     }
 
-    /// Returns what [`Inbox::deliver`] does.
-    fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) -> Vec<CommandId> {
-        self.inbox.deliver(ids.map(|id| (id, outcome)).collect())
+    fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) {
+        self.inbox.deliver(ids.map(|id| (id, outcome)).collect());
     }
 
     /// Publishes what gathers for one lane, message by message, until nothing does.
@@ -310,6 +330,9 @@ impl Shared {
                     let mut of_async =
                         commands.iter().filter(|command| command.is_detached()).map(Command::id).peekable();
                     if of_async.peek().is_some() {
+                        let mut promised = self.promised();
+                        promised.retain(|id| !commands.iter().any(|command| command.id() == *id));
+                        drop(promised);
                         self.tell(of_async, Outcome::InLine);
                     }
                     return true;
