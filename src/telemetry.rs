@@ -8,18 +8,18 @@ use std::{
 
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use crate::settings::{LogFormat, LogSettings};
+use crate::{
+    queue::rabbitmq::PAYLOADS,
+    settings::{LogFormat, LogSettings},
+};
 
 /// Sends logs to stderr from now on. The error says what is wrong with the filter.
 pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
-    // lapin warns of each message that the broker returns, with its payload byte by byte; the adapter says it in a line.
-    let filter = match "lapin::returned_messages=error".parse() {
-        Ok(directive) if !settings.filter.contains("lapin::returned_messages") => {
-            filter.add_directive(directive)
-        }
+    let filter = match PAYLOADS.parse() {
+        Ok(directive) if !settings.filter.contains("returned_messages") => filter.add_directive(directive),
         _ => filter,
     };
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());

@@ -19,6 +19,10 @@ use super::{Consumer, Inbox, Ping, Queue, QueueError, Submitter, message::JSON};
 
 pub use topology::{LaneMode, RabbitMqSettings};
 
+/// A log filter: lapin warns of each message that the broker returns, with its payload byte by byte. What is to be known of
+/// it is said here in a line.
+pub const PAYLOADS: &str = "lapin::returned_messages=error";
+
 /// How long the broker may take for anything. While it is short of memory or disk it blocks publishers, and lapin
 /// writes nothing at all: without a limit a publish would hang as long as that lasts.
 const PATIENCE: Duration = Duration::from_secs(5);
