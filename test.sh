@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every check there is: format, lints, all tests (also those on a real MySQL and RabbitMQ, which it gets by
-# itself), documentation links, dependencies, and the contract against the running binary.
+# itself), documentation links, dependencies, and the contract and clients generated from it against the running binary.
 #
 # For a quick answer while you work, `cargo test` alone runs what needs no server.
 set -euo pipefail
@@ -28,6 +28,9 @@ cargo deny check bans licenses sources
 step "The contract, against the running binary"
 cargo build --locked
 scripts/schemathesis.sh target/debug/antre
+
+step "Generated clients, against the running binary"
+scripts/clients.sh target/debug/antre
 
 step "Tests, with servers"
 scripts/build-test-images.sh

@@ -264,7 +264,7 @@ impl From<Refusal> for ApiError {
             ),
             Refusal::Overloaded => Self::new(
                 Reason::Overloaded,
-                "too many orders wait for their verdicts at this server, whatever their product; this one was not taken, \
+                "too many requests wait for an answer at this server, whatever their product; this one was not taken, \
                  send it again later",
             ),
             Refusal::QueueUnavailable => Self::new(
@@ -305,5 +305,26 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(Logged { reason: self.reason, cause: self.cause });
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_piece_is_one_piece() {
+        let reserved = |reserved| ApiError::from(StockBelowReserved { reserved }).message;
+        assert_eq!(
+            reserved(1),
+            "1 piece is reserved by buyers: the stock cannot be less; nothing was changed"
+        );
+        assert_eq!(
+            reserved(12),
+            "12 pieces are reserved by buyers: the stock cannot be less; nothing was changed"
+        );
+        assert_eq!(insufficient_stock(0), "no piece is available any more; nothing was reserved");
+        assert_eq!(insufficient_stock(1), "only 1 piece is available; nothing was reserved");
+        assert_eq!(insufficient_stock(88), "only 88 pieces are available; nothing was reserved");
     }
 }

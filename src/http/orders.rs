@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -64,19 +64,20 @@ async fn placed(
         Placed::Pending(id) => {
             Ok((location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response())
         }
-        Placed::Rejected { rejection, replayed: true } => {
-            Ok(mark(true, ApiError::rejected(rejection, product_id).into_response()))
+        Placed::Rejected { rejection, replayed } => {
+            Ok(mark(replayed, ApiError::rejected(rejection, product_id).into_response()))
         }
-        Placed::Rejected { rejection, replayed: false } => Err(ApiError::rejected(rejection, product_id)),
         Placed::NotReserved(order) => Ok(mark(true, not_reserved(order.status()).into_response())),
         Placed::Refused(refusal) => Err(refusal.into()),
     }
 }
 
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
 /// Says of an answer whether it is a stored one, to a repeated `Idempotency-Key`.
 fn mark(replayed: bool, mut answer: Response) -> Response {
     if replayed {
-        answer.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+        answer.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     answer
 }
@@ -91,7 +92,7 @@ fn not_reserved(status: OrderStatus) -> ApiError {
     ApiError::conflict(Reason::OrderNotReserved, status.as_str(), message)
 }
 
-fn location(id: OrderId) -> [(header::HeaderName, String); 1] {
+fn location(id: OrderId) -> [(HeaderName, String); 1] {
     [(header::LOCATION, format!("/api/orders/{id}"))]
 }
 

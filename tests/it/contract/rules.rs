@@ -90,7 +90,7 @@ fn order(data: &Value) -> Vec<String> {
 /// Which statuses of an order an answer may have.
 fn outcome(call: &str, status: u16, order_status: &Value) -> Option<String> {
     let allowed: &[&str] = match (call, status) {
-        ("POST /api/orders", 201) => &["reserved", "paid", "cancelled", "expired"],
+        ("POST /api/orders", 201) => &["reserved", "paid"],
         ("POST /api/orders", 202) => &["pending"],
         ("POST /api/orders/{orderId}/payment", 200) => &["paid"],
         ("POST /api/orders/{orderId}/cancellation", 200) => &["cancelled"],
