@@ -31,6 +31,9 @@ COPY --from=builder /antre/target/release/antre /usr/local/bin/
 RUN install --directory --owner 10001 --group 10001 /var/lib/antre
 WORKDIR /var/lib/antre
 USER 10001:10001
+# Inside of a container, a server on 127.0.0.1 is reachable for nobody: `docker run --publish` leads to the container's
+# address. Who may reach the published port is for --publish to say.
+ENV LISTEN_ADDR=0.0.0.0:3000
 EXPOSE 3000
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["antre"]

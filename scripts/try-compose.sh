@@ -17,8 +17,8 @@ usage() {
     cat <<END
 Usage: scripts/try-compose.sh
 
-Brings docker-compose.yml up under the project name $project, with images built on this machine from Debian's packages
-and the installed Rust toolchain; runs the README's curl session against it; scales it to four workers and looks how
+Runs the image of antre alone; brings docker-compose.yml up under the project name $project, with images built on this
+machine from Debian's packages and the installed Rust toolchain; runs the README's curl session against it; scales it to four workers and looks how
 the lanes spread; kills a worker and looks who serves its lanes. Then takes everything down again, volumes included.
 Takes two minutes, and seven more the first time. Images stay: they are what makes the next time short.
 
@@ -56,6 +56,7 @@ main() {
     "$root/scripts/build-test-images.sh" 9<&- || die "The images of MySQL and RabbitMQ could not be built."
     build_rust_image
     build_antre
+    try_the_image_alone
 
     take_down # what a run left behind that was killed
     say "starting one worker"
@@ -151,6 +152,17 @@ build_antre() {
     done
     quietly "The image of antre could not be built" compose build "${options[@]}" api
     say "built: $(docker image inspect --format '{{ .Size }}' "$ANTRE_IMAGE" | numfmt --to=si)B"
+}
+
+# The image with nothing set is the embedded mode, and reachable from outside of its container.
+try_the_image_alone() {
+    say "running the image alone"
+    alone=$(docker run --detach --publish 127.0.0.1::3000 "$ANTRE_IMAGE") || die "The image does not run."
+    api=$(docker port "$alone" 3000)
+    await 30 "The image alone does not answer" curl --silent --fail --output "$work/log" "http://$api/health/ready"
+    request POST /products '{"name": "Kaos Polos"}' >/dev/null || die "The image alone takes no product."
+    docker rm --force --volumes "$alone" >/dev/null
+    alone=
 }
 
 # The README's own commands, and the answers that it shows for them. A text with "…" in it stands for any.
@@ -303,6 +315,7 @@ clean_up() {
         say "what the services had to say is in $logs"
     fi
     say "taking everything down"
+    [[ -z ${alone:-} ]] || docker rm --force --volumes "$alone" >/dev/null
     take_down
     # Its layers stay as long as those that a next build begins with.
     docker image rm "$ANTRE_IMAGE" >/dev/null 2>&1 || true
