@@ -26,8 +26,9 @@ use crate::{
         in_process::InProcessQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
+    server_url::{self, shown},
     settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
-    store::{Store, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     worker::Worker,
 };
 
@@ -52,12 +53,12 @@ pub enum AppError {
 /// Runs the role that the settings name until `stop`.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppError> {
     let role = settings.role.unwrap_or_default();
-    if role == Role::Migrate {
-        return migrate(&settings).await;
+    if let Role::Migrate { status } = role {
+        return if status { migration_status(&settings).await } else { migrate(&settings).await };
     }
     raise_file_limit();
     match (settings.backends.backends()?, role) {
-        (Backends::Embedded { database_url }, Role::Serve | Role::Migrate) => {
+        (Backends::Embedded { database_url }, Role::Serve | Role::Migrate { .. }) => {
             serve_embedded(&settings, &database_url, stop).await
         }
         (Backends::Servers { database_url, amqp_url }, role) => {
@@ -91,8 +92,29 @@ async fn migrate(settings: &Settings) -> Result<(), AppError> {
             url
         }
     };
-    say(settings, &[format!("The tables of {} are up to date.", without_password(&url))]);
+    say(settings, &[format!("The tables of {} are up to date.", shown(&url))]);
     Ok(())
+}
+
+/// Lists the migrations. An error when this program may not run on the tables as they are.
+async fn migration_status(settings: &Settings) -> Result<(), AppError> {
+    let (url, schema) = match settings.backends.database()? {
+        Database::Sqlite(url) => (url.clone(), SqliteStore::schema(&url).await),
+        Database::MySql(url) => (url.clone(), MySqlStore::schema(&url).await),
+    };
+    let url = shown(&url);
+    let schema =
+        schema.map_err(|error| AppError::Start(format!("cannot read the tables of {url}: {error}")))?;
+    say(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
+    let why = match schema.usable() {
+        Usable::Now => {
+            say(settings, &["This antre may run.".to_owned()]);
+            return Ok(());
+        }
+        Usable::AfterMigration => "some migrations are pending; antre migrate applies them".to_owned(),
+        Usable::Never(why) => why,
+    };
+    Err(AppError::Start(format!("this antre may not run on {url}: {why}")))
 }
 
 /// API and worker in one process, with an SQLite file and lanes in memory.
@@ -142,6 +164,13 @@ async fn run_on_servers(
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    if amqp_url.starts_with("amqp://") && !server_url::is_this_machine(amqp_url) {
+        tracing::warn!(
+            broker = shown(amqp_url),
+            "orders and the broker's password travel unencrypted to another machine: unless the network between is private, \
+             use amqps://"
+        );
+    }
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
     let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
     let service = match role {
@@ -155,8 +184,8 @@ async fn run_on_servers(
             Role::Worker => "a worker",
             _ => "API and worker in one process",
         }),
-        format!("  orders in line   {}", without_password(amqp_url)),
-        format!("  orders on record {}", without_password(database_url)),
+        format!("  orders in line   {}", shown(amqp_url)),
+        format!("  orders on record {}", shown(database_url)),
     ];
     if let Some(listener) = &listener {
         lines.push(if role == Role::Worker { health_invitation(listener)? } else { invitation(listener)? });
@@ -288,7 +317,7 @@ async fn open_mysql(url: &str) -> Result<Arc<MySqlStore>, AppError> {
     MySqlStore::open(url).await.map(Arc::new).map_err(|error| {
         AppError::Start(format!(
             "cannot open the database {}: {error}. Check that the server runs, and DATABASE_URL (--database-url)",
-            without_password(url)
+            shown(url)
         ))
     })
 }
@@ -305,18 +334,9 @@ async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, 
     RabbitMqQueue::connect(settings).await.map_err(|error| {
         AppError::Start(format!(
             "cannot open the queue {}: {error}. Check that the broker runs, and AMQP_URL (--amqp-url)",
-            without_password(url)
+            shown(url)
         ))
     })
-}
-
-/// A URL as it may be shown: scheme, host and path.
-fn without_password(url: &str) -> String {
-    let shown = url.split(['?', '#']).next().unwrap_or_default();
-    match (shown.split_once("://"), shown.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        _ => shown.to_owned(),
-    }
 }
 
 fn banner(what: &str) -> String {

@@ -29,5 +29,7 @@ pub mod expiry;
 pub mod batch;
 pub mod store;
 pub mod settings;
+pub mod server_url;
+pub mod dotenv;
 pub mod app;
 pub mod telemetry;

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use antre::{
     app::{self, AppError},
+    dotenv::DotEnv,
+    server_url,
     settings::Settings,
     telemetry,
 };
@@ -20,20 +22,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    match dotenvy::dotenv() {
-        // Not the line itself: it may hold a password.
-        Err(dotenvy::Error::LineParse(..)) => {
-            return complain(
-                "cannot read .env: a line in it is not NAME=value, or a quote stays open",
-                USAGE,
-            );
-        }
-        Err(error) if !error.not_found() => return complain(&format!("cannot read .env: {error}"), USAGE),
-        _ => {}
-    }
-    let settings = Settings::parse();
+    let dotenv = match DotEnv::load() {
+        Ok(dotenv) => dotenv,
+        Err(error) => return complain(&error.to_string(), USAGE),
+    };
+    let settings = match Settings::try_parse() {
+        Ok(settings) => settings,
+        Err(error) => return complain_as_clap(&error),
+    };
     if let Err(error) = telemetry::init(&settings.log) {
         return complain(&error, USAGE);
+    }
+    if let Some(dotenv) = dotenv {
+        dotenv.log();
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -68,6 +69,19 @@ fn signals() -> Result<CancellationToken, AppError> {
         std::process::exit(next().await);
     });
     Ok(stop)
+}
+
+/// Help and the version are no complaints to clap, and a URL in a wrong place is not repeated with its password.
+fn complain_as_clap(error: &clap::Error) -> ExitCode {
+    let arguments: Vec<_> = std::env::args().collect();
+    let urls: Vec<_> = arguments.iter().filter_map(|argument| server_url::within(argument)).collect();
+    if !error.use_stderr() || urls.is_empty() {
+        error.exit();
+    }
+    let said =
+        urls.iter().fold(error.render().to_string(), |said, url| said.replace(url, &server_url::shown(url)));
+    eprint!("{said}");
+    ExitCode::from(USAGE)
 }
 
 fn complain(what: &str, code: u8) -> ExitCode {

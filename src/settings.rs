@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::queue::rabbitmq::LaneMode;
+use crate::{queue::rabbitmq::LaneMode, server_url};
 
 /// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
 /// serves all of them.
@@ -39,7 +39,11 @@ pub enum Role {
     /// Run a worker alone, as many as you like; needs DATABASE_URL and AMQP_URL
     Worker,
     /// Bring the tables of the database up to date, and exit
-    Migrate,
+    Migrate {
+        /// Change nothing: list the migrations and say whether this antre may run; exit with 1 if it may not
+        #[arg(long)]
+        status: bool,
+    },
 }
 
 /// Where orders stand in line and where they are kept.
@@ -161,6 +165,9 @@ impl BackendSettings {
         if amqp_url.as_ref().is_some_and(|url| !url.starts_with("amqp://") && !url.starts_with("amqps://")) {
             return Err(wrong("AMQP_URL (--amqp-url) must begin with amqp:// or amqps://"));
         }
+        if let Some(url) = &amqp_url {
+            server_url::check("AMQP_URL (--amqp-url)", url).map_err(SettingsError)?;
+        }
         match (self.database()?, amqp_url) {
             (Database::Sqlite(database_url), None) => Ok(Backends::Embedded { database_url }),
             (Database::MySql(database_url), Some(amqp_url)) => {
@@ -188,7 +195,10 @@ impl BackendSettings {
         };
         match url.split_once(':') {
             Some(("sqlite", _)) => Ok(Database::Sqlite(url)),
-            Some(("mysql" | "mariadb", _)) => Ok(Database::MySql(url)),
+            Some(("mysql" | "mariadb", _)) => {
+                server_url::check("DATABASE_URL (--database-url)", &url).map_err(SettingsError)?;
+                Ok(Database::MySql(url))
+            }
             _ => Err(wrong("DATABASE_URL (--database-url) must begin with mysql:// or sqlite://")),
         }
     }

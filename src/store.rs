@@ -4,11 +4,16 @@
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
 mod lists;
+mod migrations;
 pub mod mysql;
+mod mysql_url;
+mod open_error;
 pub mod sqlite;
 mod transaction;
 
 pub use lists::Page;
+pub use migrations::{Schema, Usable};
+pub use open_error::OpenError;
 
 use std::{collections::HashMap, time::Duration};
 

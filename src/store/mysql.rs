@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,9 +13,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, Connection, Executor, MySql, MySqlPool,
-    mysql::{MySqlConnectOptions, MySqlPoolOptions},
-    pool::PoolConnection,
+    Connection, Executor, MySql, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions, pool::PoolConnection,
 };
 use uuid::Uuid;
 
@@ -24,6 +21,9 @@ use super::{
     Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Page, Store, StoreError, Text, column,
     installation_id,
     lists::{self, Turns, Walk, page_of_orders, page_of_products},
+    migrations::{self, Schema},
+    mysql_url::connect_options,
+    open_error::OpenError,
     product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
@@ -34,8 +34,6 @@ use crate::{
     order::{IdempotencyKey, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/mysql");
 
 /// Connections of one process: enough for a worker's batches and an API's reads.
 const CONNECTIONS: u32 = 8;
@@ -81,9 +79,12 @@ struct Kept {
 
 impl MySqlStore {
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
-    pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
-        let options = MySqlConnectOptions::from_str(url)?.disable_statement_logging();
-        migrate(&options).await?;
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
+        let options = connect_options(url)?;
+        // On a connection of its own: none of the pool's time limits are right for it.
+        let mut connection = MySqlConnection::connect_with(&options).await?;
+        migrations::bring_up_to_date(&migrations::MYSQL, &mut connection).await?;
+        connection.close().await?;
         let reading = connections("autocommit = 1").connect_with(options.clone()).await?;
         let deciding = connections("autocommit = 0")
             // Whatever was not committed. A connection that is gone (the server ends silent ones) needs no warning.
@@ -101,6 +102,14 @@ impl MySqlStore {
             turns: Turns::default(),
             deciding: Deciding { pool: deciding, kept: Arc::default() },
         })
+    }
+
+    /// What tables the database of a `mysql://` URL has. Changes nothing.
+    pub async fn schema(url: &str) -> Result<Schema, OpenError> {
+        let mut connection = MySqlConnection::connect_with(&connect_options(url)?).await?;
+        let schema = Schema::read(&migrations::MYSQL, &mut connection).await?;
+        connection.close().await?;
+        Ok(schema)
     }
 }
 
@@ -122,14 +131,6 @@ fn connections(settings: &str) -> MySqlPoolOptions {
                 Ok(())
             })
         })
-}
-
-/// Applies the migrations on a connection of its own: one process does, others wait for it, however long that
-/// takes, so none of the pool's time limits are right for it.
-async fn migrate(options: &MySqlConnectOptions) -> Result<(), sqlx::Error> {
-    let mut connection = sqlx::MySqlConnection::connect_with(options).await?;
-    MIGRATIONS.run(&mut connection).await?;
-    connection.close().await
 }
 
 const BY_ID: Walk =

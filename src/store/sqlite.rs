@@ -5,6 +5,10 @@
 
 use std::{
     collections::HashMap,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
     str::FromStr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,6 +28,8 @@ use super::{
     Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Page, Store, StoreError, Text, column,
     installation_id,
     lists::{self, Turns, Walk, page_of_orders, page_of_products},
+    migrations::{self, Schema},
+    open_error::OpenError,
     product, product_id,
     transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
 };
@@ -34,8 +40,6 @@ use crate::{
     order::{IdempotencyKey, Order, OrderId},
     product::{Product, ProductId, ProductName},
 };
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Connections that only read.
 const READERS: u32 = 2;
@@ -55,7 +59,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the file of a `sqlite://` URL, creates it if there is none, and brings its tables up to date.
-    pub async fn open(url: &str) -> Result<Self, sqlx::Error> {
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
         let options = SqliteConnectOptions::from_str(url)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -63,8 +67,10 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT)
             .optimize_on_close(true, None)
             .disable_statement_logging();
+        create_private(options.get_filename())?;
         let mut writer = options.connect().await?;
-        MIGRATIONS.run(&mut writer).await?;
+        migrations::bring_up_to_date(&migrations::SQLITE, &mut writer).await?;
+        warn_of_others(options.get_filename());
         let options = options.read_only(true).optimize_on_close(false, None);
         let reading =
             |count| SqlitePoolOptions::new().max_connections(count).idle_timeout(None).max_lifetime(None);
@@ -72,6 +78,18 @@ impl SqliteStore {
         let listing = reading(lists::AT_ONCE).connect_lazy_with(options);
         let writer = Arc::new(Mutex::new(Some(writer)));
         Ok(Self { writer, readers, listing, turns: Turns::default() })
+    }
+
+    /// What tables the file of a `sqlite://` URL has. Changes nothing, and creates no file.
+    pub async fn schema(url: &str) -> Result<Schema, OpenError> {
+        let options = SqliteConnectOptions::from_str(url)?.read_only(true).disable_statement_logging();
+        if !options.get_filename().exists() {
+            return Ok(Schema::none(&migrations::SQLITE));
+        }
+        let mut connection = options.connect().await?;
+        let schema = Schema::read(&migrations::SQLITE, &mut connection).await?;
+        connection.close().await?;
+        Ok(schema)
     }
 
     /// A connection for a list, whose statements are interrupted when the time of the list is over.
@@ -82,6 +100,26 @@ impl SqliteStore {
         let deadline = Instant::now() + lists::TIME_LIMIT;
         connection.lock_handle().await?.set_progress_handler(STEPS, move || Instant::now() < deadline);
         Ok(connection)
+    }
+}
+
+/// Creates the file for its owner alone: it says who ordered what. SQLite gives the files beside it the same mode.
+fn create_private(path: &Path) -> io::Result<()> {
+    if path.to_string_lossy().starts_with("file:") {
+        return Ok(()); // in memory
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A file that was there before keeps its mode, which somebody may have chosen.
+fn warn_of_others(path: &Path) {
+    let mode = path.metadata().map_or(0, |file| file.permissions().mode() & 0o777);
+    if mode & 0o077 != 0 {
+        let (file, mode) = (path.display(), format!("{mode:o}"));
+        tracing::warn!(%file, mode, "others than its owner may open the database: chmod 600");
     }
 }
 

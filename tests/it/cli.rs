@@ -8,19 +8,19 @@ use tokio::time::timeout;
 use crate::harness::{App, PATIENCE, Pair, antre};
 
 /// Runs the program until it ends.
-async fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub(crate) async fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = antre(directory);
     command.args(arguments).envs(environment.iter().copied());
     timeout(PATIENCE, command.output()).await.expect("it runs, though it should not").unwrap()
 }
 
-fn directory() -> TempDir {
+pub(crate) fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
 /// What it said on stderr before it exited with this code: one sentence, as ours are or as clap's are.
 #[track_caller]
-fn complaint(output: &Output, code: i32) -> String {
+pub(crate) fn complaint(output: &Output, code: i32) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -204,8 +204,32 @@ async fn a_broken_dotenv_is_named() {
         let directory = directory();
         fs::write(directory.path().join(".env"), broken).unwrap();
         let said = complaint(&run(directory.path(), &["migrate"], &[]).await, 2);
-        assert!(said.contains(".env") && !said.contains("secret"), "{said}");
+        assert!(said.contains("/.env: line 1 ") && !said.contains("secret"), "{said}");
     }
+}
+
+/// Another program's settings must not decide which database is used.
+#[tokio::test]
+async fn the_dotenv_of_a_directory_above_is_not_read() {
+    let directory = directory();
+    fs::write(directory.path().join(".env"), "DATABASE_URL=sqlite://above.db").unwrap();
+    let below = directory.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let output = run(&below, &["migrate"], &[]).await;
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(below.join("antre.db").is_file() && !directory.path().join("above.db").exists());
+}
+
+#[tokio::test]
+async fn the_log_tells_which_dotenv_counts_and_what_is_no_setting_in_it() {
+    let directory = directory();
+    let path = directory.path().join(".env");
+    fs::write(&path, "DATABSE_URL=sqlite://secret.db\nMYSQL_PASSWORD=secret\nEVENTS=off\n").unwrap();
+    let output = run(directory.path(), &["migrate"], &[]).await;
+    assert!(output.status.success(), "{output:?}");
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains(path.to_str().unwrap()) && log.contains("names=\"DATABSE_URL\""), "{log}");
+    assert!(!log.contains("secret"), "{log}");
 }
 
 #[tokio::test]
