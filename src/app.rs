@@ -29,7 +29,8 @@ use crate::{
     server_url::{self, shown},
     settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
-    worker::Worker,
+    supervise::supervise,
+    worker::{Worker, WorkerHealth},
 };
 
 /// How long a process that was told to stop finishes what is in flight. Less than the ten seconds after which
@@ -126,8 +127,8 @@ async fn serve_embedded(
     let listener = listen(settings.http.listen_addr_or_default()).await?;
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
     let queue = InProcessQueue::new(LANE_CAPACITY);
-    let api = api(settings, &store, &queue, &stop).await?;
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
+    let api = api(settings, &store, &queue, Some(worker.health.clone()), &stop).await?;
     say(
         settings,
         &[
@@ -173,11 +174,12 @@ async fn run_on_servers(
     }
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
     let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
+    let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
+    let health = worker.as_ref().map(|worker| worker.health.clone());
     let service = match role {
-        Role::Worker => http::health_service(Probes { store: store.clone(), queue: queue.clone() }),
-        _ => http::service(api(settings, &store, &*queue, &stop).await?),
+        Role::Worker => http::health_service(Probes::new(store.clone(), queue, health)),
+        _ => http::service(api(settings, &store, &*queue, health, &stop).await?),
     };
-    let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue));
     let mut lines = vec![
         banner(match role {
             Role::Api => "the API; orders wait for a worker (antre worker)",
@@ -209,19 +211,22 @@ async fn api(
     settings: &Settings,
     store: &Arc<dyn Store>,
     queue: &dyn Queue,
+    worker: Option<Arc<WorkerHealth>>,
     stop: &CancellationToken,
 ) -> Result<Api, AppError> {
     let placement = Placement::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
         .await
         .map_err(|error| AppError::Start(error.to_string()))?;
     let lookup = Arc::new(Lookup::new(store.clone()));
-    Ok(Api { store: store.clone(), lookup, placement: Arc::new(placement) })
+    let probes = Probes::new(store.clone(), placement.probe(), worker);
+    Ok(Api { store: store.clone(), lookup, placement: Arc::new(placement), probes })
 }
 
 struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
     expiry: AbortOnDropHandle<()>,
+    health: Arc<WorkerHealth>,
 }
 
 impl RunningWorker {
@@ -233,9 +238,14 @@ impl RunningWorker {
             store: store.clone(),
             reservation_ttl: settings.orders.reservation_ttl,
             stop: stop.clone(),
+            health: Arc::default(),
         };
-        let expiry = AbortOnDropHandle::new(tokio::spawn(expiry.run()));
-        Self { stop, task: tokio::spawn(worker.run()), expiry }
+        let health = worker.health.clone();
+        let expiry = AbortOnDropHandle::new(tokio::spawn(async move {
+            supervise("expiry", || expiry.run()).await;
+        }));
+        let task = tokio::spawn(async move { supervise("worker", || worker.run()).await });
+        Self { stop, task, expiry, health }
     }
 
     /// Lets it finish the batch in its hands.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::{
     command::{ChangeOrder, Command, ReplyMode},
-    inventory::{BooksDoNotBalance, InsufficientStock, Inventory},
+    inventory::{InsufficientStock, Inventory},
     order::{
         IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Rejection, Verdict, on_record,
     },
@@ -26,9 +26,22 @@ pub struct OnRecord {
     pub orders: HashMap<OrderId, Order>,
     /// What their clients call them.
     pub keys: HashMap<IdempotencyKey, OrderId>,
+    /// Keys of orders that are not there any more: somebody deleted them by hand. Such a key is free again.
+    pub orphaned_keys: HashMap<IdempotencyKey, OrderId>,
+    /// What cannot be read, and why: somebody changed it by hand.
+    pub unreadable: Unreadable,
 }
 
-/// The clock of a batch.
+/// Rows that cannot be, and why.
+#[derive(Clone, Debug, Default)]
+pub struct Unreadable {
+    /// Products, because of their inventories.
+    pub products: HashMap<ProductId, String>,
+    /// Orders.
+    pub orders: HashMap<OrderId, String>,
+}
+
+/// The clock of a batch: the database's.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// Now.
@@ -49,6 +62,17 @@ pub struct Decision {
     /// What the shop's other services hear, in the order of arrival. An order that was decided before is told of
     /// again: whoever decided it may have died before saying so.
     pub events: Vec<Event>,
+    /// Why commands were not decided, ascending.
+    pub undecidable: Vec<Undecidable>,
+}
+
+/// A command that cannot be decided, because what stands in the database cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undecidable {
+    /// Where it stands in its batch.
+    pub index: usize,
+    /// What is wrong.
+    pub cause: String,
 }
 
 /// What a batch writes beside its inventories.
@@ -60,6 +84,8 @@ pub struct Writes {
     pub statuses: BTreeMap<OrderId, OrderStatus>,
     /// Ids that were given out for an order that is on record under another one.
     pub aliases: Vec<(OrderId, OrderId)>,
+    /// Keys that are taken from orders which are not there any more.
+    pub freed_keys: Vec<(IdempotencyKey, OrderId)>,
 }
 
 /// Something became of an order.
@@ -75,24 +101,33 @@ pub struct Event {
 ///
 /// `on_record` is `None` for a batch of new orders none of which is on record or stands in it twice, under its id or its
 /// key.
+///
+/// What cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(
     inventories: Inventories,
     on_record: Option<OnRecord>,
     commands: &[Command],
     times: Times,
-) -> Result<Decision, BooksDoNotBalance> {
+) -> Decision {
     let decision =
         Decision { inventories, verdicts: Vec::with_capacity(commands.len()), ..Decision::default() };
     let mut batch = Batch { decision, on_record, times, placed: HashMap::new() };
-    for command in commands {
+    for (index, command) in commands.iter().enumerate() {
         let verdict = match command {
             Command::Place(order) => batch.place(order),
-            Command::Change(change) => batch.change(change)?,
+            Command::Change(change) => batch.change(change),
         };
+        let verdict = verdict.unwrap_or_else(|cause| {
+            batch.decision.undecidable.push(Undecidable { index, cause });
+            Verdict::Undecidable
+        });
         batch.decision.verdicts.push(verdict);
     }
-    Ok(batch.decision)
+    batch.decision
 }
+
+/// A verdict, or why there is none.
+type Decided = Result<Verdict, String>;
 
 struct Batch {
     decision: Decision,
@@ -103,17 +138,33 @@ struct Batch {
 }
 
 impl Batch {
-    fn place(&mut self, order: &NewOrder) -> Verdict {
+    fn place(&mut self, order: &NewOrder) -> Decided {
         if self.on_record.is_none() {
-            return self.place_new(order);
+            return Ok(self.place_new(order));
         }
         if let Some(verdict) = self.placed.get(&order.id).copied() {
             self.store_for_copy(order, verdict);
-            return verdict;
+            return Ok(verdict);
         }
-        let verdict = self.verdict_on_record(order).unwrap_or_else(|| self.place_new(order));
+        let verdict = match self.verdict_on_record(order)? {
+            Some(verdict) => verdict,
+            None => {
+                self.check_product(order.product_id)?;
+                self.place_new(order)
+            }
+        };
         self.placed.insert(order.id, verdict);
-        verdict
+        Ok(verdict)
+    }
+
+    fn check_product(&self, id: ProductId) -> Result<(), String> {
+        let unreadable = self.on_record.as_ref().and_then(|record| record.unreadable.products.get(&id));
+        unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
+    }
+
+    fn check_order(&self, id: OrderId) -> Result<(), String> {
+        let unreadable = self.on_record.as_ref().and_then(|record| record.unreadable.orders.get(&id));
+        unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
     fn place_new(&mut self, order: &NewOrder) -> Verdict {
@@ -121,7 +172,8 @@ impl Batch {
             return Verdict::Rejected(Rejection::ProductNotFound);
         };
         let verdict = match inventory.reserve(order.total) {
-            Ok(()) => Verdict::Reserved { expires_at: self.times.expires_at },
+            // An API whose clock is ahead makes ids from the future; nothing ends before it begins.
+            Ok(()) => Verdict::Reserved { expires_at: self.times.expires_at.max(order.id.created_at()) },
             Err(InsufficientStock { available }) => {
                 Verdict::Rejected(Rejection::InsufficientStock { available })
             }
@@ -131,23 +183,26 @@ impl Batch {
     }
 
     /// What an order is answered with that was decided before, under its own id or as its client calls it.
-    fn verdict_on_record(&mut self, order: &NewOrder) -> Option<Verdict> {
-        let OnRecord { orders, keys } = self.on_record.as_ref()?;
+    fn verdict_on_record(&mut self, order: &NewOrder) -> Result<Option<Verdict>, String> {
+        self.check_order(order.id)?;
+        let Some(OnRecord { orders, keys, .. }) = &self.on_record else { return Ok(None) };
         if let Some(known) = orders.get(&order.id) {
             let (known, verdict) = (*known, known.verdict());
             self.tell(known.with_status(OrderStatus::Reserved));
-            return Some(verdict);
+            return Ok(Some(verdict));
         }
-        let known = *orders.get(keys.get(order.key.as_ref()?)?)?;
+        let Some(id) = order.key.as_ref().and_then(|key| keys.get(key)).copied() else { return Ok(None) };
+        self.check_order(id)?;
+        let Some(known) = orders.get(&id).copied() else { return Ok(None) };
         if !known.is_for(order.product_id, order.total) {
             let verdict = Verdict::Rejected(Rejection::KeyReused);
             self.put_on_record(order, verdict, None);
-            return Some(verdict);
+            return Ok(Some(verdict));
         }
         if order.reply == ReplyMode::Detached {
             self.decision.writes.aliases.push((order.id, known.id));
         }
-        Some(Verdict::AlreadyPlaced(known))
+        Ok(Some(Verdict::AlreadyPlaced(known)))
     }
 
     /// An order stands in a batch twice when its client stopped waiting meanwhile: then the verdict on the first copy, which
@@ -164,24 +219,34 @@ impl Batch {
 
     fn put_on_record(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
         let Some(order) = on_record(order, verdict) else { return };
-        if let Some(OnRecord { orders, keys }) = &mut self.on_record {
+        if let Some(OnRecord { orders, keys, orphaned_keys, .. }) = &mut self.on_record {
             orders.insert(order.id, order);
             if let Some(key) = &key {
                 keys.insert(key.clone(), order.id);
+                self.decision.writes.freed_keys.extend(orphaned_keys.remove_entry(key));
             }
         }
         self.decision.writes.orders.push((order, key));
         self.tell(order);
     }
 
-    fn change(&mut self, command: &ChangeOrder) -> Result<Verdict, BooksDoNotBalance> {
+    fn change(&mut self, command: &ChangeOrder) -> Decided {
+        self.check_order(command.order_id)?;
+        self.check_product(command.product_id)?;
         let order = self.on_record.as_mut().and_then(|record| record.orders.get_mut(&command.order_id));
-        let inventory = self.decision.inventories.get_mut(&command.product_id);
-        let (Some(order), Some(inventory)) = (order, inventory) else { return Ok(Verdict::OrderNotFound) };
+        let Some(order) = order else { return Ok(Verdict::OrderNotFound) };
         if order.product_id != command.product_id {
             return Ok(Verdict::OrderNotFound); // the wrong lane, and the wrong inventory
         }
-        let changed = order.change(command.change, inventory, self.times.decided_at)?;
+        let changed = match self.decision.inventories.get_mut(&command.product_id) {
+            Some(inventory) => order
+                .change(command.change, inventory, self.times.decided_at)
+                .map_err(|error| error.to_string())?,
+            None if order.status() == OrderStatus::Reserved => {
+                return Err(format!("product {} has no inventory, though it has orders", order.product_id));
+            }
+            None => false,
+        };
         let (order, status) = (*order, order.status());
         if changed {
             self.decision.writes.statuses.insert(order.id, status);
@@ -217,7 +282,7 @@ mod tests {
     /// A batch of new orders, none of which is on record.
     fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
         let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
-        decide(inventories, None, &commands, Times { decided_at: now(), expires_at }).unwrap()
+        decide(inventories, None, &commands, Times { decided_at: now(), expires_at })
     }
 
     fn inventory(stock: u32) -> Inventory {
@@ -376,8 +441,8 @@ mod tests {
             // Every reservation is overdue at once, so an expiry has its way.
             let decided_at = now();
             let times = Times { decided_at, expires_at: decided_at };
-            let decision =
-                decide(self.inventories.clone(), Some(self.record.clone()), &commands, times).unwrap();
+            let decision = decide(self.inventories.clone(), Some(self.record.clone()), &commands, times);
+            prop_assert_eq!(&decision.undecidable, &[]);
             let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
             for (command, verdict) in commands.iter().zip(&decision.verdicts) {
                 prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);

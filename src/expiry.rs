@@ -1,31 +1,31 @@
 //! Lets reservations expire. Every worker looks for those whose time is over, and puts their expiry in line: the lane
 //! decides, so that an expiry and a payment that meet end in exactly one of the two. No leader and no lock: what two
 //! workers find is decided once, and the second one finds it done.
+//!
+//! A reservation that cannot expire, and a lane that does not answer, are asked again with growing delays, and the sweep goes
+//! on behind them: however many there are, all others expire.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod asked;
 
-use tokio::time::{Instant, sleep};
+use std::{sync::Arc, time::Duration};
 
+use tokio::time::sleep;
+
+use self::asked::Asked;
 use crate::{
-    command::{Change, ChangeOrder, CommandId, ReplyMode},
-    order::{Order, OrderId, from_millis, now},
-    queue::{Inbox, Outcome, Queue, Refusal, Submitter},
-    store::{Store, StoreError, in_time},
+    queue::{Queue, Submitter},
+    store::{Due, Store, StoreError},
+    telemetry::{Sparse, first_time},
 };
 
 /// How often it looks.
 const SWEEP: Duration = Duration::from_millis(500);
-/// How many reservations one sweep puts in line at most.
+/// How many reservations one page of them has.
+const PAGE: u32 = 1_000;
+/// How many pages one sweep reads at most, and how many reservations it puts in line.
+const MAX_PAGES: usize = 10;
 const MAX_SWEEP: usize = 1_000;
-/// How many of its expiries are undecided at most: half of what a lane takes, so that buyers still get in line.
-const MAX_UNANSWERED: usize = 5_000;
-/// How long it waits for the verdict on an expiry before it asks again.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it waits after a failure: of the store before it looks again, of an expiry before it asks for that again.
+/// How long it waits after a failure of the store or the queue before it looks again.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Looks for reservations whose time is over.
@@ -38,134 +38,99 @@ pub struct Expiry {
 
 impl Expiry {
     /// Runs for ever. It may be aborted at any time: what it put in line is decided all the same.
-    pub async fn run(self) {
+    pub async fn run(&self) {
+        let failures = Sparse::default();
         loop {
-            let unanswered = Arc::new(Unanswered::default());
-            match self.queue.submitter(unanswered.clone()).await {
-                Ok(submitter) => self.sweep_for_ever(&*submitter, &unanswered).await,
-                Err(error) => tracing::warn!(%error, "reservations cannot expire yet"),
+            let asked = Arc::new(Asked::default());
+            match self.queue.submitter(asked.clone()).await {
+                Ok(submitter) => self.sweep_for_ever(&*submitter, &asked).await,
+                Err(error) => {
+                    if let Some(left_out) = failures.due() {
+                        tracing::warn!(%error, left_out, "reservations cannot expire yet");
+                    }
+                }
             }
             sleep(PAUSE).await;
         }
     }
 
-    async fn sweep_for_ever(&self, submitter: &dyn Submitter, unanswered: &Unanswered) {
+    async fn sweep_for_ever(&self, submitter: &dyn Submitter, asked: &Asked) {
+        let failures = Sparse::default();
+        let mut place = None;
         loop {
-            match self.sweep(submitter, unanswered).await {
+            match self.sweep(submitter, asked, &mut place).await {
                 Ok(Found::More) => {}
                 Ok(Found::All) => sleep(SWEEP).await,
                 Err(error) => {
-                    tracing::warn!(%error, "could not look for reservations whose time is over");
+                    if let Some(left_out) = failures.due() {
+                        tracing::warn!(%error, left_out, "could not look for reservations whose time is over");
+                    }
                     sleep(PAUSE).await;
                 }
             }
         }
     }
 
-    /// Puts in line what is due and not in line yet. Waits for no verdict: a lane that is slow, or that takes nothing, holds
-    /// up nobody else's expiry.
-    async fn sweep(&self, submitter: &dyn Submitter, unanswered: &Unanswered) -> Result<Found, StoreError> {
-        // Before the store is asked, which may still find what is decided meanwhile.
-        let asked = unanswered.orders();
-        let limit = MAX_SWEEP + asked.len();
-        let due = in_time(self.store.due(now(), u32::try_from(limit).unwrap_or(u32::MAX))).await?;
-        let is_full = due.len() == limit;
-        let room = MAX_UNANSWERED.saturating_sub(asked.len()).min(MAX_SWEEP);
-        let new: Vec<_> = due.into_iter().filter(|order| !asked.contains(&order.id)).take(room).collect();
-        unanswered.ask(submitter, &new);
-        Ok(if is_full && !new.is_empty() { Found::More } else { Found::All })
+    /// Puts in line what is due and not in line yet, beginning at `place`, or in front when that is none. Waits for no
+    /// verdict: a lane that is slow, or that takes nothing, holds up nobody else's expiry.
+    async fn sweep(
+        &self,
+        submitter: &dyn Submitter,
+        asked: &Asked,
+        place: &mut Option<Due>,
+    ) -> Result<Found, StoreError> {
+        let silent = asked.give_up();
+        if !silent.is_empty() {
+            let existing = self.store.existing(&silent).await?;
+            for product_id in silent.into_iter().filter(|id| !existing.contains(id)) {
+                asked.put_off(product_id);
+                if first_time(&format!("reservations of product {product_id}, which does not exist")) {
+                    tracing::error!(%product_id, "reservations of a product that does not exist cannot expire: put the product and its inventory back, or delete its orders");
+                }
+            }
+        }
+        let mut count = 0;
+        for _ in 0..MAX_PAGES {
+            // Before the store is asked, which may still find what is decided meanwhile.
+            let in_line = asked.orders();
+            let page = self.store.due(*place, PAGE).await?;
+            let due = page.rows.iter().filter(|order| !in_line.contains(&order.id));
+            count += asked.ask(submitter, due, MAX_SWEEP - count);
+            *place = page.next;
+            if place.is_none() || count == MAX_SWEEP {
+                break;
+            }
+        }
+        Ok(if place.is_some() && count > 0 { Found::More } else { Found::All })
     }
 }
 
 /// What a sweep found.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// As much as it may take, and some of it was put in line: there is probably more.
+    /// There is more behind its place, and it is worth going on at once.
     More,
     /// All that is due, or all that can be done about it now.
     All,
 }
 
-/// The expiries that have no verdict yet. The store finds their reservations again and again, and they are not to be put
-/// in line each time.
-#[derive(Default)]
-struct Unanswered(Mutex<HashMap<CommandId, Asked>>);
-
-struct Asked {
-    order_id: OrderId,
-    /// When it is taken for lost.
-    again_at: Instant,
-    refusal: Option<Refusal>,
-}
-
-impl Unanswered {
-    /// The orders whose expiry is not to be asked for now.
-    fn orders(&self) -> HashSet<OrderId> {
-        let now = Instant::now();
-        let mut commands = self.commands();
-        let lost: Vec<_> = commands.extract_if(|_, asked| asked.again_at <= now).collect();
-        if !lost.is_empty() {
-            let refusal = lost.iter().find_map(|(_, asked)| asked.refusal);
-            tracing::warn!(reservations = lost.len(), ?refusal, "no verdict on expiries, asking again");
-        }
-        commands.values().map(|asked| asked.order_id).collect()
-    }
-
-    fn ask(&self, submitter: &dyn Submitter, due: &[Order]) {
-        let reply = ReplyMode::Until(from_millis(now().as_millisecond() + PATIENCE.as_millis() as i64));
-        let expiries: Vec<_> = due
-            .iter()
-            .map(|order| ChangeOrder {
-                id: CommandId::mint(),
-                order_id: order.id,
-                product_id: order.product_id,
-                change: Change::Expire,
-                reply,
-            })
-            .collect();
-        let again_at = Instant::now() + PATIENCE;
-        let asked = |expiry: &ChangeOrder| Asked { order_id: expiry.order_id, again_at, refusal: None };
-        // Before they are submitted: the answer may be there at once.
-        self.commands().extend(expiries.iter().map(|expiry| (expiry.id, asked(expiry))));
-        expiries.into_iter().for_each(|expiry| submitter.submit(expiry.into()));
-    }
-
-    fn commands(&self) -> MutexGuard<'_, HashMap<CommandId, Asked>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inbox for Unanswered {
-    fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
-        let mut commands = self.commands();
-        for (id, outcome) in outcomes {
-            match outcome {
-                Outcome::Decided(_) => {
-                    commands.remove(&id);
-                }
-                Outcome::Refused(refusal) => {
-                    if let Some(asked) = commands.get_mut(&id) {
-                        (asked.again_at, asked.refusal) = (Instant::now() + PAUSE, Some(refusal));
-                    }
-                }
-                Outcome::InLine => {}
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use async_trait::async_trait;
     use tokio::time;
 
-    use super::*;
+    use super::{
+        asked::{MAX_DELAY, MAX_IN_LINE, MAX_OF_PRODUCT, PATIENCE, PROBE},
+        *,
+    };
     use crate::{
-        command::Command,
+        command::{Change, ChangeOrder, Command, ReplyMode},
         inventory::Stock,
-        order::{NewOrder, OrderStatus, Quantity, Verdict},
+        order::{NewOrder, OrderId, OrderStatus, Quantity, Verdict, now},
         product::ProductId,
-        queue::{Ping, QueueError, in_process::InProcessQueue},
+        queue::{Inbox, Outcome, Ping, QueueError, Refusal, in_process::InProcessQueue},
         store::sqlite::SqliteStore,
     };
 
@@ -173,7 +138,7 @@ mod tests {
     #[derive(Default)]
     struct Lanes {
         submitted: Mutex<Vec<ChangeOrder>>,
-        unanswered: Arc<Unanswered>,
+        asked: Arc<Asked>,
         refuses: Option<ProductId>,
     }
 
@@ -183,7 +148,7 @@ mod tests {
             let Command::Change(change) = command else { panic!("{command:?}") };
             self.submitted.lock().unwrap().push(change);
             if self.refuses == Some(change.product_id) {
-                self.unanswered.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
+                self.asked.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
             }
         }
 
@@ -214,6 +179,7 @@ mod tests {
         expiry: Expiry,
         lanes: Lanes,
         products: [ProductId; 2],
+        place: Option<Due>,
     }
 
     impl World {
@@ -234,6 +200,7 @@ mod tests {
                 expiry,
                 lanes: Lanes::default(),
                 products: products.try_into().unwrap(),
+                place: None,
             }
         }
 
@@ -247,38 +214,43 @@ mod tests {
             self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
         }
 
-        /// What a sweep found, and the products of the expiries that it put in line.
-        async fn sweep(&self) -> (Found, Vec<ProductId>) {
-            let found = self.expiry.sweep(&self.lanes, &self.lanes.unanswered).await.unwrap();
+        /// The products of the expiries that a sweep put in line.
+        async fn sweep(&mut self) -> Vec<ProductId> {
+            self.sweep_and_see().await.1
+        }
+
+        async fn sweep_and_see(&mut self) -> (Found, Vec<ProductId>) {
+            let found = self.expiry.sweep(&self.lanes, &self.lanes.asked, &mut self.place).await.unwrap();
             let submitted = self.lanes.submitted.lock().unwrap().split_off(0);
             (found, submitted.into_iter().map(|change| change.product_id).collect())
         }
 
         /// The lane of this product decides what is in line for it.
         async fn serve(&self, product_id: ProductId) {
-            let due = self.expiry.store.due(now(), 100_000).await.unwrap();
+            let due = self.expiry.store.due(None, 100_000).await.unwrap().rows;
             let expired = due.iter().filter(|order| order.product_id == product_id);
             let commands: Vec<_> = self
                 .lanes
-                .unanswered
-                .commands()
-                .iter()
-                .filter_map(|(id, asked)| {
-                    let order = expired.clone().find(|order| order.id == asked.order_id)?;
-                    let change = Change::Expire;
-                    Some(ChangeOrder {
-                        id: *id,
-                        order_id: order.id,
-                        product_id,
-                        change,
-                        reply: ReplyMode::Until(now()),
-                    })
+                .asked
+                .in_line()
+                .into_iter()
+                .filter_map(|(id, order_id)| {
+                    let order = expired.clone().find(|order| order.id == order_id)?;
+                    let (change, reply) = (Change::Expire, ReplyMode::Until(now()));
+                    Some(ChangeOrder { id, order_id: order.id, product_id, change, reply })
                 })
                 .map(Command::from)
                 .collect();
             self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
             let verdict = Outcome::Decided(Verdict::Status(OrderStatus::Expired));
-            self.lanes.unanswered.deliver(commands.iter().map(|command| (command.id(), verdict)).collect());
+            self.lanes.asked.deliver(commands.iter().map(|command| (command.id(), verdict)).collect());
+        }
+
+        /// None of what is in line can be decided.
+        fn give_no_verdict(&self) {
+            let in_line = self.lanes.asked.in_line();
+            let outcome = Outcome::Decided(Verdict::Undecidable);
+            self.lanes.asked.deliver(in_line.into_iter().map(|(id, _)| (id, outcome)).collect());
         }
     }
 
@@ -291,23 +263,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_lane_does_not_hold_up_the_others() {
-        let world = World::new().await;
+        let mut world = World::new().await;
         let [slow, fast] = world.products;
-        world.reserve(slow, 2).await;
+        world.reserve(slow, 2 * PROBE).await;
         world.reserve(fast, 1).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![slow, slow, fast]));
-        assert_eq!(world.sweep().await, (Found::All, vec![]), "they are in line");
+        assert_eq!(world.sweep().await.len(), 2 * PROBE + 1);
+        assert_eq!(world.sweep().await, [], "they are in line");
         for _ in 0..3 {
             world.serve(fast).await;
             world.reserve(fast, 1).await;
-            assert_eq!(world.sweep().await, (Found::All, vec![fast]));
+            assert_eq!(world.sweep().await, [fast]);
         }
-        pass(PATIENCE).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![slow, slow, fast]), "they may be lost");
-        world.serve(slow).await;
         world.serve(fast).await;
         pass(PATIENCE).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![]));
+        assert_eq!(world.sweep().await, [], "they may be lost, and so may what follows at once");
+        pass(PAUSE).await;
+        assert_eq!(world.sweep().await, [slow; PROBE], "some of them");
+        world.serve(slow).await;
+        assert_eq!(world.sweep().await, [slow; PROBE], "it answers");
+        world.serve(slow).await;
+        assert_eq!(world.sweep().await, []);
     }
 
     #[tokio::test]
@@ -316,32 +291,71 @@ mod tests {
         let [full, other] = world.products;
         world.lanes.refuses = Some(full);
         world.reserve(full, 2).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![full, full]));
+        assert_eq!(world.sweep().await, [full, full]);
         world.reserve(other, 1).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![other]));
+        assert_eq!(world.sweep().await, [other]);
         pass(PAUSE).await;
         world.lanes.refuses = None;
-        assert_eq!(world.sweep().await, (Found::All, vec![full, full]));
-        pass(PAUSE).await;
-        assert_eq!(world.sweep().await, (Found::All, vec![]), "they are in line now");
+        assert_eq!(world.sweep().await, [full, full]);
+        assert_eq!(world.sweep().await, [], "they are in line now");
+    }
+
+    /// However many reservations of one product cannot expire, those of others do.
+    #[tokio::test]
+    async fn it_goes_on_behind_those_that_cannot_expire() {
+        let mut world = World::new().await;
+        let [broken, other] = world.products;
+        for _ in 0..6 {
+            world.reserve(broken, 1_000).await;
+        }
+        world.reserve(other, 3).await;
+        assert_eq!(world.sweep().await, vec![broken; MAX_OF_PRODUCT], "as many as one sweep takes");
+        assert_eq!(world.sweep().await, [other; 3], "the lane of the other one has no more");
+        world.serve(other).await;
+        // Each of them cannot be decided, and is asked for again later and later.
+        for _ in 0..6 {
+            world.give_no_verdict();
+            while world.sweep_and_see().await.0 == Found::More {}
+        }
+        world.give_no_verdict();
+        world.reserve(other, 2).await;
+        assert_eq!(world.sweep().await, [other; 2]);
+        pass(MAX_DELAY).await;
+        assert!(world.sweep().await.contains(&broken), "they are not forgotten");
     }
 
     #[tokio::test]
-    async fn it_goes_on_at_once_while_there_is_more_but_not_without_end() {
-        let world = World::new().await;
-        let [slow, other] = world.products;
-        for _ in 0..=MAX_UNANSWERED / MAX_SWEEP {
-            world.reserve(slow, MAX_SWEEP).await;
+    async fn a_reservation_that_cannot_expire_is_asked_for_later_and_later() {
+        let mut world = World::new().await;
+        let [product, _] = world.products;
+        world.reserve(product, 1).await;
+        for delay in [2, 4, 8, 16, 32] {
+            assert_eq!(world.sweep().await, [product]);
+            world.give_no_verdict();
+            pass(Duration::from_secs(delay) - Duration::from_millis(500)).await;
+            assert_eq!(world.sweep().await, [], "{delay}");
+            pass(Duration::from_millis(500)).await;
         }
-        for _ in 0..MAX_UNANSWERED / MAX_SWEEP {
-            let (found, submitted) = world.sweep().await;
-            assert_eq!((found, submitted.len()), (Found::More, MAX_SWEEP));
+        assert_eq!(world.sweep().await, [product]);
+        world.serve(product).await;
+        world.reserve(product, 1).await;
+        assert_eq!(world.sweep().await, [product], "the next one has no delay");
+    }
+
+    #[tokio::test]
+    async fn one_product_leaves_room_for_others() {
+        let mut world = World::new().await;
+        let [many, few] = world.products;
+        for _ in 0..2 * MAX_OF_PRODUCT / 1_000 {
+            world.reserve(many, 1_000).await;
         }
-        assert_eq!(world.sweep().await, (Found::All, vec![]), "too many are in line");
-        world.serve(slow).await;
-        world.reserve(other, 1).await;
-        let (found, submitted) = world.sweep().await;
-        assert_eq!((found, submitted.len()), (Found::More, MAX_SWEEP));
-        assert_eq!(world.sweep().await, (Found::All, vec![other]));
+        world.reserve(few, 1).await;
+        let mut submitted = Vec::new();
+        for _ in 0..4 {
+            submitted.extend(world.sweep().await);
+        }
+        assert_eq!(submitted.iter().filter(|id| **id == many).count(), MAX_OF_PRODUCT);
+        assert!(submitted.contains(&few));
+        assert!(submitted.len() < MAX_IN_LINE);
     }
 }

@@ -141,7 +141,7 @@ impl Gate {
             let (store, ids) = (self.store.clone(), wanted.clone());
             // On its own: should it panic, who waits here still hears of it.
             let read = tokio::spawn(async move { within(Self::PATIENCE, store.sold_out(&ids)).await });
-            let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Away(error.to_string())));
+            let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
             self.hear(wanted, until, sold_out);
             self.is_read.notify_waiters();
         }
@@ -343,7 +343,7 @@ mod tests {
     async fn after_a_read_that_failed_it_is_open_for_a_while() {
         let (shop, began) = Shop::reading().await;
         let order = shop.come().await;
-        shop.end_reading(began, Err(StoreError::Away("it is away".to_owned())));
+        shop.end_reading(began, Err(StoreError::Unavailable("it is away".to_owned())));
         assert!(!order.await.unwrap());
         shop.gate.suspect(shop.product);
         assert!(shop.gate.shelves().empty.is_empty());

@@ -43,11 +43,13 @@ pub struct Api {
     pub lookup: Arc<Lookup<OrderId>>,
     /// The way into the lanes.
     pub placement: Arc<Placement>,
+    /// Whether the process can do its work.
+    pub probes: Probes,
 }
 
 impl FromRef<Api> for Probes {
     fn from_ref(api: &Api) -> Self {
-        Self { store: api.store.clone(), queue: api.placement.probe() }
+        api.probes.clone()
     }
 }
 

@@ -25,6 +25,7 @@ pub mod placement;
 pub mod gate;
 pub mod queue;
 pub mod worker;
+pub mod supervise;
 pub mod expiry;
 pub mod batch;
 pub mod store;

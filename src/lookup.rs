@@ -130,7 +130,7 @@ impl<N: Name> Lookup<N> {
                 }
                 Ok(Err(error)) if error.is_transient() => {
                     for Question { answer, .. } in questions {
-                        let _ = answer.send(Err(StoreError::Away(error.to_string())));
+                        let _ = answer.send(Err(StoreError::Unavailable(error.to_string())));
                     }
                 }
                 Ok(Err(error)) => {
@@ -226,7 +226,7 @@ mod tests {
                 match name {
                     Self::Good => {}
                     Self::Silent => pending().await,
-                    Self::Away => return Err(StoreError::Away("it is away".to_owned())),
+                    Self::Away => return Err(StoreError::Unavailable("it is away".to_owned())),
                     Self::Corrupt => return Err(StoreError::Corrupt("it cannot be".to_owned())),
                     Self::Panics => panic!("a name that panics"),
                 }

@@ -180,6 +180,8 @@ pub enum Verdict {
     Status(OrderStatus),
     /// The answer to a change of an order that is not on record.
     OrderNotFound,
+    /// It cannot be decided, because what stands in the database cannot be. The worker's log says why.
+    Undecidable,
 }
 
 /// Why nothing was reserved.

@@ -67,6 +67,8 @@ pub enum Placed {
     Pending(OrderId),
     /// The order was not queued.
     Refused(Refusal),
+    /// It cannot be decided, because what stands in the database cannot be.
+    Undecidable,
 }
 
 impl Placed {
@@ -86,6 +88,8 @@ pub enum Changed {
     Refused(Refusal),
     /// The order is not on record any more.
     NotFound,
+    /// It cannot be decided, because what stands in the database cannot be.
+    Undecidable,
 }
 
 /// Queues commands, and hands their verdicts to those who wait for them.
@@ -177,6 +181,7 @@ impl Placement {
             }
             Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
+            Some(Outcome::Decided(Verdict::Undecidable)) => Placed::Undecidable,
             // The lane would have found what the key stands for; now nobody else looks.
             Some(Outcome::Refused(refusal)) => self
                 .placed_earlier(key.as_ref(), product_id, total)
@@ -231,6 +236,7 @@ impl Placement {
             Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
             Some(Outcome::Decided(Verdict::Status(status))) => Changed::Now(order.with_status(status)),
             Some(Outcome::Decided(Verdict::OrderNotFound)) => Changed::NotFound,
+            Some(Outcome::Decided(Verdict::Undecidable)) => Changed::Undecidable,
             Some(Outcome::Refused(refusal)) => Changed::Refused(refusal),
             Some(Outcome::InLine | Outcome::Decided(_)) | None => Changed::Pending,
         }

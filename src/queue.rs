@@ -6,7 +6,7 @@
 //! - Commands of one lane that one [`Submitter`] submitted one after the other are taken in that order.
 //! - At most one consumer at a time holds deliveries of a lane (RabbitMQ can break this rule for a moment in a
 //!   failover; the database's row locks stand behind it).
-//! - A delivery that is neither acknowledged nor put aside comes back when its consumer ends, in its old place.
+//! - A delivery that is not settled comes back when its consumer ends, in its old place.
 //! - A lane is bounded. What it does not take is refused at once.
 
 pub mod in_process;
@@ -111,8 +111,11 @@ pub trait Consumer: Send {
     /// Waits until all that was settled is let go of.
     async fn finish(&mut self) -> Result<(), QueueError>;
 
-    /// Nobody can decide these: out of the way, kept for a person.
-    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
+    /// Gives deliveries back, each to its old place in its lane: they come again.
+    async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError>;
+
+    /// Keeps commands that nobody can decide for a person, each by itself. Their deliveries are settled like others.
+    async fn dead_letter(&mut self, commands: Vec<Command>) -> Result<(), QueueError>;
 }
 
 /// Commands of one lane that arrived together, from one API.

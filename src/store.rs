@@ -3,14 +3,17 @@
 //! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/store_contract.rs` is what both must pass.
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
+mod error;
 mod lists;
 mod migrations;
 pub mod mysql;
 mod mysql_url;
 mod open_error;
+mod rows;
 pub mod sqlite;
 mod transaction;
 
+pub use error::StoreError;
 pub use lists::Page;
 pub use migrations::{Schema, Usable};
 pub use open_error::OpenError;
@@ -18,17 +21,14 @@ pub use open_error::OpenError;
 use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    batch::Event,
+    batch::{Event, Undecidable},
     command::Command,
-    inventory::{BooksDoNotBalance, Inventory, Stock, StockBelowReserved},
-    order::{
-        IdempotencyKey, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, from_millis,
-    },
+    inventory::{Inventory, Stock, StockBelowReserved},
+    order::{IdempotencyKey, Order, OrderId, OrderStatus, Verdict},
     product::{Product, ProductId, ProductName},
 };
 
@@ -82,8 +82,9 @@ pub trait Store: Send + Sync {
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError>;
 
-    /// Up to `limit` reservations whose time is over, the longest overdue first.
-    async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError>;
+    /// Up to `limit` reservations whose time is over by the database's clock, the longest overdue first, beginning behind
+    /// `after`.
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError>;
 
     /// Stored orders in id order, which is the order of their creation. Examines a bounded number of orders, so that a
     /// page may be short though there are more.
@@ -92,14 +93,20 @@ pub trait Store: Send + Sync {
     /// Decides a batch in one transaction. When it returns, what it says is committed. An order that is on record
     /// already gets the verdict on record.
     ///
-    /// After an error nothing is known: the transaction may or may not be committed. Calling it again with the
-    /// same commands is right in either case.
+    /// All times come from the database's clock. A command that cannot be decided is alone with that:
+    /// [`Verdict::Undecidable`].
+    ///
+    /// After an error, which always passes, nothing is known: the transaction may or may not be committed. Calling it again
+    /// with the same commands is right in either case.
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError>;
 
     /// Which database this is: a random id that its migrations made, the same for every process that opens it.
     async fn installation_id(&self) -> Result<Uuid, StoreError>;
 
-    /// Whether the database answers.
+    /// Those of these products whose inventory nobody else keeps locked now.
+    async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+
+    /// Whether the database would decide a batch now. Takes the way of one, up to where it would write.
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// Closes the connections once they are idle.
@@ -113,6 +120,17 @@ pub struct Decided {
     pub verdicts: Vec<Verdict>,
     /// What became of orders, in the order in which it did.
     pub events: Vec<Event>,
+    /// Why commands were not decided, ascending.
+    pub undecidable: Vec<Undecidable>,
+}
+
+/// A reservation whose time is over, as a place in the list of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Unix milliseconds.
+    pub expires_at: i64,
+    /// Among those of the same time.
+    pub id: OrderId,
 }
 
 /// Which orders [`Store::orders`] lists.
@@ -141,191 +159,6 @@ pub async fn within<T>(
     limit: Duration,
     read: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    let silent = || StoreError::Away(format!("the database is silent for {limit:?} now"));
+    let silent = || StoreError::Unavailable(format!("the database is silent for {limit:?} now"));
     timeout(limit, read).await.unwrap_or_else(|_| Err(silent()))
-}
-
-/// Why the database did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// It may work when it is tried again: no connection, a deadlock, a lock not had in time.
-    #[error("the database does not answer: {0}")]
-    Unavailable(#[source] sqlx::Error),
-    /// Batches of several lanes fight for the same idempotency keys.
-    #[error("others put the same idempotency keys on record again and again")]
-    Contended,
-    /// It may work when it is tried again, and this text says why it did not: of a read that many wait for, or that did
-    /// not end in time.
-    #[error("{0}")]
-    Away(String),
-    /// It may work when it is tried again: others list so much that there was no turn for this list in time.
-    #[error("too many lists are read at the same time")]
-    TooManyLists,
-    /// Trying again will not help.
-    #[error("the database refuses: {0}")]
-    Refused(#[source] sqlx::Error),
-    /// What stands in the database cannot be.
-    #[error(transparent)]
-    BooksDoNotBalance(#[from] BooksDoNotBalance),
-    /// What stands in the database cannot be.
-    #[error("the database holds what it must not: {0}")]
-    Corrupt(String),
-}
-
-impl StoreError {
-    /// Whether trying again may help.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Contended | Self::Away(_) | Self::TooManyLists)
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        use sqlx::Error as E;
-        match &error {
-            E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
-                Self::Unavailable(error)
-            }
-            E::Database(database) if is_passing(database.as_ref()) => Self::Unavailable(error),
-            _ => Self::Refused(error),
-        }
-    }
-}
-
-/// Errors of the database that pass.
-fn is_passing(error: &dyn sqlx::error::DatabaseError) -> bool {
-    if let Some(mysql) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        // Too many connections; shutting down; lock wait timeout; deadlock; read-only (a failover); killed;
-        // longer than it may take; closed for idleness.
-        return matches!(mysql.number(), 1040 | 1053 | 1205 | 1213 | 1290 | 1317 | 1836 | 1927 | 3024 | 4031);
-    }
-    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_INTERRUPT, SQLITE_IOERR, SQLITE_FULL and their extended codes: a disk may be cleaned up.
-    let code = error.code().and_then(|code| code.parse::<u32>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13))
-}
-
-/// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.
-struct Text(String);
-
-impl sqlx::Type<sqlx::MySql> for Text {
-    fn type_info() -> sqlx::mysql::MySqlTypeInfo {
-        <String as sqlx::Type<sqlx::MySql>>::type_info()
-    }
-
-    fn compatible(column: &sqlx::mysql::MySqlTypeInfo) -> bool {
-        <String as sqlx::Type<sqlx::MySql>>::compatible(column)
-            || <Vec<u8> as sqlx::Type<sqlx::MySql>>::compatible(column)
-    }
-}
-
-impl sqlx::Type<sqlx::Sqlite> for Text {
-    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
-        <String as sqlx::Type<sqlx::Sqlite>>::type_info()
-    }
-}
-
-impl<'row, D: sqlx::Database> sqlx::Decode<'row, D> for Text
-where
-    String: sqlx::Decode<'row, D>,
-{
-    fn decode(value: D::ValueRef<'row>) -> Result<Self, sqlx::error::BoxDynError> {
-        String::decode(value).map(Self)
-    }
-}
-
-/// An order's columns as both databases hand them out.
-#[derive(sqlx::FromRow)]
-struct OrderRow {
-    id: Uuid,
-    product_id: i64,
-    total: i64,
-    status: Text,
-    expires_at: Option<i64>,
-    rejected_available: Option<i64>,
-}
-
-impl TryFrom<OrderRow> for Order {
-    type Error = StoreError;
-
-    fn try_from(row: OrderRow) -> Result<Self, StoreError> {
-        let corrupt = || StoreError::Corrupt(format!("an order that cannot be, {}", row.id));
-        let status = OrderStatus::from_word(&row.status.0).ok_or_else(corrupt)?;
-        let state = match (status, row.expires_at, row.rejected_available) {
-            (OrderStatus::Rejected, None, Some(available)) => {
-                let available = u32::try_from(available).map_err(|_| corrupt())?;
-                OrderState::Rejected(Rejection::InsufficientStock { available })
-            }
-            (OrderStatus::Rejected, None, None) => OrderState::Rejected(Rejection::KeyReused),
-            (OrderStatus::Rejected, ..) | (_, None, _) => return Err(corrupt()),
-            (status, Some(expires_at), _) => {
-                OrderState::Accepted { status, expires_at: from_millis(expires_at) }
-            }
-        };
-        let total = u32::try_from(row.total).ok().and_then(Quantity::new).ok_or_else(corrupt)?;
-        Ok(Self { id: row.id.into(), product_id: product_id(row.product_id)?, total, state })
-    }
-}
-
-/// An order and what its client calls it.
-#[derive(sqlx::FromRow)]
-struct KeyedRow {
-    idempotency_key: Text,
-    #[sqlx(flatten)]
-    order: OrderRow,
-}
-
-impl TryFrom<KeyedRow> for (IdempotencyKey, Order) {
-    type Error = StoreError;
-
-    fn try_from(row: KeyedRow) -> Result<Self, StoreError> {
-        let order = Order::try_from(row.order)?;
-        let corrupt =
-            |_| StoreError::Corrupt(format!("an idempotency key that is none, of order {}", order.id));
-        Ok((IdempotencyKey::try_from(row.idempotency_key.0).map_err(corrupt)?, order))
-    }
-}
-
-/// An order and the id that was asked for.
-#[derive(sqlx::FromRow)]
-struct FoundRow {
-    asked: Text,
-    #[sqlx(flatten)]
-    order: OrderRow,
-}
-
-impl TryFrom<FoundRow> for (OrderId, Order) {
-    type Error = StoreError;
-
-    fn try_from(row: FoundRow) -> Result<Self, StoreError> {
-        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked.0));
-        let asked = Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
-        Ok((asked.into(), Order::try_from(row.order)?))
-    }
-}
-
-const INSTALLATION_ID: &str = "SELECT id FROM installation";
-
-fn installation_id(row: Option<Uuid>) -> Result<Uuid, StoreError> {
-    row.ok_or_else(|| {
-        let what_to_do = "put it back from a backup, or insert one with a random id of 16 bytes";
-        StoreError::Corrupt(format!("nothing in the table installation, {what_to_do}"))
-    })
-}
-
-fn product_id(column: i64) -> Result<ProductId, StoreError> {
-    u64::try_from(column)
-        .ok()
-        .and_then(ProductId::new)
-        .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
-}
-
-fn product(id: i64, Text(name): Text) -> Result<Product, StoreError> {
-    let name = ProductName::try_from(name)
-        .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
-    Ok(Product { id: product_id(id)?, name })
-}
-
-/// A product id as the databases want it.
-fn column(id: ProductId) -> i64 {
-    id.get().cast_signed() // at most 2^53 − 1
 }

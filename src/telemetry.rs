@@ -1,8 +1,9 @@
 //! Logs.
 
 use std::{
+    collections::HashSet,
     io::{self, IsTerminal},
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,22 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|error| format!("cannot start logging: {error}"))
+}
+
+/// How many different texts [`first_time`] remembers.
+const MAX_REMEMBERED: usize = 1_000;
+
+/// Whether nobody asked with this text before, for complaints that are made once.
+pub fn first_time(text: &str) -> bool {
+    static SEEN: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.contains(text) {
+        return false;
+    }
+    if seen.len() == MAX_REMEMBERED {
+        seen.clear();
+    }
+    seen.insert(text.to_owned())
 }
 
 /// A log line that a flood would repeat: the first one is due, then one every five seconds.
@@ -69,6 +86,13 @@ impl Sparse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_complaint_is_made_once() {
+        assert!(first_time("a test complains"));
+        assert!(!first_time("a test complains"));
+        assert!(first_time("a test complains of something else"));
+    }
 
     #[test]
     fn of_a_flood_of_lines_the_first_is_due_and_one_every_five_seconds() {

@@ -69,10 +69,15 @@ async fn placed(
         }
         Placed::NotReserved(order) => Ok(mark(true, not_reserved(order.status()).into_response())),
         Placed::Refused(refusal) => Err(refusal.into()),
+        Placed::Undecidable => Err(undecidable()),
     }
 }
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+fn undecidable() -> ApiError {
+    ApiError::internal("it cannot be decided: the worker's log says which row of the database is wrong")
+}
 
 /// Says of an answer whether it is a stored one, to a repeated `Idempotency-Key`.
 fn mark(replayed: bool, mut answer: Response) -> Response {
@@ -141,6 +146,7 @@ async fn changed(
         }
         Changed::Refused(refusal) => Err(refusal.into()),
         Changed::NotFound => Err(ApiError::order_not_found(id)),
+        Changed::Undecidable => Err(undecidable()),
     }
 }
 

@@ -97,6 +97,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts deliveries back to the front of their lanes, in their order.
+    fn put_back(&self, mut held: Vec<(u64, Held)>) {
+        held.sort_unstable_by_key(|(tag, _)| *tag);
+        let mut state = self.state();
+        for (_, delivery) in held.iter_mut().rev() {
+            let lane = state.lanes.entry(delivery.product_id).or_default();
+            for command in mem::take(&mut delivery.commands).into_iter().rev() {
+                lane.waiting.push_front((command, delivery.reply_to.clone()));
+            }
+        }
+        drop(state);
+        self.finish(held.into_iter().map(|(_, delivery)| delivery));
+    }
+
     /// Frees the lanes of finished deliveries.
     fn finish(&self, deliveries: impl IntoIterator<Item = Held>) {
         let mut state = self.state();
@@ -300,11 +314,15 @@ impl Consumer for InProcessConsumer {
         Ok(()) // Nothing is left for later.
     }
 
-    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
-        for delivery in &deliveries {
-            tracing::error!(commands = ?delivery.commands, "put aside");
-        }
-        self.settle(deliveries, Tidings::default()).await
+    async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        let held = deliveries.iter().filter_map(|one| Some((one.tag, self.held.remove(&one.tag)?)));
+        self.shared.put_back(held.collect());
+        Ok(())
+    }
+
+    /// There is no place for them that outlives the process: the worker's log is what is left.
+    async fn dead_letter(&mut self, _: Vec<Command>) -> Result<(), QueueError> {
+        Ok(())
     }
 }
 
@@ -328,17 +346,7 @@ impl From<&Delivery> for Held {
 impl Drop for InProcessConsumer {
     /// Gives back what is held, each lane in its old order.
     fn drop(&mut self) {
-        let mut held: Vec<_> = mem::take(&mut self.held).into_iter().collect();
-        held.sort_unstable_by_key(|(tag, _)| *tag);
-        let mut state = self.shared.state();
-        for (_, delivery) in held.iter_mut().rev() {
-            let lane = state.lanes.entry(delivery.product_id).or_default();
-            for command in mem::take(&mut delivery.commands).into_iter().rev() {
-                lane.waiting.push_front((command, delivery.reply_to.clone()));
-            }
-        }
-        drop(state);
-        self.shared.finish(held.into_iter().map(|(_, delivery)| delivery));
+        self.shared.put_back(mem::take(&mut self.held).into_iter().collect());
     }
 }
 

@@ -145,6 +145,7 @@ enum Word {
     IdempotencyKeyReused,
     AlreadyPlaced,
     OrderNotFound,
+    Undecidable,
     /// Answers to changes: how far the order has come.
     IsReserved,
     IsPaid,
@@ -249,6 +250,7 @@ impl From<(CommandId, Verdict)> for OneVerdict {
             Verdict::Rejected(Rejection::KeyReused) => plain(Word::IdempotencyKeyReused),
             Verdict::AlreadyPlaced(order) => Self { order: Some(order.into()), ..plain(Word::AlreadyPlaced) },
             Verdict::OrderNotFound => plain(Word::OrderNotFound),
+            Verdict::Undecidable => plain(Word::Undecidable),
             Verdict::Status(OrderStatus::Reserved) => plain(Word::IsReserved),
             Verdict::Status(OrderStatus::Paid) => plain(Word::IsPaid),
             Verdict::Status(OrderStatus::Cancelled) => plain(Word::IsCancelled),
@@ -276,6 +278,7 @@ impl TryFrom<OneVerdict> for (CommandId, Verdict) {
             (Word::ProductNotFound, ..) => Verdict::Rejected(Rejection::ProductNotFound),
             (Word::IdempotencyKeyReused, ..) => Verdict::Rejected(Rejection::KeyReused),
             (Word::OrderNotFound, ..) => Verdict::OrderNotFound,
+            (Word::Undecidable, ..) => Verdict::Undecidable,
             (Word::IsReserved, ..) => Verdict::Status(OrderStatus::Reserved),
             (Word::IsPaid, ..) => Verdict::Status(OrderStatus::Paid),
             (Word::IsCancelled, ..) => Verdict::Status(OrderStatus::Cancelled),
@@ -383,6 +386,7 @@ mod tests {
             [Rejection::InsufficientStock { available: 0 }, Rejection::KeyReused, Rejection::ProductNotFound];
         let verdicts: Vec<_> = [Verdict::Reserved { expires_at: now() }, Verdict::OrderNotFound]
             .into_iter()
+            .chain([Verdict::Undecidable])
             .chain(rejections.map(Verdict::Rejected))
             .chain(OrderStatus::ALL.map(Verdict::Status))
             .chain([

@@ -13,7 +13,10 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{OrderPage, StoreError, column};
+use super::{
+    Due, OrderPage, StoreError,
+    rows::{OrderRow, Text, column, product, product_id, readable},
+};
 use crate::{
     order::{Order, OrderId},
     product::{Product, ProductId},
@@ -53,12 +56,23 @@ impl<T, Id> Page<T, Id> {
     }
 }
 
-pub(super) fn page_of_products(products: Vec<Product>, limit: u32) -> Page<Product, ProductId> {
-    Page::of(products, limit, None, |product| product.id)
+// Pages are cut before rows that cannot be are left out, so that these end no list.
+
+pub(super) fn page_of_products(rows: Vec<(i64, Text)>, limit: u32) -> Page<Product, ProductId> {
+    let Page { rows, next } = Page::of(rows, limit, None, |(id, _)| *id);
+    let products = readable(rows.into_iter().map(|(id, name)| product(id, name)));
+    Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
 }
 
-pub(super) fn page_of_orders(orders: Vec<Order>, limit: u32, edge: Option<Uuid>) -> Page<Order, OrderId> {
-    Page::of(orders, limit, edge.map(OrderId::from), |order| order.id)
+pub(super) fn page_of_orders(rows: Vec<OrderRow>, limit: u32, edge: Option<Uuid>) -> Page<Order, OrderId> {
+    let Page { rows, next } = Page::of(rows, limit, edge, |row| row.id);
+    Page { rows: readable(rows.into_iter().map(Order::try_from)), next: next.map(OrderId::from) }
+}
+
+pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
+    let due = |row: &OrderRow| Due { expires_at: row.expires_at.unwrap_or_default(), id: row.id.into() };
+    let Page { rows, next } = Page::of(rows, limit, None, due);
+    Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
 /// The table of orders as it is walked in the order of ids. Without a word about the index, the database would sometimes

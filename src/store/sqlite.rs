@@ -15,29 +15,36 @@ use std::{
 };
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, Connection, Executor, Sqlite, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    query::{Query, QueryAs},
+    sqlite::{
+        SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
+        SqliteSynchronous,
+    },
 };
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::{self, timeout_at},
+};
 use uuid::Uuid;
 
 use super::{
-    Decided, FoundRow, INSTALLATION_ID, KeyedRow, OrderPage, OrderRow, Page, Store, StoreError, Text, column,
-    installation_id,
-    lists::{self, Turns, Walk, page_of_orders, page_of_products},
+    Decided, Due, OrderPage, Page, Store, StoreError,
+    lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     open_error::OpenError,
-    product, product_id,
-    transaction::{self, Begin, Changes, CommitError, Transaction, hex, json},
+    rows::{
+        FoundRow, INSTALLATION_ID, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id,
+        product, product_id, readable,
+    },
+    transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
 use crate::{
-    batch::Inventories,
     command::Command,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, Order, OrderId},
+    order::{IdempotencyKey, Order, OrderId, now},
     product::{Product, ProductId, ProductName},
 };
 
@@ -45,6 +52,10 @@ use crate::{
 const READERS: u32 = 2;
 /// How long a writer waits for another process that has the file open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a read may take, all in all.
+const READ_LIMIT: Duration = Duration::from_secs(3);
+/// How long a transaction may take, all in all, beginning when it wants the writing connection.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The store on an SQLite file.
 #[derive(Clone, Debug)]
@@ -92,6 +103,16 @@ impl SqliteStore {
         Ok(schema)
     }
 
+    async fn fetch_all<'a, T>(
+        &'a self,
+        query: QueryAs<'a, Sqlite, T, SqliteArguments<'a>>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: for<'row> FromRow<'row, SqliteRow> + Send + Unpin,
+    {
+        Ok(in_time(time::Instant::now() + READ_LIMIT, query.fetch_all(&self.readers)).await?)
+    }
+
     /// A connection for a list, whose statements are interrupted when the time of the list is over.
     async fn listing(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
         /// Steps of SQLite's machine between two looks at the clock: well below a millisecond.
@@ -133,27 +154,22 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?)
 #[async_trait]
 impl Store for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
-        let mut writer = self.writer.lock().await;
-        let writer = writer.as_mut().ok_or(sqlx::Error::PoolClosed)?;
-        let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
-        let id: i64 = sqlx::query_scalar("INSERT INTO products (name) VALUES (?) RETURNING id")
-            .bind(name.as_str())
-            .fetch_one(&mut *transaction)
-            .await?;
-        sqlx::query("INSERT INTO inventories (product_id) VALUES (?)")
-            .bind(id)
-            .execute(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
+        let mut transaction = self.begin().await?;
+        // Begins by itself: sqlx's own transactions do not see it when SQLite rolls back, for example on a full disk, and
+        // begin no other one on that connection.
+        let insert = "BEGIN IMMEDIATE; INSERT INTO products (name) VALUES (?) RETURNING id";
+        let ids: Vec<(i64,)> = transaction.fetch_all(sqlx::query_as(insert).bind(name.as_str())).await?;
+        let id = ids.first().map(|(id,)| *id).ok_or(sqlx::Error::RowNotFound)?;
+        let rest = sqlx::query("INSERT INTO inventories (product_id) VALUES (?); COMMIT").bind(id);
+        transaction.execute(rest).await?;
+        transaction.end();
         Ok(Product { id: product_id(id)?, name })
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        let name: Option<Text> = sqlx::query_scalar("SELECT name FROM products WHERE id = ?")
-            .bind(column(id))
-            .fetch_optional(&self.readers)
-            .await?;
-        name.map(|name| product(column(id), name)).transpose()
+        let query = sqlx::query_as("SELECT name FROM products WHERE id = ?").bind(column(id));
+        let rows: Vec<(Text,)> = self.fetch_all(query).await?;
+        rows.into_iter().next().map(|(name,)| product(column(id), name)).transpose()
     }
 
     async fn products(
@@ -168,47 +184,37 @@ impl Store for SqliteStore {
                 .bind(i64::from(limit) + 1)
                 .fetch_all(&mut *self.listing().await?)
                 .await?;
-        let products = rows.into_iter().map(|(id, name)| product(id, name)).collect::<Result<_, _>>()?;
-        Ok(page_of_products(products, limit))
+        Ok(page_of_products(rows, limit))
     }
 
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let ids: Vec<i64> = sqlx::query_scalar(
+        let query = sqlx::query_as(
             "SELECT products.id FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value",
-        )
-        .bind(json(&ids))
-        .fetch_all(&self.readers)
-        .await?;
-        ids.into_iter().map(product_id).collect()
+        );
+        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let ids: Vec<i64> = sqlx::query_scalar(
+        let query = sqlx::query_as(
             "SELECT product_id
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
              WHERE available_stock = 0",
-        )
-        .bind(json(&ids))
-        .fetch_all(&self.readers)
-        .await?;
-        ids.into_iter().map(product_id).collect()
+        );
+        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM products ORDER BY id").fetch_all(&self.readers).await?;
-        ids.into_iter().map(product_id).collect()
+        let rows: Vec<(i64,)> = self.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
+        Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let row: Option<(Text, i64, i64, i64)> = sqlx::query_as(
+        let query = sqlx::query_as(
             "SELECT name, stored_stock, available_stock, reserved_stock
              FROM products JOIN inventories ON product_id = id WHERE id = ?",
-        )
-        .bind(column(id))
-        .fetch_optional(&self.readers)
-        .await?;
-        let Some((name, stored, available, reserved)) = row else { return Ok(None) };
+        );
+        let rows: Vec<(Text, i64, i64, i64)> = self.fetch_all(query.bind(column(id))).await?;
+        let Some((name, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
         let inventory = Inventory::from_columns(stored, available, reserved)?;
         Ok(Some((product(column(id), name)?, inventory)))
     }
@@ -222,15 +228,13 @@ impl Store for SqliteStore {
     }
 
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
-        let rows: Vec<FoundRow> = sqlx::query_as(
+        let query = sqlx::query_as(
             "SELECT batch.value AS asked, orders.*
              FROM json_each(?) AS batch
              LEFT JOIN order_aliases ON order_aliases.id = unhex(batch.value)
              CROSS JOIN orders ON orders.id = COALESCE(order_aliases.order_id, unhex(batch.value))",
-        )
-        .bind(hex(ids.iter().copied()))
-        .fetch_all(&self.readers)
-        .await?;
+        );
+        let rows: Vec<FoundRow> = self.fetch_all(query.bind(hex(ids.iter().copied()))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
@@ -238,20 +242,23 @@ impl Store for SqliteStore {
         &self,
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
-        let rows: Vec<KeyedRow> =
-            sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys)).fetch_all(&self.readers).await?;
+        let rows: Vec<KeyedRow> = self.fetch_all(sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn due(&self, at: Timestamp, limit: u32) -> Result<Vec<Order>, StoreError> {
-        let rows: Vec<OrderRow> = sqlx::query_as(
-            "SELECT * FROM orders WHERE status = 'reserved' AND expires_at <= ? ORDER BY expires_at LIMIT ?",
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
+        let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
+        let query = sqlx::query_as(
+            "SELECT * FROM orders
+             WHERE status = 'reserved' AND expires_at <= ? AND expires_at >= ? AND (expires_at > ? OR id > ?)
+             ORDER BY expires_at, id LIMIT ?",
         )
-        .bind(at.as_millisecond())
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await?;
-        rows.into_iter().map(Order::try_from).collect()
+        .bind(now().as_millisecond()) // the database's clock is this process's
+        .bind(after.expires_at)
+        .bind(after.expires_at)
+        .bind(after.id.uuid())
+        .bind(i64::from(limit) + 1);
+        Ok(page_of_due(self.fetch_all(query).await?, limit))
     }
 
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
@@ -263,8 +270,7 @@ impl Store for SqliteStore {
         };
         let rows: Vec<OrderRow> =
             BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
-        let orders = rows.into_iter().map(Order::try_from).collect::<Result<_, _>>()?;
-        Ok(page_of_orders(orders, page.limit, edge))
+        Ok(page_of_orders(rows, page.limit, edge))
     }
 
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
@@ -272,12 +278,18 @@ impl Store for SqliteStore {
     }
 
     async fn installation_id(&self) -> Result<Uuid, StoreError> {
-        installation_id(sqlx::query_scalar(INSTALLATION_ID).fetch_optional(&self.readers).await?)
+        let rows: Vec<(Uuid,)> = self.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
+        installation_id(rows.first().map(|(id,)| *id))
+    }
+
+    /// One lock covers the whole file.
+    async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        Ok(ids.to_vec())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        // In turn with all who write, so that a flood does not look like trouble.
+        self.begin().await?.lock_inventories(json(&[(); 0])).await.map(drop)
     }
 
     async fn close(&self) {
@@ -289,26 +301,67 @@ impl Store for SqliteStore {
     }
 }
 
+fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {
+    rows.into_iter().map(|(id,)| product_id(id)).collect()
+}
+
+/// The answer, unless it takes too long. What is given up runs to its end in the thread of its connection, which takes the
+/// next statement only then.
+async fn in_time<T>(
+    deadline: time::Instant,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, "the disk is slow, or another process writes");
+    timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(sqlx::Error::Io(silent())))
+}
+
 impl Begin for SqliteStore {
     type Transaction = SqliteTransaction;
 
     async fn begin(&self) -> Result<SqliteTransaction, StoreError> {
-        Ok(SqliteTransaction(Some(self.writer.clone().lock_owned().await)))
+        let deadline = time::Instant::now() + WRITE_LIMIT;
+        let writer = in_time(deadline, async { Ok(self.writer.clone().lock_owned().await) }).await?;
+        Ok(SqliteTransaction { writer: Some(writer), deadline })
     }
 }
 
 /// Begins when it locks. Dropping it rolls it back before anybody else gets the connection.
-pub(super) struct SqliteTransaction(Option<OwnedMutexGuard<Option<SqliteConnection>>>);
+pub(super) struct SqliteTransaction {
+    writer: Option<OwnedMutexGuard<Option<SqliteConnection>>>,
+    deadline: time::Instant,
+}
 
 impl SqliteTransaction {
+    async fn fetch_all<'a, T>(
+        &'a mut self,
+        query: QueryAs<'a, Sqlite, T, SqliteArguments<'a>>,
+    ) -> Result<Vec<T>, sqlx::Error>
+    where
+        T: for<'row> FromRow<'row, SqliteRow> + Send + Unpin,
+    {
+        in_time(self.deadline, query.fetch_all(self.connection()?)).await
+    }
+
+    async fn execute<'a>(
+        &'a mut self,
+        query: Query<'a, Sqlite, SqliteArguments<'a>>,
+    ) -> Result<(), sqlx::Error> {
+        in_time(self.deadline, query.execute(self.connection()?)).await.map(drop)
+    }
+
     fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
-        self.0.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
+        self.writer.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
+    }
+
+    /// It is committed.
+    fn end(mut self) {
+        self.writer = None;
     }
 }
 
 impl Drop for SqliteTransaction {
     fn drop(&mut self) {
-        let Some(mut writer) = self.0.take() else { return };
+        let Some(mut writer) = self.writer.take() else { return };
         tokio::spawn(async move {
             if let Some(connection) = writer.as_mut() {
                 let _ = connection.execute("ROLLBACK").await; // fails where nothing had begun
@@ -318,45 +371,48 @@ impl Drop for SqliteTransaction {
 }
 
 impl Transaction for SqliteTransaction {
-    async fn lock_inventories(&mut self, products: String) -> Result<Inventories, StoreError> {
+    async fn lock_inventories(&mut self, products: String) -> Result<Locked, StoreError> {
         // The write lock of the file covers all rows. A transaction that begins by reading and writes later fails at once
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
-        let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+        let query = sqlx::query_as(
             "BEGIN IMMEDIATE;
              SELECT product_id, stored_stock, available_stock, reserved_stock
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
-        )
-        .bind(products)
-        .fetch_all(self.connection()?)
-        .await?;
-        rows.into_iter()
-            .map(|(id, stored, available, reserved)| {
-                Ok((product_id(id)?, Inventory::from_columns(stored, available, reserved)?))
-            })
-            .collect()
+        );
+        let rows: Vec<(i64, i64, i64, i64)> = self.fetch_all(query.bind(products)).await?;
+        Locked::of(rows, now().as_millisecond()) // the database's clock is this process's
     }
 
-    async fn orders_on_record(&mut self, ids: String) -> Result<Vec<Order>, StoreError> {
-        let rows: Vec<OrderRow> = sqlx::query_as(
+    async fn orders_on_record(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
+        let query = sqlx::query_as(
             "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.id = unhex(batch.value)",
-        )
-        .bind(ids)
-        .fetch_all(self.connection()?)
-        .await?;
-        rows.into_iter().map(Order::try_from).collect()
+        );
+        let rows: Vec<OrderRow> = self.fetch_all(query.bind(ids)).await?;
+        Ok(rows.into_iter().map(OrderRow::read).collect())
     }
 
-    async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, Order)>, StoreError> {
-        let rows: Vec<KeyedRow> =
-            sqlx::query_as(ORDERS_OF_KEYS).bind(keys).fetch_all(self.connection()?).await?;
+    async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, ReadOrder)>, StoreError> {
+        let rows: Vec<KeyedRow> = self.fetch_all(sqlx::query_as(ORDERS_OF_KEYS).bind(keys)).await?;
+        rows.into_iter().map(KeyedRow::read).collect()
+    }
+
+    async fn orphaned_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, OrderId)>, StoreError> {
+        let query = sqlx::query_as(
+            "SELECT idempotency_key, order_id FROM json_each(?) AS batch
+             CROSS JOIN idempotency_keys ON idempotency_key = batch.value
+             LEFT JOIN orders ON orders.id = order_id
+             WHERE orders.id IS NULL",
+        );
+        let rows: Vec<KeyRow> = self.fetch_all(query.bind(keys)).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, keys, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, freed_keys, keys, statuses, aliases, stock } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (freed_keys, FREE_KEYS),
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
@@ -372,8 +428,8 @@ impl Transaction for SqliteTransaction {
         statements.push_str("COMMIT");
         // Made of constants, and few: they stay prepared.
         let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
-        query.execute(self.connection()?).await?;
-        self.0 = None;
+        self.execute(query).await?;
+        self.end();
         Ok(())
     }
 }
@@ -389,6 +445,9 @@ const INSERT_RESERVATIONS: &str = "WITH alike AS MATERIALIZED (
 
 const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, status, rejected_available)
      SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'rejected', value ->> 3 FROM json_each(?);";
+
+const FREE_KEYS: &str = "DELETE FROM idempotency_keys
+     WHERE (idempotency_key, order_id) IN (SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?));";
 
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
      SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?);";

@@ -5,44 +5,87 @@
 //! prepared-statement cache.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     future::Future,
+    mem,
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 
-use super::{Decided, Store, StoreError};
+use super::{
+    Decided, Store, StoreError,
+    rows::{ReadOrder, product_id},
+};
 use crate::{
-    batch::{self, Decision, Inventories, OnRecord, Times, Writes},
+    batch::{self, Decision, Inventories, OnRecord, Times, Undecidable, Writes},
     command::Command,
     inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, Order, OrderId, OrderState, from_millis, now},
+    order::{IdempotencyKey, OrderId, OrderState, Verdict, from_millis},
     product::{Product, ProductId},
 };
 
-/// One open transaction. Dropping it rolls it back.
+/// One open transaction, whose statements take a bounded time. Dropping it rolls it back.
 pub(super) trait Transaction: Send {
     /// Locks the inventories of these products (`[7, 9]`, ascending), and reads them once they are locked.
     fn lock_inventories(
         &mut self,
         products: String,
-    ) -> impl Future<Output = Result<Inventories, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Locked, StoreError>> + Send;
 
     /// The orders on record among these (`["<32 hex digits>", …]`).
     fn orders_on_record(
         &mut self,
         ids: String,
-    ) -> impl Future<Output = Result<Vec<Order>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<ReadOrder>, StoreError>> + Send;
 
     /// The orders on record that have one of these idempotency keys (`["<key>", …]`).
     fn orders_of_keys(
         &mut self,
         keys: String,
-    ) -> impl Future<Output = Result<Vec<(IdempotencyKey, Order)>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<(IdempotencyKey, ReadOrder)>, StoreError>> + Send;
+
+    /// Those of these idempotency keys (`["<key>", …]`) whose orders are not there any more.
+    fn orphaned_keys(
+        &mut self,
+        keys: String,
+    ) -> impl Future<Output = Result<Vec<(IdempotencyKey, OrderId)>, StoreError>> + Send;
 
     /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
     fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
+}
+
+/// The inventories of a batch, locked.
+pub(super) struct Locked {
+    pub inventories: Inventories,
+    /// Those that cannot be, and why.
+    pub unreadable: HashMap<ProductId, String>,
+    /// The database's clock, in Unix milliseconds.
+    pub now: i64,
+}
+
+impl Locked {
+    /// Of rows of `product_id, stored, available, reserved`.
+    pub(super) fn of(
+        rows: impl IntoIterator<Item = (i64, i64, i64, i64)>,
+        now: i64,
+    ) -> Result<Self, StoreError> {
+        let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
+        for (id, stored, available, reserved) in rows {
+            let id = product_id(id)?;
+            match Inventory::from_columns(stored, available, reserved) {
+                Ok(inventory) => drop(inventories.insert(id, inventory)),
+                Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
+            }
+        }
+        Ok(Self { inventories, unreadable, now })
+    }
+
+    fn times(&self, reservation_ttl: Duration) -> Times {
+        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+        Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
+    }
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -53,6 +96,8 @@ pub(super) struct Changes {
     pub reservations: Option<String>,
     /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available], …]`.
     pub rejections: Option<String>,
+    /// Keys that are taken from orders which are not there any more: `[["<key>", "<32 hex digits of the order>"], …]`.
+    pub freed_keys: Option<String>,
     /// What clients call their new orders: `[["<key>", "<32 hex digits>"], …]`.
     pub keys: Option<String>,
     /// Orders that went further: `[["<32 hex digits>", status], …]`.
@@ -82,39 +127,89 @@ pub(super) enum CommitError {
     Store(StoreError),
 }
 
-/// How often a transaction runs again after a deadlock, a lock that was not had in time, or a key that somebody else put
-/// on record meanwhile, before the caller hears of it.
+/// How often a transaction runs again after a deadlock, or a key that somebody else put on record meanwhile, before the
+/// caller hears of it.
 const RUNS: u32 = 5;
 
-/// Decides a batch: see [`super::Store::decide`].
-pub(super) async fn decide<B: Begin>(
+/// Decides a batch: see [`super::Store::decide`]. One that the database refuses is decided again in halves, until the command
+/// that it refuses is alone: all others get their verdicts.
+pub(super) fn decide<'a, B: Begin>(
+    store: &'a B,
+    commands: &'a [Command],
+    reservation_ttl: Duration,
+) -> BoxFuture<'a, Result<Decided, StoreError>> {
+    Box::pin(async move {
+        let error = match decide_together(store, commands, reservation_ttl).await {
+            Err(error) if !error.is_transient() => error,
+            result => return result,
+        };
+        if commands.len() <= 1 {
+            return Ok(Decided::undecidable(&error));
+        }
+        let (first, second) = commands.split_at(commands.len() / 2);
+        let first = decide(store, first, reservation_ttl).await?;
+        Ok(first.and(decide(store, second, reservation_ttl).await?))
+    })
+}
+
+impl Decided {
+    /// Of a lone command.
+    fn undecidable(error: &StoreError) -> Self {
+        let undecidable = vec![Undecidable { index: 0, cause: error.to_string() }];
+        Self { verdicts: vec![Verdict::Undecidable], events: Vec::new(), undecidable }
+    }
+
+    /// What became of two batches, one behind the other.
+    fn and(mut self, next: Self) -> Self {
+        let base = self.verdicts.len();
+        let moved = next.undecidable.into_iter().map(|one| Undecidable { index: base + one.index, ..one });
+        self.undecidable.extend(moved);
+        self.verdicts.extend(next.verdicts);
+        self.events.extend(next.events);
+        self
+    }
+}
+
+async fn decide_together<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
 ) -> Result<Decided, StoreError> {
-    let mut is_plain = are_plain(commands);
+    let mut way = if are_plain(commands) { Way::Plain } else { Way::Any };
     let mut run = 1;
     loop {
-        let result = match is_plain {
-            true => decide_plain(store, commands, reservation_ttl).await,
-            false => decide_any(store, commands, reservation_ttl).await,
+        let result = match way {
+            Way::Plain => decide_plain(store, commands, reservation_ttl).await,
+            Way::Any | Way::WithOrphanedKeys => decide_any(store, commands, reservation_ttl, way).await,
         };
         match result {
             Ok(decided) => return Ok(decided),
             // Something of the batch is on record, after all.
-            Err(CommitError::Duplicate) if is_plain => is_plain = false,
+            Err(CommitError::Duplicate) if way == Way::Plain => way = Way::Any,
             Err(CommitError::Duplicate) if commands.iter().all(|command| key_of(command).is_none()) => {
                 return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
             }
-            // A worker of another lane was faster with one of its keys: what it put on record is found now.
-            Err(CommitError::Duplicate) if run < RUNS => run += 1,
-            Err(CommitError::Store(error)) if is_conflict(&error) && run < RUNS => {
+            // A worker of another lane was faster with one of its keys: what it put on record is found now. Or the order
+            // of a key was deleted by hand, and the key is left.
+            Err(CommitError::Duplicate) if run < RUNS => (way, run) = (Way::WithOrphanedKeys, run + 1),
+            Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
             }
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// How a batch is decided.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As if nothing of it were on record.
+    Plain,
+    /// Reading first what is on record.
+    Any,
+    /// The same, and also which keys are left of orders that are gone: only looked for where an insertion collided.
+    WithOrphanedKeys,
 }
 
 /// Counts a product's stock anew: see [`Store::recount`].
@@ -125,7 +220,11 @@ pub(super) async fn recount<S: Store + Begin>(
 ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
     let Some(product) = store.product(id).await? else { return Ok(None) };
     let mut transaction = store.begin().await?;
-    let before = transaction.lock_inventories(json(&[id])).await?;
+    let locked = transaction.lock_inventories(json(&[id])).await?;
+    if let Some(cause) = locked.unreadable.into_values().next() {
+        return Err(StoreError::Corrupt(cause));
+    }
+    let before = locked.inventories;
     let mut after = before.clone();
     let Some(counted) = after.get_mut(&id) else { return Ok(None) };
     if let Err(below) = counted.recount(stock) {
@@ -150,11 +249,14 @@ async fn decide_plain<B: Begin>(
     reservation_ttl: Duration,
 ) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
-    let before = transaction.lock_inventories(products_of(commands)).await?;
-    let decision =
-        batch::decide(before.clone(), None, commands, times(reservation_ttl)).map_err(StoreError::from)?;
+    let locked = transaction.lock_inventories(products_of(commands)).await?;
+    if !locked.unreadable.is_empty() {
+        return Err(CommitError::Duplicate); // the other way tells whose commands that concerns
+    }
+    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
+    let decision = batch::decide(before.clone(), None, commands, times);
     let forgotten = forgotten(commands, &decision);
-    if !forgotten.is_empty() && !on_record(&mut transaction, forgotten).await?.orders.is_empty() {
+    if !forgotten.is_empty() && !on_record(&mut transaction, forgotten, Way::Plain).await?.is_empty() {
         return Err(CommitError::Duplicate);
     }
     transaction.commit(changes(&before, &decision)).await?;
@@ -168,12 +270,14 @@ async fn decide_any<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
+    way: Way,
 ) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
-    let before = transaction.lock_inventories(products_of(commands)).await?;
-    let on_record = on_record(&mut transaction, commands).await?;
-    let decision = batch::decide(before.clone(), Some(on_record), commands, times(reservation_ttl))
-        .map_err(StoreError::from)?;
+    let mut locked = transaction.lock_inventories(products_of(commands)).await?;
+    let mut on_record = on_record(&mut transaction, commands, way).await?;
+    on_record.unreadable.products = mem::take(&mut locked.unreadable);
+    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
+    let decision = batch::decide(before.clone(), Some(on_record), commands, times);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.into())
 }
@@ -182,30 +286,49 @@ async fn decide_any<B: Begin>(
 async fn on_record(
     transaction: &mut impl Transaction,
     commands: impl IntoIterator<Item = &Command, IntoIter: Clone> + Send,
+    way: Way,
 ) -> Result<OnRecord, StoreError> {
     let commands = commands.into_iter();
     let mut on_record = OnRecord::default();
-    let known = transaction.orders_on_record(hex(commands.clone().map(order_of))).await?;
-    on_record.orders.extend(known.into_iter().map(|order| (order.id, order)));
+    for order in transaction.orders_on_record(hex(commands.clone().map(order_of))).await? {
+        on_record.insert(order);
+    }
     let keys: HashSet<_> = commands.filter_map(key_of).collect();
     if !keys.is_empty() {
-        for (key, order) in transaction.orders_of_keys(json(&keys)).await? {
-            on_record.keys.insert(key, order.id);
-            on_record.orders.entry(order.id).or_insert(order);
+        let keys = json(&keys);
+        if way == Way::WithOrphanedKeys {
+            on_record.orphaned_keys.extend(transaction.orphaned_keys(keys.clone()).await?);
+        }
+        for (key, order) in transaction.orders_of_keys(keys).await? {
+            let id = on_record.insert(order);
+            on_record.keys.insert(key, id);
         }
     }
     Ok(on_record)
 }
 
-fn times(reservation_ttl: Duration) -> Times {
-    let decided_at = now();
-    let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
-    Times { decided_at, expires_at: from_millis(decided_at.as_millisecond().saturating_add(ttl_ms)) }
+impl OnRecord {
+    fn insert(&mut self, order: ReadOrder) -> OrderId {
+        match order {
+            Ok(order) => {
+                self.orders.insert(order.id, order);
+                order.id
+            }
+            Err((id, error)) => {
+                self.unreadable.orders.insert(id, error.to_string());
+                id
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.orders.is_empty() && self.unreadable.orders.is_empty()
+    }
 }
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases } = &decision.writes;
+    let Writes { orders, statuses, aliases, freed_keys } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut rejections, mut keys) = (Vec::new(), Vec::new());
@@ -228,9 +351,11 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         .collect();
     let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
+    let freed_keys: Vec<_> = freed_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
         reservations: list(&reservations),
         rejections: list(&rejections),
+        freed_keys: list(&freed_keys),
         keys: list(&keys),
         statuses: list(&statuses),
         aliases: list(&aliases),
@@ -243,8 +368,8 @@ fn list(rows: &[impl Serialize]) -> Option<String> {
 }
 
 impl From<Decision> for Decided {
-    fn from(Decision { verdicts, events, .. }: Decision) -> Self {
-        Self { verdicts, events }
+    fn from(Decision { verdicts, events, undecidable, .. }: Decision) -> Self {
+        Self { verdicts, events, undecidable }
     }
 }
 
@@ -316,19 +441,12 @@ pub(super) fn json(list: &impl Serialize) -> String {
     serde_json::to_string(list).expect("a list of numbers and texts")
 }
 
-/// Somebody else holds the rows: 1213 and 1205 in MySQL, `SQLITE_BUSY` in SQLite.
-fn is_conflict(error: &StoreError) -> bool {
-    let StoreError::Unavailable(sqlx::Error::Database(error)) = error else { return false };
-    match error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        Some(mysql) => matches!(mysql.number(), 1205 | 1213),
-        None => true,
-    }
-}
-
 impl From<CommitError> for StoreError {
     fn from(error: CommitError) -> Self {
         match error {
-            CommitError::Duplicate => Self::Contended,
+            CommitError::Duplicate => {
+                Self::Contended("the same idempotency keys, again and again".to_owned())
+            }
             CommitError::Store(error) => error,
         }
     }

@@ -68,7 +68,7 @@ suite! {
     one_consumer_at_a_time_holds_a_lane,
     a_lane_that_is_held_holds_up_no_other,
     a_full_lane_refuses_at_once_and_keeps_what_it_has,
-    what_is_put_aside_is_out_of_the_way,
+    what_is_given_back_comes_again_in_its_place,
     ten_thousand_orders_are_decided_once_each_in_order,
     an_answer_to_nobody_does_no_harm,
     a_young_order_may_stand_in_line_and_an_ancient_one_may_not,
@@ -657,23 +657,21 @@ async fn a_full_lane_refuses_at_once_and_keeps_what_it_has(adapter: Adapter) {
     assert_eq!(work_off(&mut consumer, 1).await, [late]);
 }
 
-async fn what_is_put_aside_is_out_of_the_way(adapter: Adapter) {
+async fn what_is_given_back_comes_again_in_its_place(adapter: Adapter) {
     let queue = adapter.queue().await;
     let mut api = Api::open(&queue).await;
-    let mut first = consumer(&queue, &products(1)).await;
-    let poison = api.submit(product(1), 1);
-    let held = hold(&mut first, 1).await;
-    assert_eq!(orders_of(&held), [poison]);
-    first.put_aside(held).await.unwrap();
-    // It is not in the way of others, and does not come back: not here, and not at the next consumer.
-    let submitted = api.submit_many(product(1), 3);
-    assert_eq!(work_off(&mut first, 3).await, submitted);
+    let mut consumer = consumer(&queue, &products(2)).await;
+    let first = api.submit_many(product(1), 2);
+    let held = hold(&mut consumer, 2).await;
+    let rest = api.submit_many(product(1), 3);
+    consumer.give_back(held).await.unwrap();
+    let submitted = [first, rest].concat();
+    assert_eq!(work_off(&mut consumer, 5).await, submitted);
     api.hears_verdicts_on(&submitted).await;
-    drop(first);
-    let mut second = consumer(&queue, &products(1)).await;
-    let submitted = [api.submit(product(1), 4)];
-    assert_eq!(work_off(&mut second, 1).await, submitted);
-    api.hears_verdicts_on(&submitted).await;
+    // It holds nothing any more: another lane goes on, and nothing comes back at the end.
+    let other = [api.submit(product(2), 1)];
+    assert_eq!(work_off(&mut consumer, 1).await, other);
+    api.hears_verdicts_on(&other).await;
 }
 
 async fn ten_thousand_orders_are_decided_once_each_in_order(adapter: Adapter) {
@@ -912,14 +910,16 @@ mod broker {
 
     #[tokio::test]
     #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-    async fn what_is_put_aside_is_kept_among_the_dead_letters() {
+    async fn a_dead_letter_is_kept_alone_and_the_others_of_its_message_are_answered() {
         let place = servers().await.fresh().await;
         let queue = rabbitmq_queue(&place, LaneMode::Product, 100).await;
-        let api = Api::open(&queue).await;
+        let mut api = Api::open(&queue).await;
         let mut consumer = consumer(&queue, &products(1)).await;
-        api.submit(product(1), 1);
-        let held = hold(&mut consumer, 1).await;
-        consumer.put_aside(held).await.unwrap();
+        let submitted = api.submit_many(product(1), 3);
+        let held = hold(&mut consumer, 3).await;
+        consumer.dead_letter(vec![submitted[1].clone().into()]).await.unwrap();
+        settle(&mut consumer, held).await;
+        api.hears_verdicts_on(&submitted).await;
         let queues = servers()
             .await
             .queues_when(&place.queue_prefix, |queues| {

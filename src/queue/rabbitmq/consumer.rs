@@ -15,8 +15,8 @@ use futures_util::{
 use lapin::{
     Acker, BasicProperties, Channel, Confirmation, Connection, PublisherConfirm,
     options::{
-        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
-        ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+        BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+        BasicRejectOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -33,7 +33,7 @@ use crate::{
     product::ProductId,
     queue::{
         Consumer, Delivery, QueueError, Reply, Tidings,
-        message::{self, EVENTS_V1, VERDICTS_V1},
+        message::{self, EVENTS_V1, ORDERS_V1, VERDICTS_V1},
     },
 };
 
@@ -390,11 +390,27 @@ impl Consumer for RabbitMqConsumer {
         Ok(())
     }
 
-    async fn put_aside(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+    async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         for delivery in deliveries {
             let Some(acker) = self.unacked.remove(&delivery.tag) else { continue };
-            if !within(acker.reject(BasicRejectOptions { requeue: false })).await? {
-                return Err(QueueError("the channel was gone before the reject".to_owned()));
+            if !within(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await? {
+                return Err(QueueError("the channel was gone before the nack".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn dead_letter(&mut self, commands: Vec<Command>) -> Result<(), QueueError> {
+        let properties = properties(ORDERS_V1).with_delivery_mode(PERSISTENT);
+        let messages = commands.into_iter().map(|command| {
+            let payload = message::encode_commands(&[command]);
+            (self.end.topology.dead_name(), properties.clone(), payload)
+        });
+        let confirms =
+            self.end.publish("".into(), BasicPublishOptions::default(), messages.collect::<Vec<_>>()).await?;
+        for confirm in confirms {
+            if !matches!(within(confirm).await?, Confirmation::Ack(_)) {
+                return Err(QueueError("the broker did not take a dead letter".to_owned()));
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use antre::{
     batch::Event,
     command::{Change, ChangeOrder, CommandId},
     order::IdempotencyKey,
+    store::{Due, Page},
 };
 
 use super::*;
@@ -17,6 +18,12 @@ suite! {
     the_first_change_wins_whatever_comes_after,
     a_change_in_the_wrong_lane_or_of_no_order_changes_nothing,
     what_is_due_is_found_the_longest_overdue_first,
+    times_are_the_databases,
+    a_key_whose_order_was_deleted_is_free_again,
+    an_inventory_short_of_its_orders_stops_no_other_order,
+    a_command_that_the_database_refuses_is_alone_with_that,
+    a_change_of_an_order_without_inventory_is_undecidable,
+    rows_that_cannot_be_stop_nobody_else,
     one_key_is_one_order,
     a_key_on_another_order_is_refused,
     an_order_under_a_key_is_found_after_the_shelf_is_empty,
@@ -184,21 +191,177 @@ async fn a_change_in_the_wrong_lane_or_of_no_order_changes_nothing(database: Dat
 async fn what_is_due_is_found_the_longest_overdue_first(database: Database) {
     let (shirt, hat) = (database.product_of(100).await, database.product_of(100).await);
     let mut due = Vec::new();
-    for (id, seconds) in [(shirt, 20), (hat, 10), (shirt, 30), (hat, 0)] {
-        due.push(database.reserve_for(id, [1], Duration::from_secs(seconds)).await[0].id);
+    for (id, seconds) in [(shirt, 20), (hat, 10), (shirt, 30), (hat, 10)] {
+        let [order] = database.reserve_for(id, [1], NO_TIME).await;
+        let (hex, at) = (order.id.uuid().simple(), 1_734_000_000_000_i64 - seconds * 1_000);
+        database.by_hand(&format!("UPDATE orders SET expires_at = {at} WHERE id = X'{hex}'")).await.unwrap();
+        due.push(order.id);
     }
+    database.reserve_for(shirt, [1], Duration::from_secs(2)).await;
     let [paid, cancelled] = database.reserve_for(shirt, [1, 1], NO_TIME).await;
     database.change(&paid, Change::Pay).await;
     database.change(&cancelled, Change::Cancel).await;
-    assert_eq!(database.decide(&[detached_order(shirt, 1000)]).await, [rejected(97)]);
-    let found = async |seconds, limit| -> Vec<OrderId> {
-        let at = now() + SignedDuration::from_secs(seconds);
-        database.store.due(at, limit).await.unwrap().iter().map(|order| order.id).collect()
+    assert_eq!(database.decide(&[detached_order(shirt, 1000)]).await, [rejected(96)]);
+    let found = async |after, limit| -> (Vec<OrderId>, Option<Due>) {
+        let page = database.store.due(after, limit).await.unwrap();
+        (page.rows.iter().map(|order| order.id).collect(), page.next)
     };
-    assert_eq!(found(-5, 10).await, []);
-    assert_eq!(found(25, 10).await, [due[3], due[1], due[0]]);
-    assert_eq!(found(1000, 2).await, [due[3], due[1]]);
-    assert_eq!(found(1000, 10).await, [due[3], due[1], due[0], due[2]]);
+    let all = [due[2], due[0], due[1], due[3]];
+    assert_eq!(found(None, 10).await, (all.to_vec(), None));
+    // Page by page; two of the same time are on two pages.
+    let (mut pages, mut place) = (Vec::new(), None);
+    loop {
+        let (rows, next) = found(place, 1).await;
+        pages.extend(rows);
+        place = next;
+        if place.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, all);
+}
+
+/// The database's clock says when a reservation ends; an id from the future ends no earlier than it begins.
+async fn times_are_the_databases(database: Database) {
+    let id = database.product_of(10).await;
+    let before = now();
+    let [order] = database.reserve_for(id, [1], Duration::from_secs(60)).await;
+    let expires_at = database.store.order(order.id).await.unwrap().unwrap().expires_at().unwrap();
+    let ttl_ms = expires_at.as_millisecond() - before.as_millisecond();
+    assert!((60_000 - 5_000..60_000 + 5_000).contains(&ttl_ms), "{ttl_ms} ms: one machine, one clock");
+    let mut bytes = OrderId::mint().uuid().into_bytes();
+    bytes[..6].copy_from_slice(&(now().as_millisecond() + 3_600_000).to_be_bytes()[2..]);
+    let ahead = NewOrder { id: uuid::Uuid::from_bytes(bytes).into(), ..super::order(id, 1) };
+    let verdict = database.settle_within(&commands(slice::from_ref(&ahead)), NO_TIME).await[0];
+    assert_eq!(verdict, Verdict::Reserved { expires_at: ahead.id.created_at() });
+}
+
+/// Somebody purges orders by hand, and leaves the keys.
+async fn a_key_whose_order_was_deleted_is_free_again(database: Database) {
+    let id = database.product_of(10).await;
+    let first = [keyed(order(id, 1), "buyer-1"), keyed(order(id, 1), "buyer-2")];
+    assert_eq!(accepted(&database.decide(&first).await), [true; 2]);
+    database.by_hand("DELETE FROM orders").await.unwrap();
+    // Among others, twice in a batch, and with another total.
+    let batch = [order(id, 1), keyed(order(id, 2), "buyer-1"), keyed(order(id, 2), "buyer-1"), order(id, 1)];
+    let verdicts = database.decide(&batch).await;
+    assert_eq!(accepted(&verdicts), [true, true, false, true]);
+    assert!(matches!(verdicts[2], Verdict::AlreadyPlaced(known) if known.id == batch[1].id));
+    let known = database.store.orders_by_key(&[key("buyer-1"), key("buyer-2")]).await.unwrap();
+    assert_eq!(
+        known.into_iter().map(|(key, order)| (key, order.id)).collect::<Vec<_>>(),
+        [(key("buyer-1"), batch[1].id)]
+    );
+    // Of two that are equally fast, one gets it.
+    let again = [keyed(order(id, 1), "buyer-2"), keyed(order(id, 1), "buyer-2")];
+    let (one, other) = tokio::join!(database.decide(&again[..1]), database.decide(&again[1..]));
+    let placed = [one[0], other[0]].iter().filter(|verdict| is_reserved(verdict)).count();
+    assert_eq!(placed, 1, "{one:?} {other:?}");
+}
+
+const UNDECIDABLE: Verdict = Verdict::Undecidable;
+
+/// The seller's books are a piece short of their orders: as many expire as can.
+async fn an_inventory_short_of_its_orders_stops_no_other_order(database: Database) {
+    let id = database.product_of(5).await;
+    let orders = database.reserve_for(id, [1; 5], NO_TIME).await;
+    database
+        .by_hand(&format!(
+            "UPDATE inventories SET stored_stock = 4, reserved_stock = 4 WHERE product_id = {id}"
+        ))
+        .await
+        .unwrap();
+    let mut batch: Vec<_> = orders.iter().map(|order| change_of(order, Change::Expire)).collect();
+    batch.push(order(id, 4).into());
+    let decided = database.store.decide(&batch, TTL).await.unwrap();
+    assert_eq!(decided.verdicts[..5], [EXPIRED, EXPIRED, EXPIRED, EXPIRED, UNDECIDABLE]);
+    assert!(is_reserved(&decided.verdicts[5]), "{:?}", decided.verdicts);
+    assert_eq!(decided.undecidable.iter().map(|one| one.index).collect::<Vec<_>>(), [4]);
+    assert_eq!(database.pieces(id).await, [4, 0, 4]);
+}
+
+/// What the database refuses of one command is refused of that one alone.
+async fn a_command_that_the_database_refuses_is_alone_with_that(database: Database) {
+    let (good, bad) = (database.product_of(100).await, database.product_of(100).await);
+    let poison = order(bad, 7);
+    let hex = poison.id.uuid().simple();
+    let trigger = match &database.home {
+        Home::Sqlite { .. } => format!(
+            "CREATE TRIGGER refuse_one BEFORE INSERT ON orders WHEN NEW.id = X'{hex}'
+             BEGIN SELECT RAISE(ABORT, 'refused by hand'); END"
+        ),
+        Home::MySql { .. } => format!(
+            "CREATE TRIGGER refuse_one BEFORE INSERT ON orders FOR EACH ROW
+             IF NEW.id = X'{hex}' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused by hand'; END IF"
+        ),
+    };
+    database.by_hand(&trigger).await.unwrap();
+    let mut batch: Vec<_> = (0..20).map(|n| order(if n % 2 == 0 { good } else { bad }, 1)).collect();
+    batch.insert(13, poison);
+    let decided = database.store.decide(&commands(&batch), TTL).await.unwrap();
+    for (index, verdict) in decided.verdicts.iter().enumerate() {
+        assert_eq!(is_reserved(verdict), index != 13, "{index}: {verdict:?}");
+    }
+    assert_eq!(decided.undecidable.len(), 1);
+    assert_eq!(decided.undecidable[0].index, 13);
+    assert!(decided.undecidable[0].cause.contains("refused by hand"), "{:?}", decided.undecidable);
+    assert_eq!(decided.events.len(), 20);
+    database.assert_balanced().await;
+}
+
+/// Somebody deleted a product that has orders: its orders are there, and say so; nobody is told that there is no order.
+async fn a_change_of_an_order_without_inventory_is_undecidable(database: Database) {
+    let (gone, kept) = (database.product_of(5).await, database.product_of(5).await);
+    let [reserved, paid] = database.reserve(gone, [1, 1]).await;
+    database.change(&paid, Change::Pay).await;
+    let [other] = database.reserve(kept, [1]).await;
+    database.by_hand(&format!("DELETE FROM inventories WHERE product_id = {gone}")).await.unwrap();
+    let batch =
+        [change_of(&reserved, Change::Pay), change_of(&other, Change::Pay), change_of(&paid, Change::Cancel)];
+    assert_eq!(database.settle(&batch).await, [UNDECIDABLE, PAID, PAID]);
+    assert_eq!(database.status(&reserved).await, OrderStatus::Reserved);
+}
+
+/// Rows that no program of ours writes.
+async fn rows_that_cannot_be_stop_nobody_else(database: Database) {
+    let (bad, good) = (database.product_of(10).await, database.product_of(10).await);
+    let [broken, sound] = database.reserve_for(bad, [1, 1], NO_TIME).await;
+    let [other] = database.reserve_for(good, [1], NO_TIME).await;
+    let hex = broken.id.uuid().simple();
+    let statements = match &database.home {
+        Home::Sqlite { .. } => vec![
+            "PRAGMA ignore_check_constraints = ON".to_owned(),
+            format!("UPDATE orders SET total = 0 WHERE id = X'{hex}'"),
+            format!("UPDATE products SET name = ' ' WHERE id = {bad}"),
+        ],
+        Home::MySql { .. } => vec![
+            "ALTER TABLE orders ALTER CHECK total_is_positive NOT ENFORCED".to_owned(),
+            format!("UPDATE orders SET total = 0 WHERE id = X'{hex}'"),
+            format!("UPDATE products SET name = ' ' WHERE id = {bad}"),
+        ],
+    };
+    database.by_hand(&statements.join(";")).await.unwrap();
+    let store = &database.store;
+    // Lists leave them out, and go on behind them.
+    let everything = OrderPage { product_id: None, status: None, after: None, limit: 1 };
+    let (mut listed, mut page) = (Vec::new(), everything);
+    loop {
+        let Page { rows, next } = store.orders(page).await.unwrap();
+        listed.extend(rows.iter().map(|order| order.id));
+        let Some(next) = next else { break };
+        page.after = Some(next);
+    }
+    assert_eq!(listed, [sound.id, other.id]);
+    let products = store.products(None, 10).await.unwrap().rows;
+    assert_eq!(products.iter().map(|product| product.id).collect::<Vec<_>>(), [good]);
+    let due = store.due(None, 10).await.unwrap().rows;
+    assert_eq!(due.iter().map(|order| order.id).collect::<Vec<_>>(), [sound.id, other.id]);
+    // Asked for by its id, it is told that something is wrong.
+    assert!(matches!(store.order(broken.id).await, Err(StoreError::Corrupt(_))));
+    // In a batch it is alone.
+    let batch = [&broken, &sound, &other].map(|order| change_of(order, Change::Expire));
+    assert_eq!(database.settle(&batch).await, [UNDECIDABLE, EXPIRED, EXPIRED]);
+    assert_eq!(database.settle(&commands(&[broken, order(bad, 1)])).await[0], UNDECIDABLE);
 }
 
 async fn one_key_is_one_order(database: Database) {

@@ -1,0 +1,278 @@
+//! Connections to the server on which nobody hangs. A primary that loses power leaves connections that say nothing for ever,
+//! while new ones reach its successor: every statement has a time limit, and a connection that exceeds it, or on which the
+//! server says anything but what is about data or locks, is never used again, nor are those that are as old.
+//!
+//! sqlx's own pool asks a connection whether it works when it is given back, and without a limit: eight that fall silent in
+//! that moment would block it for as long as TCP takes to give up, a quarter of an hour. deadpool asks when a connection is
+//! taken, within a limit. (sqlx 0.8 cannot set TCP keepalive; the limits do what it would.)
+
+use std::{
+    io,
+    ops::DerefMut,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Timeouts};
+use sqlx::{
+    ConnectOptions, Connection, Executor, FromRow, MySql, MySqlConnection,
+    mysql::{MySqlArguments, MySqlConnectOptions, MySqlQueryResult, MySqlRow},
+    query::{Query, QueryAs},
+};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::super::{StoreError, error::spares_connection};
+
+/// How long a call waits for a connection before the database counts as unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one statement may take, unless it commits. A lock is waited for much shorter.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take to say that it still works, or to roll back.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// After this many seconds the server rolls back the transaction of a client that says nothing any more: a
+/// process that was stopped or cut off in the middle of a batch must not keep its rows locked.
+const SILENT_SECONDS: u32 = 15;
+/// A connection that was taken longer ago than this is asked whether it still works before it is used.
+const TRUSTED: Duration = Duration::from_secs(1);
+/// Idle connections are closed well before the server does it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a statement waits for a row that another transaction has locked: whoever wants other rows waits as long.
+const LOCK_WAIT_SECONDS: u32 = 1;
+
+/// Raised whenever a connection behaves as if the server were gone or another one now: what is older is not used again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Age(Arc<AtomicU64>);
+
+impl Age {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn begin_next(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Connections whose sessions have the same settings.
+#[derive(Clone, Debug)]
+pub(super) struct Connections {
+    pool: Pool<Sessions>,
+    /// How long a lease of one may last.
+    limit: Duration,
+}
+
+impl Connections {
+    /// Up to `count`, none of which is opened yet. `settings` are those of the session besides the ones that all have.
+    pub(super) fn new(
+        options: &MySqlConnectOptions,
+        settings: &str,
+        count: u32,
+        limit: Duration,
+        age: &Age,
+    ) -> Result<Self, StoreError> {
+        let settings = format!(
+            "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, {settings}"
+        );
+        let limits = Timeouts {
+            wait: Some(ACQUIRE_TIMEOUT),
+            create: Some(ACQUIRE_TIMEOUT),
+            recycle: Some(CHECK_TIMEOUT),
+        };
+        let config = PoolConfig { max_size: count as usize, timeouts: limits, ..PoolConfig::default() };
+        let pool = Pool::builder(Sessions { options: options.clone(), settings, age: age.clone() })
+            .config(config)
+            .runtime(deadpool::Runtime::Tokio1)
+            .build()
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        tokio::spawn(close_idle(pool.clone()));
+        Ok(Self { pool, limit })
+    }
+
+    /// A connection until it is dropped, or its time is over.
+    pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
+        let deadline = Instant::now() + self.limit;
+        let session = match timeout(ACQUIRE_TIMEOUT, self.pool.get()).await {
+            Ok(Ok(session)) => session,
+            Ok(Err(PoolError::Backend(error))) => return Err(error.into()),
+            Ok(Err(error)) => return Err(StoreError::Unavailable(error.to_string())),
+            Err(_) => {
+                let text = format!("no connection within {ACQUIRE_TIMEOUT:?}");
+                return Err(StoreError::Unavailable(text));
+            }
+        };
+        Ok(Lease { session: Some(session), deadline, state: State::Clean })
+    }
+
+    /// All rows of one statement.
+    pub(super) async fn fetch_all<T>(
+        &self,
+        query: QueryAs<'_, MySql, T, MySqlArguments>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: for<'row> FromRow<'row, MySqlRow> + Send + Unpin,
+    {
+        Ok(self.lease().await?.fetch_all(query).await?)
+    }
+
+    /// Hands out no more, and closes those that are idle.
+    pub(super) fn close(&self) {
+        self.pool.close();
+    }
+}
+
+/// Closes connections that nobody needs, until the pool is closed.
+async fn close_idle(pool: Pool<Sessions>) {
+    let weak = pool.weak();
+    drop(pool);
+    loop {
+        sleep(IDLE_TIMEOUT / 2).await;
+        let Some(pool) = weak.upgrade().filter(|pool: &Pool<Sessions>| !pool.is_closed()) else { return };
+        let idle = pool.retain(|_, metrics| metrics.last_used() < IDLE_TIMEOUT).removed;
+        for session in idle {
+            let _ = timeout(CHECK_TIMEOUT, session.connection.close()).await; // gone or closed, either is fine
+        }
+    }
+}
+
+/// Makes connections, and says which may be used again.
+#[derive(Debug)]
+struct Sessions {
+    options: MySqlConnectOptions,
+    settings: String,
+    age: Age,
+}
+
+#[derive(Debug)]
+struct Session {
+    connection: MySqlConnection,
+    age: u64,
+}
+
+impl Manager for Sessions {
+    type Type = Session;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<Session, sqlx::Error> {
+        let age = self.age.now();
+        let mut connection = self.options.connect().await?;
+        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+        connection.execute(self.settings.as_str()).await?;
+        Ok(Session { connection, age })
+    }
+
+    async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if session.age != self.age.now() {
+            return Err(deadpool::managed::RecycleError::message("older than the last trouble"));
+        }
+        if metrics.last_used() >= TRUSTED {
+            session.connection.ping().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A connection for a while. Whatever was not committed is rolled back when it is dropped.
+pub(super) struct Lease {
+    session: Option<Object<Sessions>>,
+    deadline: Instant,
+    state: State,
+}
+
+/// What is known of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing is under way, and nothing is open.
+    Clean,
+    /// A transaction may be open, or an answer is under way.
+    Open,
+    /// Never to be used again.
+    Broken,
+}
+
+impl Lease {
+    pub(super) async fn fetch_all<T>(
+        &mut self,
+        query: QueryAs<'_, MySql, T, MySqlArguments>,
+    ) -> Result<Vec<T>, sqlx::Error>
+    where
+        T: for<'row> FromRow<'row, MySqlRow> + Send + Unpin,
+    {
+        self.state = State::Open;
+        let limit = self.limit();
+        let answer = timeout_at(limit, query.fetch_all(self.connection()?)).await;
+        self.judge(answer.unwrap_or_else(|_| Err(silent())))
+    }
+
+    pub(super) async fn execute(
+        &mut self,
+        query: Query<'_, MySql, MySqlArguments>,
+    ) -> Result<MySqlQueryResult, sqlx::Error> {
+        self.state = State::Open;
+        let limit = self.limit();
+        let answer = timeout_at(limit, query.execute(self.connection()?)).await;
+        self.judge(answer.unwrap_or_else(|_| Err(silent())))
+    }
+
+    /// Statements as text, the last of which is `COMMIT`. The disk may take its time.
+    pub(super) async fn commit(&mut self, statements: &str) -> Result<(), sqlx::Error> {
+        self.state = State::Open;
+        let limit = self.deadline;
+        let answer = timeout_at(limit, self.connection()?.execute(sqlx::raw_sql(statements))).await;
+        self.judge(answer.unwrap_or_else(|_| Err(silent())))?;
+        self.state = State::Clean;
+        Ok(())
+    }
+
+    fn connection(&mut self) -> Result<&mut MySqlConnection, sqlx::Error> {
+        let session = self.session.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        Ok(&mut session.deref_mut().connection)
+    }
+
+    fn limit(&self) -> Instant {
+        self.deadline.min(Instant::now() + STATEMENT_TIMEOUT)
+    }
+
+    fn judge<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        if let Err(error) = &result
+            && !spares_connection(error)
+            && let Some(session) = &self.session
+        {
+            self.state = State::Broken;
+            if let Some(pool) = Object::pool(session) {
+                pool.manager().age.begin_next();
+            }
+        }
+        result
+    }
+}
+
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server is silent"))
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        match (self.state, Handle::try_current()) {
+            (State::Clean, _) => {}
+            (State::Open, Ok(runtime)) => drop(runtime.spawn(roll_back(session))),
+            // Not closed in peace: that would be a word to somebody who does not answer.
+            (State::Open | State::Broken, _) => drop(Object::take(session)),
+        }
+    }
+}
+
+/// The connection goes back once its transaction is rolled back; if that takes too long, the server does it, when it sees
+/// that the connection is gone.
+async fn roll_back(mut session: Object<Sessions>) {
+    let rolled_back = timeout(CHECK_TIMEOUT, session.connection.execute("ROLLBACK")).await;
+    if !matches!(rolled_back, Ok(Ok(_))) {
+        drop(Object::take(session));
+    }
+}

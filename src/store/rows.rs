@@ -1,0 +1,189 @@
+//! Rows as both databases hand them out, and what becomes of those that cannot be: somebody changed them by hand. They
+//! stop nobody else. Where many are read, they are left out and reported; where one is asked for by its id, the answer is
+//! an error.
+
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::{
+    order::{IdempotencyKey, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, from_millis},
+    product::{Product, ProductId, ProductName},
+    telemetry::first_time,
+};
+
+/// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.
+pub(super) struct Text(pub(super) String);
+
+impl sqlx::Type<sqlx::MySql> for Text {
+    fn type_info() -> sqlx::mysql::MySqlTypeInfo {
+        <String as sqlx::Type<sqlx::MySql>>::type_info()
+    }
+
+    fn compatible(column: &sqlx::mysql::MySqlTypeInfo) -> bool {
+        <String as sqlx::Type<sqlx::MySql>>::compatible(column)
+            || <Vec<u8> as sqlx::Type<sqlx::MySql>>::compatible(column)
+    }
+}
+
+impl sqlx::Type<sqlx::Sqlite> for Text {
+    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+        <String as sqlx::Type<sqlx::Sqlite>>::type_info()
+    }
+}
+
+impl<'row, D: sqlx::Database> sqlx::Decode<'row, D> for Text
+where
+    String: sqlx::Decode<'row, D>,
+{
+    fn decode(value: D::ValueRef<'row>) -> Result<Self, sqlx::error::BoxDynError> {
+        String::decode(value).map(Self)
+    }
+}
+
+/// An order's columns.
+#[derive(sqlx::FromRow)]
+pub(super) struct OrderRow {
+    pub(super) id: Uuid,
+    product_id: i64,
+    total: i64,
+    status: Text,
+    pub(super) expires_at: Option<i64>,
+    rejected_available: Option<i64>,
+}
+
+/// An order, or what is wrong with the row of this one.
+pub(super) type ReadOrder = Result<Order, (OrderId, StoreError)>;
+
+impl OrderRow {
+    pub(super) fn read(self) -> ReadOrder {
+        let id = self.id.into();
+        Order::try_from(self).map_err(|error| (id, error))
+    }
+}
+
+impl TryFrom<OrderRow> for Order {
+    type Error = StoreError;
+
+    fn try_from(row: OrderRow) -> Result<Self, StoreError> {
+        let corrupt = |what: &str| StoreError::Corrupt(format!("the order {} has {what}", row.id));
+        let status = OrderStatus::from_word(&row.status.0).ok_or_else(|| corrupt("no such status"))?;
+        let state = match (status, row.expires_at, row.rejected_available) {
+            (OrderStatus::Rejected, None, Some(available)) => {
+                let available =
+                    u32::try_from(available).map_err(|_| corrupt("a rejection that cannot be"))?;
+                OrderState::Rejected(Rejection::InsufficientStock { available })
+            }
+            (OrderStatus::Rejected, None, None) => OrderState::Rejected(Rejection::KeyReused),
+            (OrderStatus::Rejected, ..) => return Err(corrupt("an expires_at though it was rejected")),
+            (_, None, _) => return Err(corrupt("no expires_at")),
+            (status, Some(expires_at), _) => {
+                OrderState::Accepted { status, expires_at: from_millis(expires_at) }
+            }
+        };
+        let total = u32::try_from(row.total).ok().and_then(Quantity::new);
+        let total = total.ok_or_else(|| corrupt("a total that cannot be"))?;
+        let product_id = product_id(row.product_id).map_err(|_| corrupt("no product"))?;
+        Ok(Self { id: row.id.into(), product_id, total, state })
+    }
+}
+
+/// An order and what its client calls it.
+#[derive(sqlx::FromRow)]
+pub(super) struct KeyedRow {
+    idempotency_key: Text,
+    #[sqlx(flatten)]
+    order: OrderRow,
+}
+
+impl TryFrom<KeyedRow> for (IdempotencyKey, Order) {
+    type Error = StoreError;
+
+    fn try_from(row: KeyedRow) -> Result<Self, StoreError> {
+        let order = Order::try_from(row.order)?;
+        Ok((key(row.idempotency_key, order.id)?, order))
+    }
+}
+
+impl KeyedRow {
+    /// Also of an order that cannot be.
+    pub(super) fn read(self) -> Result<(IdempotencyKey, ReadOrder), StoreError> {
+        Ok((key(self.idempotency_key, self.order.id.into())?, self.order.read()))
+    }
+}
+
+/// A key and the order that it names.
+#[derive(sqlx::FromRow)]
+pub(super) struct KeyRow {
+    idempotency_key: Text,
+    order_id: Uuid,
+}
+
+impl TryFrom<KeyRow> for (IdempotencyKey, OrderId) {
+    type Error = StoreError;
+
+    fn try_from(row: KeyRow) -> Result<Self, StoreError> {
+        let order_id = row.order_id.into();
+        Ok((key(row.idempotency_key, order_id)?, order_id))
+    }
+}
+
+fn key(Text(key): Text, order_id: OrderId) -> Result<IdempotencyKey, StoreError> {
+    let corrupt = |_| StoreError::Corrupt(format!("an idempotency key that is none, of order {order_id}"));
+    IdempotencyKey::try_from(key).map_err(corrupt)
+}
+
+/// An order and the id that was asked for.
+#[derive(sqlx::FromRow)]
+pub(super) struct FoundRow {
+    asked: Text,
+    #[sqlx(flatten)]
+    order: OrderRow,
+}
+
+impl TryFrom<FoundRow> for (OrderId, Order) {
+    type Error = StoreError;
+
+    fn try_from(row: FoundRow) -> Result<Self, StoreError> {
+        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked.0));
+        let asked = Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
+        Ok((asked.into(), Order::try_from(row.order)?))
+    }
+}
+
+pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
+
+pub(super) fn installation_id(row: Option<Uuid>) -> Result<Uuid, StoreError> {
+    row.ok_or_else(|| {
+        let what_to_do = "put it back from a backup, or insert one with a random id of 16 bytes";
+        StoreError::Corrupt(format!("nothing in the table installation, {what_to_do}"))
+    })
+}
+
+pub(super) fn product_id(column: i64) -> Result<ProductId, StoreError> {
+    u64::try_from(column)
+        .ok()
+        .and_then(ProductId::new)
+        .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
+}
+
+pub(super) fn product(id: i64, Text(name): Text) -> Result<Product, StoreError> {
+    let name = ProductName::try_from(name)
+        .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
+    Ok(Product { id: product_id(id)?, name })
+}
+
+/// A product id as the databases want it.
+pub(super) fn column(id: ProductId) -> i64 {
+    id.get().cast_signed() // at most 2^53 − 1
+}
+
+/// Those rows that can be; the others are reported, each once.
+pub(super) fn readable<T>(rows: impl IntoIterator<Item = Result<T, StoreError>>) -> Vec<T> {
+    rows.into_iter().filter_map(|row| row.inspect_err(report).ok()).collect()
+}
+
+fn report(error: &StoreError) {
+    if first_time(&error.to_string()) {
+        tracing::error!(%error, "a row is left out: somebody changed it by hand; put it right or delete it");
+    }
+}

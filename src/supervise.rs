@@ -1,0 +1,66 @@
+//! Tasks that must not end before the process does.
+
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep};
+
+/// A task that ran for so long was well: the next start does not wait long.
+const WELL: Duration = Duration::from_secs(60);
+/// The longest that a task waits before it is started again.
+const MAX_DELAY: Duration = Duration::from_secs(30);
+
+/// Runs a task until it ends by itself. When it panics, it is started again, with growing delays.
+pub async fn supervise<F: Future<Output = ()>>(name: &'static str, task: impl Fn() -> F) {
+    let mut delays = delays();
+    loop {
+        let began = Instant::now();
+        let Err(panic) = AssertUnwindSafe(async { task().await }).catch_unwind().await else { return };
+        if began.elapsed() >= WELL {
+            delays = self::delays();
+        }
+        let delay = delays.next().unwrap_or(MAX_DELAY);
+        tracing::error!(
+            task = name,
+            panic = text_of(&*panic),
+            ?delay,
+            "a task panicked and is started again"
+        );
+        sleep(delay).await;
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
+
+fn delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(MAX_DELAY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again_until_it_ends_by_itself() {
+        let starts = Cell::new(0);
+        let task = || async {
+            starts.set(starts.get() + 1);
+            assert_eq!(starts.get(), 4, "not yet");
+        };
+        let began = Instant::now();
+        supervise("a test", task).await;
+        assert_eq!(starts.get(), 4);
+        assert!(began.elapsed() >= Duration::from_millis(100 + 200 + 400), "{:?}", began.elapsed());
+    }
+}
