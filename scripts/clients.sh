@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Generates clients from apispec.json with four generators, compiles them, and runs a whole session with each against a
-# built antre: 201, 202, 400, 404, 409, 422, 503, and lists to their end.
+# built antre: 201, 202, 400, 404, 409, 422, 503, and lists to their end. Then once more against answers with fields that the
+# contract does not name yet, because answers are open.
 #
 #   scripts/clients.sh target/debug/antre
 #

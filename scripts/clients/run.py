@@ -2,7 +2,8 @@
 
     python run.py ANTRE "NAME: COMMAND"...
 
-Each command is given the URL of an antre, that of another one whose database is locked, and a product of that one.
+Each command is given the URL of an antre, that of another one whose database is locked, and a product of that one. Then
+again with URLs of a later release, whose answers have fields that the contract does not name yet.
 """
 
 import contextlib
@@ -15,10 +16,16 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # Far more than a session takes, so that a slow machine fails nothing.
 PATIENCE = 120
+
+# Whatever proxy the surroundings name, the servers are on this machine.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextlib.contextmanager
@@ -49,8 +56,50 @@ def running(antre, directory, **settings):
 def call(method, url, body):
     """The data of a call that must succeed."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return json.load(opener.open(request, timeout=30))["data"]
+    return json.load(OPENER.open(request, timeout=30))["data"]
+
+
+def grown(value):
+    """A JSON value as a later release would answer it: with another field in every object."""
+    if isinstance(value, dict):
+        return {name: grown(field) for name, field in value.items()} | {"of_a_later_release": [1, None]}
+    return [grown(item) for item in value] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def later_release(url):
+    """The URL of a server that answers as this one does, and more."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            names = ("Content-Type", "Idempotency-Key", "Prefer")
+            headers = {name: self.headers[name] for name in names if name in self.headers}
+            request = urllib.request.Request(url + self.path, body or None, headers, method=self.command)
+            try:
+                answer = OPENER.open(request, timeout=30)
+            except urllib.error.HTTPError as error:
+                answer = error
+            body = json.dumps(grown(json.load(answer))).encode()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PUT = answer
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 @contextlib.contextmanager
@@ -64,35 +113,49 @@ def locked(database):
         connection.close()
 
 
+@contextlib.contextmanager
+def stuck(antre, directory):
+    """The URL of an antre whose database is locked, and a product that it has."""
+    with running(antre, directory, ORDER_TIMEOUT="200ms") as url:
+        product = call("POST", f"{url}/api/products", {"name": "Kaos Polos"})["id"]
+        call("PUT", f"{url}/api/products/{product}/inventory", {"stock": 1000})
+        with locked(directory / "antre.db"):
+            yield url, product
+
+
 def main(antre, sessions):
     with contextlib.ExitStack() as stack:
-        directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        url = stack.enter_context(running(antre, directory / "free"))
-        stuck = stack.enter_context(running(antre, directory / "stuck", ORDER_TIMEOUT="200ms"))
-        product = call("POST", f"{stuck}/api/products", {"name": "Kaos Polos"})["id"]
-        call("PUT", f"{stuck}/api/products/{product}/inventory", {"stock": 1000})
-        stack.enter_context(locked(directory / "stuck" / "antre.db"))
+        enter = stack.enter_context
+        directory = pathlib.Path(enter(tempfile.TemporaryDirectory()))
+        url = enter(running(antre, directory / "free"))
+        later_url = enter(later_release(url))
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        running_sessions = []
-        for session in sessions:
+        started = []
+        for number, session in enumerate(sessions):
             name, command = session.split(": ", 1)
-            arguments = [*shlex.split(command), url, stuck, str(product)]
-            process = subprocess.Popen(
-                arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            running_sessions.append((name, process))
+            # One for each session: who creates a product there waits for the lock, one after the other.
+            stuck_url, product = enter(stuck(antre, directory / f"stuck-{number}"))
+            later_stuck_url = enter(later_release(stuck_url))
+            for release, urls in ("", (url, stuck_url)), (", with a later release", (later_url, later_stuck_url)):
+                process = subprocess.Popen(
+                    [*shlex.split(command), *urls, str(product)],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                started.append((name + release, process))
         failed = False
-        for name, process in running_sessions:
+        for name, process in started:
             try:
                 output, _ = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 output, _ = process.communicate()
-            verdict = "kept up a whole session" if process.returncode == 0 else f"failed:\n{output}"
-            print(f"{name}: {verdict}")
+            print(f"{name}: a whole session" if process.returncode == 0 else f"{name}: failed\n{output}")
             failed |= process.returncode != 0
         if failed:
-            for log in directory.glob("*/log"):
+            for log in sorted(directory.glob("*/log")):
                 print(f"--- what antre logged ({log.parent.name})\n{log.read_text()}")
             sys.exit(1)
 
