@@ -1,5 +1,7 @@
 """What antre promises and schemathesis cannot read in the contract. Loaded by schemathesis.toml."""
 
+import unicodedata
+
 import schemathesis
 
 
@@ -10,3 +12,15 @@ def only_stock_refuses_a_valid_order(ctx, response, case):
     if valid and case.operation.label == "POST /api/orders" and response.status_code == 400:
         reason = response.json()["data"]["reason"]
         assert reason == "insufficient_stock", f"a valid order was refused as {reason}"
+
+
+@schemathesis.check
+def only_an_unseen_name_is_refused(ctx, response, case):
+    """400 means two things to a product: it is malformed, or nothing of its name is visible."""
+    valid = case.meta is not None and case.meta.generation.mode.is_positive
+    if valid and case.operation.label == "POST /api/products" and response.status_code == 400:
+        reason = response.json()["data"]["reason"]
+        assert reason == "invalid_name", f"a valid product was refused as {reason}"
+        name = case.body["name"]
+        seen = [char for char in name if char.isascii() and unicodedata.category(char)[0] in "LNPS"]
+        assert not seen, f"a name with {seen} was refused"

@@ -6,19 +6,17 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, serve::ListenerExt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tower::make::Shared;
 
 use crate::{
     expiry::Expiry,
-    http::{self, Api, Observed, Probes},
+    http::{self, Api, Links, Probes, Server, Site},
     lookup::Lookup,
     placement::Placement,
     queue::{
@@ -139,7 +137,7 @@ async fn serve_embedded(
             invitation(&listener)?,
         ],
     );
-    let deadline = serve_http(listener, http::service(api), stop).await?;
+    let deadline = serve_http(settings, listener, http::site(api, links(settings)), stop).await;
 
     // Nobody comes in any more, nor what is overdue. Those in line are served, then the worker may go.
     worker.expiry.abort();
@@ -176,9 +174,9 @@ async fn run_on_servers(
     let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());
-    let service = match role {
-        Role::Worker => http::health_service(Probes::new(store.clone(), queue, health)),
-        _ => http::service(api(settings, &store, &*queue, health, &stop).await?),
+    let site = match role {
+        Role::Worker => http::health_site(Probes::new(store.clone(), queue, health)),
+        _ => http::site(api(settings, &store, &*queue, health, &stop).await?, links(settings)),
     };
     let mut lines = vec![
         banner(match role {
@@ -194,7 +192,7 @@ async fn run_on_servers(
     }
     say(settings, &lines);
     let deadline = match listener {
-        Some(listener) => serve_http(listener, service, stop).await?,
+        Some(listener) => serve_http(settings, listener, site, stop).await,
         None => {
             stop.cancelled().await;
             Instant::now() + GRACE
@@ -259,59 +257,53 @@ impl RunningWorker {
 /// Answers requests until `stop`, then finishes those in flight. Returns by when the rest of the process must have
 /// finished too.
 async fn serve_http(
+    settings: &Settings,
     listener: TcpListener,
-    service: Observed<Router>,
+    site: Site,
     stop: CancellationToken,
-) -> Result<Instant, AppError> {
-    // Answers are small and complete: waiting for more to send (Nagle) would only delay them.
-    let listener = listener.tap_io(|connection| {
-        let _ = connection.set_nodelay(true);
-    });
-    let stopping = stop.clone();
-    let mut serving = tokio::spawn(
-        axum::serve(listener, Shared::new(service))
-            .with_graceful_shutdown(async move { stopping.cancelled().await })
-            .into_future(),
-    );
-    let failed = |error: &dyn std::fmt::Display| AppError::Start(format!("the HTTP server ended: {error}"));
-    tokio::select! {
-        ended = &mut serving => match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(failed(&error)),
-            Err(error) => return Err(failed(&error)),
-        },
-        () = stop.cancelled() => tracing::info!("stopping: finishing what is in flight"),
-    }
+) -> Instant {
+    let server = Server::start(listener, site, max_connections(settings.http.max_connections));
+    stop.cancelled().await;
+    tracing::info!("stopping: finishing what is in flight");
     let deadline = Instant::now() + GRACE;
-    if !serving.is_finished() && timeout_at(deadline - GRACE / 2, &mut serving).await.is_err() {
-        tracing::warn!("some requests did not finish in time");
-        serving.abort();
-    }
-    Ok(deadline)
+    server.finish(deadline - GRACE / 4).await;
+    deadline
 }
 
-/// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
-const BACKLOG: u32 = 4096;
+fn links(settings: &Settings) -> Links {
+    Links {
+        public_url: settings.http.public_url.clone(),
+        trusted_proxies: settings.http.trusted_proxies.clone(),
+    }
+}
+
+/// How many connections there may be: as many as asked for, as long as files are left for everything else.
+fn max_connections(asked: Option<u32>) -> usize {
+    const DEFAULT: usize = 10_000;
+    const LEAST: usize = 16;
+    let asked = asked.map(|asked| asked as usize);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return asked.unwrap_or(DEFAULT) };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let possible = files.saturating_sub(100 + files / 10).max(LEAST);
+    if let Some(asked) = asked
+        && asked > possible
+    {
+        tracing::warn!(
+            asked,
+            possible,
+            files,
+            "MAX_CONNECTIONS is more than the limit of open files (ulimit -n) allows"
+        );
+    }
+    asked.unwrap_or(DEFAULT).min(possible)
+}
 
 async fn listen(address: &str) -> Result<TcpListener, AppError> {
-    bind(address).await.map_err(|error| {
+    http::listen(address).await.map_err(|error| {
         AppError::Start(format!(
             "cannot listen on {address}: {error}. Set LISTEN_ADDR (--listen-addr) to another HOST:PORT"
         ))
     })
-}
-
-async fn bind(address: &str) -> io::Result<TcpListener> {
-    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in tokio::net::lookup_host(address).await? {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?; // a restart need not wait for old connections to fade out
-        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last_error = error,
-        }
-    }
-    Err(last_error)
 }
 
 async fn open_sqlite(url: &str) -> Result<Arc<SqliteStore>, AppError> {

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{queue::rabbitmq::LaneMode, server_url};
+use crate::{
+    http::{PublicUrl, TrustedProxies},
+    queue::rabbitmq::LaneMode,
+    server_url,
+};
 
 /// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
 /// serves all of them.
@@ -72,6 +76,15 @@ pub struct HttpSettings {
     /// How long an order waits for its verdict before the answer is 202
     #[arg(long, env, value_name = "DURATION", default_value = "10s", value_parser = order_timeout, global = true)]
     pub order_timeout: Duration,
+    /// How many connections there may be at once [default: 10000, or what the limit of open files allows]
+    #[arg(long, env, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    pub max_connections: Option<u32>,
+    /// The URL below which clients find the API, for `Location` and `Link`, for example https://shop.example/antre
+    #[arg(long, env, value_name = "URL", default_value = "", hide_default_value = true, value_parser = str::parse::<PublicUrl>, global = true)]
+    pub public_url: PublicUrl,
+    /// The proxies whose `X-Forwarded-Prefix` counts: IP addresses and networks, separated by commas
+    #[arg(long, env, value_name = "IP,…", default_value = "", hide_default_value = true, value_parser = str::parse::<TrustedProxies>, global = true)]
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl HttpSettings {

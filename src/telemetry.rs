@@ -1,5 +1,7 @@
 //! Logs.
 
+mod lines;
+
 use std::{
     collections::HashSet,
     io::{self, IsTerminal},
@@ -13,6 +15,7 @@ use crate::{
     queue::rabbitmq::PAYLOADS,
     settings::{LogFormat, LogSettings},
 };
+use lines::PlainLines;
 
 /// Sends logs to stderr from now on. The error says what is wrong with the filter.
 pub fn init(settings: &LogSettings) -> Result<(), String> {
@@ -23,10 +26,10 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         Ok(directive) if !settings.filter.contains("returned_messages") => filter.add_directive(directive),
         _ => filter,
     };
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = fmt::layer().with_ansi(io::stderr().is_terminal());
     let lines = match settings.log_format {
-        LogFormat::Text => lines.with_target(false).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_writer(PlainLines).with_target(false).boxed(),
+        LogFormat::Json => lines.with_writer(io::stderr).json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))

@@ -11,10 +11,16 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::envelope::{ApiError, Reason};
+use super::{
+    envelope::{ApiError, Reason},
+    wire::late,
+};
 
 /// The most a body may have.
 const MAX_BYTES: usize = 16 * 1024;
+
+/// How long a body may take to arrive.
+const MAX_TIME: Duration = Duration::from_secs(10);
 
 /// What a JSON body looks like.
 pub(super) trait Fields: DeserializeOwned {
@@ -103,6 +109,10 @@ fn is_object(json: &[u8]) -> bool {
 }
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
+    tokio::time::timeout(MAX_TIME, read_all(request)).await.unwrap_or_else(|_| Err(late("body")))
+}
+
+async fn read_all(request: Request) -> Result<Bytes, ApiError> {
     let too_large =
         || ApiError::new(Reason::BodyTooLarge, format!("a body may have {MAX_BYTES} bytes at the most"));
     let announced =

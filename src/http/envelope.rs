@@ -84,6 +84,8 @@ pub(super) enum Reason {
     InvalidStatus,
     InvalidQuery,
     InvalidIdempotencyKey,
+    InvalidHost,
+    InvalidRequest,
     InsufficientStock,
     ProductNotFound,
     OrderNotFound,
@@ -94,6 +96,9 @@ pub(super) enum Reason {
     OrderAlreadyPaid,
     IdempotencyKeyReused,
     BodyTooLarge,
+    UriTooLong,
+    HeadTooLarge,
+    RequestTimeout,
     UnsupportedMediaType,
     LaneFull,
     Overloaded,
@@ -119,6 +124,8 @@ impl Reason {
             | Self::InvalidStatus
             | Self::InvalidQuery
             | Self::InvalidIdempotencyKey
+            | Self::InvalidHost
+            | Self::InvalidRequest
             | Self::InsufficientStock => StatusCode::BAD_REQUEST,
             Self::ProductNotFound | Self::OrderNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -127,6 +134,9 @@ impl Reason {
             }
             Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::LaneFull
             | Self::Overloaded
@@ -173,6 +183,11 @@ pub(super) struct Logged {
     pub(super) cause: Option<String>,
 }
 
+/// A status as the envelope spells it.
+fn words(status: StatusCode) -> String {
+    status.canonical_reason().unwrap_or_default().to_uppercase()
+}
+
 impl ApiError {
     /// `message` is for a person.
     pub(super) fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
@@ -186,6 +201,21 @@ impl ApiError {
             readiness: None,
             cause: None,
         }
+    }
+
+    /// The word for what is wrong.
+    pub(super) fn reason(&self) -> String {
+        self.reason.as_str()
+    }
+
+    /// For an answer that does not pass the router: its status and its body.
+    pub(super) fn to_json(&self) -> (StatusCode, Vec<u8>) {
+        let status = self.reason.status();
+        (status, serde_json::to_vec(&self.envelope(&words(status))).unwrap_or_default())
+    }
+
+    fn envelope<'a>(&'a self, status: &'a str) -> Envelope<'a, &'a Self> {
+        Envelope { code: self.reason.status().as_u16(), status, data: self }
     }
 
     /// A field of the body or a parameter of the URL that is not what it must be.
@@ -298,10 +328,13 @@ impl From<StoreError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.reason.status();
-        let words = status.canonical_reason().unwrap_or_default().to_uppercase();
-        let mut response = json(status, &Envelope { code: status.as_u16(), status: &words, data: &self });
+        let mut response = json(status, &self.envelope(&words(status)));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if status == StatusCode::REQUEST_TIMEOUT {
+            // What may still come of the body is no request.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Logged { reason: self.reason, cause: self.cause });
         response

@@ -167,7 +167,7 @@ pub(super) fn product_id(column: i64) -> Result<ProductId, StoreError> {
 }
 
 pub(super) fn product(id: i64, Text(name): Text) -> Result<Product, StoreError> {
-    let name = ProductName::try_from(name)
+    let name = ProductName::stored(name)
         .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
     Ok(Product { id: product_id(id)?, name })
 }

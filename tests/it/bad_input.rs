@@ -219,6 +219,11 @@ async fn bodies_that_are_no_product(pair: Pair) {
         "\" \"",
         "\"\\t\\r\\n\"",
         "\"\\u00a0\\u3000\\u2028\"",
+        "\"\\u200b\\ufeff\"",
+        "\"\\u0301\"",
+        "\"\\u3164\"",
+        "\"a\\u0000b\"",
+        "\"a\\u202eb\"",
         &too_long,
         &too_wide,
     ] {

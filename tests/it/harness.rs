@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Once,
@@ -40,8 +41,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const MAX_TOTAL: u64 = 2_147_483_647;
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 13] = [
     "LISTEN_ADDR",
+    "MAX_CONNECTIONS",
+    "PUBLIC_URL",
+    "TRUSTED_PROXIES",
     "DATABASE_URL",
     "AMQP_URL",
     "QUEUE_PREFIX",
@@ -616,6 +620,11 @@ impl Wire {
         self.0.write_all(bytes).await.unwrap();
     }
 
+    /// Fails when the connection is closed.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
     /// Says that nothing more comes, and goes on listening.
     pub(crate) async fn finish_sending(&mut self) {
         self.0.shutdown().await.unwrap();
@@ -634,6 +643,18 @@ impl Wire {
     }
 
     async fn read_answer(&mut self) -> Option<(u16, HeaderMap, Bytes)> {
+        let (status, headers) = self.read_head().await?;
+        let length = match headers.get("content-length") {
+            Some(length) if status != 304 => length.to_str().unwrap().parse().unwrap(),
+            _ => 0,
+        };
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).await.expect("the connection closed in the middle of an answer");
+        Some((status, headers, body.into()))
+    }
+
+    /// The head of an answer that has no body. `None`: the connection closed without one.
+    pub(crate) async fn read_head(&mut self) -> Option<(u16, HeaderMap)> {
         let status_line = self.line().await?;
         let status = status_line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         let status = status.unwrap_or_else(|| panic!("not a status line: {status_line}"));
@@ -643,11 +664,7 @@ impl Wire {
             let Some((name, value)) = line.split_once(": ") else { break };
             headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        let length =
-            headers.get("content-length").map_or(0, |value| value.to_str().unwrap().parse().unwrap());
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).await.expect("the connection closed in the middle of an answer");
-        Some((status, headers, body.into()))
+        Some((status, headers))
     }
 
     /// `None`: the connection closed.

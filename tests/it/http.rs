@@ -55,9 +55,9 @@ async fn a_name_is_kept_as_it_was_given(pair: Pair) {
         "'; DROP TABLE products; --".to_owned(),
         "\"quoted\" \\ and back\\slashed".to_owned(),
         "two\r\nlines\tand a tab".to_owned(),
-        "a\0b".to_owned(),
         "قميص سادة".to_owned(),
-        "e\u{301}".to_owned(), // not made one character of
+        "می\u{200c}خواهم".to_owned(), // what joins letters may stand between them
+        "e\u{301}".to_owned(),        // not made one character of
         "\u{feff}mark".to_owned(),
         "\u{10ffff}".to_owned(),
     ];

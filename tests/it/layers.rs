@@ -3,12 +3,14 @@
 use std::{fs, path::Path};
 
 /// A library, and where its name may stand.
-const LAYERS: [(&str, &[&str]); 5] = [
+const LAYERS: [(&str, &[&str]); 7] = [
     ("sqlx", &["store.rs", "store/"]),
     ("lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
     ("deadpool_lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
-    ("axum", &["http.rs", "http/", "app.rs"]),
-    ("tower", &["http.rs", "app.rs"]),
+    ("axum", &["http.rs", "http/"]),
+    ("hyper", &["http/"]),
+    ("hyper_util", &["http/"]),
+    ("tower", &["http/"]),
 ];
 
 #[test]

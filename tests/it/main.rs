@@ -9,6 +9,7 @@ mod bad_input;
 mod cli;
 mod cluster;
 mod contract;
+mod edge;
 mod faults;
 mod http;
 mod layers;

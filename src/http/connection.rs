@@ -1,0 +1,268 @@
+//! What a connection does at the moment, and so whether it waits for its client: what the [`server`](super::server)
+//! needs to know to end connections that take too long, and to make room when there are too many.
+//!
+//! Nothing in here has a timer. A request only notes what begins and ends; one sweep twice a second reads all notes.
+
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use hyper::body::{Body, Frame, SizeHint};
+
+/// What a connection waits for that its client has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// To send anything at all.
+    Anything,
+    /// To send the rest of a request's head.
+    Head,
+    /// To send the next request, after an answer.
+    NextRequest,
+    /// To send the rest of a body.
+    Body,
+    /// To take its answer.
+    Reading,
+    /// To hear why it was refused, and close.
+    Closing,
+}
+
+impl Wait {
+    /// How long a client may take. A body has a limit of its own, with an answer: see `body`. The one in here counts
+    /// where no handler reads it.
+    pub(super) fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Anything | Self::Head => 10,
+            Self::NextRequest => 75,
+            Self::Body => 20,
+            Self::Reading => 30,
+            Self::Closing => 2,
+        })
+    }
+
+    /// Which connections are closed first to make room: those of whom least is lost.
+    pub(super) fn rank(self) -> u8 {
+        match self {
+            Self::Closing | Self::Anything | Self::Head => 0,
+            Self::NextRequest => 1,
+            Self::Body | Self::Reading => 2,
+        }
+    }
+}
+
+/// What the server wants of a connection. Later ones are stronger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Order {
+    /// Go on.
+    Serve,
+    /// Answer what is under way, then close.
+    Finish,
+    /// The head of a request is late: say so, and close.
+    Refuse,
+    /// Close now.
+    Close,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    pub(super) peer: IpAddr,
+    progress: Mutex<Progress>,
+    order: AtomicU8,
+    task: AtomicWaker,
+}
+
+struct Progress {
+    /// Requests that a handler works on.
+    handled: u32,
+    /// Of these, requests whose body has not arrived entirely.
+    receiving: u32,
+    /// Requests whose answer has not left entirely.
+    answered: u32,
+    /// What it waits for while there are none.
+    between: Wait,
+    /// The last change of any of these.
+    since: Instant,
+    /// Since when the socket takes no more, if it does not.
+    blocked: Option<Instant>,
+}
+
+impl Progress {
+    fn waits(&self) -> Option<(Wait, Instant)> {
+        match *self {
+            Self { blocked: Some(since), .. } => Some((Wait::Reading, since)),
+            Self { handled: 0, answered: 0, between, since, .. } => Some((between, since)),
+            // HTTP/2: the client leaves no window for the answer.
+            Self { handled: 0, since, .. } => Some((Wait::Reading, since)),
+            Self { handled, receiving, since, .. } if handled == receiving => Some((Wait::Body, since)),
+            _ => None,
+        }
+    }
+}
+
+impl Connection {
+    pub(super) fn new(peer: IpAddr) -> Arc<Self> {
+        let progress = Progress {
+            handled: 0,
+            receiving: 0,
+            answered: 0,
+            between: Wait::Anything,
+            since: Instant::now(),
+            blocked: None,
+        };
+        Arc::new(Self {
+            peer,
+            progress: Mutex::new(progress),
+            order: AtomicU8::new(Order::Serve as u8),
+            task: AtomicWaker::new(),
+        })
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changes(&self, change: impl FnOnce(&mut Progress)) {
+        let mut progress = self.progress();
+        change(&mut progress);
+        progress.since = Instant::now();
+    }
+
+    /// What it waits for, and since when. `None`: the turn is ours.
+    pub(super) fn waits(&self) -> Option<(Wait, Instant)> {
+        self.progress().waits()
+    }
+
+    /// Between requests, it waits for this from now on.
+    pub(super) fn awaits(&self, wait: Wait) {
+        self.changes(|progress| progress.between = wait);
+    }
+
+    /// Bytes arrived. Whether they begin the head of a request.
+    pub(super) fn begins_a_head(&self) -> bool {
+        let mut progress = self.progress();
+        let begins = matches!(progress.waits(), Some((Wait::Anything | Wait::NextRequest, _)));
+        if begins {
+            (progress.between, progress.since) = (Wait::Head, Instant::now());
+        }
+        begins
+    }
+
+    /// The socket takes no more, or does again.
+    pub(super) fn blocked(&self, is: bool) {
+        self.progress().blocked = is.then(Instant::now);
+    }
+
+    /// The head of a request has arrived; a handler works on it.
+    pub(super) fn exchange(self: &Arc<Self>) -> Exchange {
+        self.changes(|progress| progress.handled += 1);
+        Exchange { connection: self.clone(), is_answered: false }
+    }
+
+    /// What the server wants of it. The task that asks is woken when that changes.
+    pub(super) fn order(&self, task: &Context<'_>) -> Order {
+        self.task.register(task.waker());
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::Serve,
+            1 => Order::Finish,
+            2 => Order::Refuse,
+            _ => Order::Close,
+        }
+    }
+
+    /// Whether the head that it waits for is late.
+    pub(super) fn is_late(&self) -> bool {
+        self.order.load(Ordering::Acquire) == Order::Refuse as u8
+    }
+
+    /// Gives an order. A weaker one than it has already changes nothing.
+    pub(super) fn must(&self, order: Order) {
+        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8 {
+            self.task.wake();
+        }
+    }
+}
+
+/// A request, from its head to the end of its answer.
+pub(super) struct Exchange {
+    connection: Arc<Connection>,
+    is_answered: bool,
+}
+
+impl Exchange {
+    /// The body of the request, watched.
+    pub(super) fn receives<B: Body>(&self, body: B) -> Watched<B, Receiving> {
+        let receiving = (!body.is_end_stream()).then(|| {
+            self.connection.changes(|progress| progress.receiving += 1);
+            Receiving(self.connection.clone())
+        });
+        Watched { body, until_it_ends: receiving }
+    }
+
+    /// The body of the answer, watched.
+    pub(super) fn answers<B: Body>(mut self, body: B) -> Watched<B, Self> {
+        self.is_answered = true;
+        self.connection.changes(|progress| {
+            progress.handled -= 1;
+            progress.answered += 1;
+        });
+        Watched { body, until_it_ends: Some(self) }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let is_answered = self.is_answered;
+        self.connection.changes(|progress| {
+            let count = if is_answered { &mut progress.answered } else { &mut progress.handled };
+            *count -= 1;
+            progress.between = Wait::NextRequest;
+        });
+    }
+}
+
+/// A body of a request that has not arrived entirely.
+pub(super) struct Receiving(Arc<Connection>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.changes(|progress| progress.receiving -= 1);
+    }
+}
+
+/// A body that keeps something until it ends.
+pub(super) struct Watched<B, T> {
+    body: B,
+    until_it_ends: Option<T>,
+}
+
+impl<B: Body + Unpin, T: Unpin> Body for Watched<B, T> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if self.body.is_end_stream() || matches!(frame, Poll::Ready(None | Some(Err(_)))) {
+            self.until_it_ends = None;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

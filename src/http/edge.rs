@@ -1,0 +1,175 @@
+//! What every request passes on its way to its handler, and every answer on its way back.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, Version, header, uri::Authority},
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use tower::Service;
+
+use super::{
+    body,
+    connection::{Connection, Exchange, Watched},
+    envelope::{ApiError, Logged, Reason},
+    links::Links,
+};
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives each answer its `x-request-id` and the headers that all have, answers for handlers that panic, and logs each
+/// error once.
+///
+/// Around the router, not a layer of it: each layer makes a box or three for every request, and there is nothing here
+/// that a route would have to know.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub(super) router: Router,
+    pub(super) links: Arc<Links>,
+}
+
+/// The site for the requests of one connection.
+pub(super) struct Edge {
+    pub(super) site: Site,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Edge {
+    type Response = Response<Watched<Body, Exchange>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let exchange = self.connection.exchange();
+        let request = request.map(|body| Body::new(exchange.receives(body)));
+        let base = self.site.links.base(self.connection.peer, request.headers());
+        let router = self.site.router.clone();
+        Box::pin(async move {
+            let mut response = observed(router, request).await;
+            if let Some(base) = base {
+                Links::rebase(&base, response.headers_mut());
+            }
+            Ok(response.map(|body| exchange.answers(body)))
+        })
+    }
+}
+
+async fn observed(mut router: Router, request: Request) -> Response {
+    let began = Instant::now();
+    let request_id = request_id(&request);
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let answering = async move {
+        if let Err(error) = check_host(&request) {
+            body::pass_over(request).await;
+            return error.into_response();
+        }
+        match router.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    };
+    let mut response = match AssertUnwindSafe(answering).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => ApiError::internal("a handler panicked").into_response(),
+    };
+    let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+    if let Some(Logged { reason, cause }) = response.extensions().get() {
+        let cause = cause.as_deref();
+        if status >= 500 {
+            tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, "answered with an error");
+        } else {
+            tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+        }
+    } else {
+        tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
+    }
+    complete(response.headers_mut(), request_id);
+    response
+}
+
+/// The headers that every answer has.
+fn complete(headers: &mut HeaderMap, request_id: HeaderValue) {
+    // Stock and orders are of this moment. What may be kept says so itself.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REQUEST_ID, request_id);
+}
+
+/// HTTP/1.1 wants exactly one `Host` (RFC 9112, section 3.2): two parties that disagree about which of two counts can be
+/// played against each other.
+fn check_host(request: &Request) -> Result<(), ApiError> {
+    let mut given = request.headers().get_all(header::HOST).iter();
+    let problem = match (given.next(), given.next()) {
+        (_, Some(_)) => "a request has one Host header, and this one has several",
+        (None, None) if request.version() == Version::HTTP_11 => "the Host header is missing",
+        (Some(host), None) if !is_host(host) => "the Host header must be a host, or host:port",
+        _ => return Ok(()),
+    };
+    Err(ApiError::new(Reason::InvalidHost, problem))
+}
+
+fn is_host(value: &HeaderValue) -> bool {
+    let text = value.as_bytes();
+    // Empty is what a client sends whose URL has no host.
+    text.is_empty() || Authority::try_from(text).is_ok_and(|host| !host.as_str().contains('@'))
+}
+
+/// The client's id when it is 1 to 128 visible ASCII characters, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID);
+    if let Some(id) = given
+        && (1..=128).contains(&id.len())
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
+    }
+    new_request_id()
+}
+
+fn new_request_id() -> HeaderValue {
+    let mut text = uuid::Uuid::encode_buffer();
+    let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
+}
+
+/// The answer to what never became a request, as bytes: the last thing on its connection.
+pub(super) fn last_answer(error: &ApiError) -> Vec<u8> {
+    let request_id = new_request_id();
+    let id = request_id.to_str().unwrap_or_default();
+    let (status, body) = error.to_json();
+    tracing::debug!(
+        request_id = id,
+        status = status.as_u16(),
+        reason = error.reason(),
+        "answered with an error"
+    );
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())) {
+        headers.insert(header::DATE, date);
+    }
+    complete(&mut headers, request_id);
+    let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
+    for (name, value) in &headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            answer.extend_from_slice(part);
+        }
+    }
+    answer.extend_from_slice(b"\r\n");
+    answer.extend_from_slice(&body);
+    answer
+}

@@ -1,0 +1,165 @@
+//! Where clients find this API, when that is not where it listens: behind a proxy that adds a path prefix.
+
+use std::{net::IpAddr, str::FromStr};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use ipnet::IpNet;
+
+/// The URL below which clients find the API, for example `https://shop.example/antre`; empty for "where it listens".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl FromStr for PublicUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url = text.trim().trim_end_matches('/');
+        let is_plain = || {
+            let uri: Uri = url.parse().ok()?;
+            let authority = uri.authority()?.as_str();
+            let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+            (is_http && !authority.contains('@') && !url.contains(['?', '#', '<', '>'])).then_some(())
+        };
+        if url.is_empty() || is_plain().is_some() {
+            Ok(Self(url.to_owned()))
+        } else {
+            Err("it must be http:// or https://, a host, and perhaps a path, for example \
+                 https://shop.example/antre"
+                .to_owned())
+        }
+    }
+}
+
+/// The proxies whose `X-Forwarded-Prefix` counts: addresses and networks, separated by commas. Nobody unless told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+impl FromStr for TrustedProxies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |part: &str| {
+            part.parse::<IpNet>().or_else(|_| part.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+                format!(
+                    "\"{part}\" is no IP address or network; write them like 10.0.0.7 or 10.0.0.0/8, \
+                         separated by commas"
+                )
+            })
+        };
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(one)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+impl TrustedProxies {
+    fn has(&self, peer: IpAddr) -> bool {
+        // A socket that listens on both families shows an IPv4 client as ::ffff:…
+        let peer = peer.to_canonical();
+        self.0.iter().any(|network| network.contains(&peer))
+    }
+}
+
+/// Makes the references in answers ones that clients can follow.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    /// Where clients find the API.
+    pub public_url: PublicUrl,
+    /// Who may tell a path prefix.
+    pub trusted_proxies: TrustedProxies,
+}
+
+pub(super) const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+impl Links {
+    /// What stands in front of every path of an answer to this request. The setting wins over the proxy's header.
+    pub(super) fn base(&self, peer: IpAddr, request: &HeaderMap) -> Option<String> {
+        if !self.public_url.0.is_empty() {
+            return Some(self.public_url.0.clone());
+        }
+        let mut given = request.get_all(X_FORWARDED_PREFIX).iter();
+        let (Some(prefix), None) = (given.next(), given.next()) else { return None };
+        let prefix = prefix.to_str().ok().and_then(path_prefix)?;
+        self.trusted_proxies.has(peer).then(|| prefix.to_owned())
+    }
+
+    /// Puts `base` in front of the references of an answer. Handlers give them as paths.
+    pub(super) fn rebase(base: &str, answer: &mut HeaderMap) {
+        if let Some(rebased) = answer.get(header::LOCATION).and_then(|path| before(base, "", path)) {
+            answer.insert(header::LOCATION, rebased);
+        }
+        if let Some(rebased) = answer.get(header::LINK).and_then(|link| before(base, "<", link)) {
+            answer.insert(header::LINK, rebased);
+        }
+    }
+}
+
+/// A prefix as it is put in front of paths; `None` when it is none. Not `//host`: that names another host.
+fn path_prefix(text: &str) -> Option<&str> {
+    let prefix = text.trim().trim_end_matches('/');
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&byte);
+    (prefix.starts_with('/')
+        && !prefix.starts_with("//")
+        && prefix.len() <= 256
+        && prefix.bytes().all(allowed))
+    .then_some(prefix)
+}
+
+/// `value` with `base` between its `opening` and the path behind that.
+fn before(base: &str, opening: &str, value: &HeaderValue) -> Option<HeaderValue> {
+    let path = value.to_str().ok()?.strip_prefix(opening)?;
+    path.starts_with('/').then(|| HeaderValue::try_from(format!("{opening}{base}{path}")).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_url_is_a_base() {
+        let parsed = |text: &str| text.parse::<PublicUrl>().map(|url| url.0);
+        assert_eq!(parsed(""), Ok(String::new()));
+        assert_eq!(parsed("https://shop.example"), Ok("https://shop.example".to_owned()));
+        assert_eq!(parsed("https://shop.example:8443/a/b/"), Ok("https://shop.example:8443/a/b".to_owned()));
+        for bad in [
+            "shop.example",
+            "/antre",
+            "ftp://shop.example",
+            "https://",
+            "https://me:secret@shop.example",
+            "https://shop.example/?a=b",
+            "https://shop.example/#a",
+            "https://shop example",
+        ] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_tells_a_prefix() {
+        let links = |proxies: &str| Links { trusted_proxies: proxies.parse().unwrap(), ..Links::default() };
+        let base = |links: &Links, peer: &str, prefixes: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for prefix in prefixes {
+                headers.append(X_FORWARDED_PREFIX, prefix.parse().unwrap());
+            }
+            links.base(peer.parse().unwrap(), &headers)
+        };
+        let trusting = links("10.0.0.0/8, 127.0.0.1,::1");
+        for peer in ["10.1.2.3", "127.0.0.1", "::1", "::ffff:10.1.2.3"] {
+            assert_eq!(base(&trusting, peer, &["/antre/"]).as_deref(), Some("/antre"), "{peer}");
+        }
+        assert_eq!(base(&trusting, "127.0.0.2", &["/antre"]), None);
+        assert_eq!(base(&links(""), "127.0.0.1", &["/antre"]), None);
+        for bad in ["antre", "//evil.example", "/", "", "/a?b", "/a#b", "/<b>", "/a b", "http://evil.example"]
+        {
+            assert_eq!(base(&trusting, "::1", &[bad]), None, "{bad}");
+        }
+        assert_eq!(base(&trusting, "::1", &["/a", "/b"]), None, "of two, nobody could tell which is true");
+        assert!("10.0.0.0/33".parse::<TrustedProxies>().is_err());
+        assert!("proxy.example".parse::<TrustedProxies>().is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! Takes connections in and serves them, within limits: how many there may be, and how long a client may take.
+//!
+//! Whoever comes too late loses only his own connection, and when there are too many, those go first that wait for a
+//! client that does nothing. So buyers get in while others hold thousands of connections and are silent.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    io,
+    net::IpAddr,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustix::io::Errno;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep, timeout, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    connection::{Connection, Order, Wait},
+    edge::{Edge, Site},
+    wire::{MAX_HEAD, Wire},
+};
+use crate::telemetry::Sparse;
+
+/// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
+const BACKLOG: u32 = 4096;
+
+/// What the system keeps of what one client sends or does not read. Answers and requests are small; without these limits a
+/// few thousand clients that do not read pin gigabytes.
+const RECEIVE_BUFFER: u32 = 64 * 1024;
+const SEND_BUFFER: u32 = 16 * 1024;
+
+/// How long sent bytes may stay unacknowledged, also after we have closed: a client that never reads does not keep its
+/// buffers.
+const UNACKNOWLEDGED_MS: u32 = 30_000;
+
+/// How often connections are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// A connection that was idle for less may be one whose request is on its way: it is not closed to make room.
+const IDLE_ENOUGH: Duration = Duration::from_secs(1);
+
+/// Opens the address. Accepted connections inherit what is set here.
+pub async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?; // a restart need not wait for old connections to fade out
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        // Answers are small and complete: waiting for more to send (Nagle) would only delay them.
+        socket.set_nodelay(true)?;
+        socket.set_keepalive(true)?;
+        #[cfg(target_os = "linux")]
+        rustix::net::sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MS)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(last_error)
+}
+
+/// Serves a site.
+pub struct Server {
+    shared: Arc<Shared>,
+    accepting: AbortOnDropHandle<()>,
+    _sweeping: AbortOnDropHandle<()>,
+}
+
+struct Shared {
+    site: Site,
+    http: auto::Builder<TokioExecutor>,
+    max_connections: usize,
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    /// A connection has ended.
+    ended: Notify,
+    complaints: Sparse,
+    next_id: AtomicU64,
+}
+
+/// A connection that is counted until this is dropped.
+struct Counted {
+    shared: Arc<Shared>,
+    id: u64,
+    connection: Arc<Connection>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.connections().remove(&self.id);
+        self.shared.ended.notify_waiters();
+    }
+}
+
+impl Server {
+    /// Takes connections in from now on, no more than `max_connections` at once: see [`Shared::admit`].
+    pub fn start(listener: TcpListener, site: Site, max_connections: usize) -> Self {
+        let shared = Arc::new(Shared {
+            site,
+            http: protocols(),
+            max_connections,
+            connections: Mutex::default(),
+            ended: Notify::new(),
+            complaints: Sparse::default(),
+            next_id: AtomicU64::new(0),
+        });
+        Self {
+            accepting: AbortOnDropHandle::new(tokio::spawn(shared.clone().accept(listener))),
+            _sweeping: AbortOnDropHandle::new(tokio::spawn(shared.clone().sweep())),
+            shared,
+        }
+    }
+
+    /// Takes no connections in any more. Lets every one answer what is under way, and closes those on which nothing is;
+    /// all of them at `deadline`.
+    pub async fn finish(self, deadline: tokio::time::Instant) {
+        self.accepting.abort();
+        let _ = self.accepting.await; // now the address is free
+        self.shared.order_all(Order::Finish, |_| true);
+        // What a client has begun to ask it may finish, if it is quick about it.
+        if timeout(Duration::from_secs(1), self.shared.empty()).await.is_err() {
+            self.shared
+                .order_all(Order::Close, |wait| !matches!(wait, None | Some(Wait::Body | Wait::Reading)));
+        }
+        if timeout_at(deadline, self.shared.empty()).await.is_err() {
+            let left = self.shared.connections().len();
+            tracing::warn!(connections = left, "some requests did not finish in time");
+            self.shared.order_all(Order::Close, |_| true);
+        }
+    }
+}
+
+impl Counted {
+    async fn serve(self, socket: TcpStream) {
+        let Shared { site, http, .. } = &*self.shared;
+        let connection = &self.connection;
+        let io = TokioIo::new(Wire::new(socket, connection.clone()));
+        let edge = Edge { site: site.clone(), connection: connection.clone() };
+        let mut serving = pin!(http.serve_connection(io, edge));
+        let mut is_finishing = false;
+        let ended = poll_fn(|context| {
+            match connection.order(context) {
+                Order::Close => return Poll::Ready(Ok(())),
+                Order::Finish if !is_finishing => {
+                    is_finishing = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                Order::Serve | Order::Refuse | Order::Finish => {}
+            }
+            serving.as_mut().poll(context)
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(peer = %connection.peer, error, "a connection ended early");
+        }
+    }
+}
+
+/// HTTP/1.1 and, for clients that begin with it, HTTP/2. The limits that are left at their defaults are there as well:
+/// 100 headers in a head, 20 resets that were not looked at.
+fn protocols() -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().max_buf_size(MAX_HEAD).header_read_timeout(None); // `sweep` does that, without a timer for each request
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(100)
+        .initial_stream_window_size(32 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .max_send_buf_size(32 * 1024)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10));
+    http
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((socket, peer)) => self.admit(socket, peer.ip()).await,
+                Err(error) => self.not_accepted(&error).await,
+            }
+        }
+    }
+
+    /// Serves one more connection, once there is room for it. Meanwhile others wait in the backlog of the system:
+    /// buyers come in a little later, instead of being sent away.
+    async fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
+        while self.connections().len() >= self.max_connections {
+            let ended = self.ended.notified();
+            let closed = self.make_room();
+            if self.complaints.due().is_some() {
+                tracing::warn!(
+                    limit = self.max_connections,
+                    closed,
+                    "as many connections as there may be (MAX_CONNECTIONS): those that wait for their clients longest are \
+                     closed, new ones wait"
+                );
+            }
+            // Without an end, the next look may find some that have been idle long enough.
+            let _ = timeout(Duration::from_millis(50), ended).await;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(peer);
+        self.connections().insert(id, connection.clone());
+        tokio::spawn(Counted { shared: self.clone(), id, connection }.serve(socket));
+    }
+
+    /// No connection is left.
+    async fn empty(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.connections().is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn order_all(&self, order: Order, which: impl Fn(Option<Wait>) -> bool) {
+        for connection in self.connections().values() {
+            if which(connection.waits().map(|(wait, _)| wait)) {
+                connection.must(order);
+            }
+        }
+    }
+
+    /// Ends connections whose clients take too long.
+    async fn sweep(self: Arc<Self>) {
+        let mut ticks = interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            for connection in self.connections().values() {
+                let Some((wait, since)) = connection.waits() else { continue };
+                let late = since.elapsed().checked_sub(wait.limit());
+                let Some(late) = late else { continue };
+                connection.must(match wait {
+                    // Whoever does not hear it within a moment does not hear it.
+                    _ if late > 2 * SWEEP => Order::Close,
+                    Wait::Head => Order::Refuse,
+                    Wait::NextRequest => Order::Finish,
+                    Wait::Anything | Wait::Body | Wait::Reading | Wait::Closing => Order::Close,
+                });
+            }
+        }
+    }
+
+    /// Closes the connections of whom least is lost, a few at once; says how many.
+    fn make_room(&self) -> usize {
+        let connections = self.connections();
+        let mut idle: Vec<_> = connections
+            .values()
+            .filter_map(|connection| {
+                let (wait, since) = connection.waits()?;
+                (since.elapsed() >= IDLE_ENOUGH).then_some((wait.rank(), since, connection))
+            })
+            .collect();
+        idle.sort_unstable_by_key(|(rank, since, _)| (*rank, *since));
+        let least = idle.first().map(|(rank, ..)| *rank);
+        let few = self.max_connections / 32 + 1;
+        let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(few);
+        chosen.map(|(.., connection)| connection.must(Order::Close)).count()
+    }
+
+    /// An accept that failed is no reason to stop accepting, nor to try again without a pause.
+    async fn not_accepted(&self, error: &io::Error) {
+        let errno = Errno::from_io_error(error);
+        if matches!(errno, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR | Errno::PROTO)) {
+            return; // the client's affair
+        }
+        let closed = match errno {
+            Some(Errno::MFILE | Errno::NFILE) => self.make_room(),
+            _ => 0,
+        };
+        if self.complaints.due().is_some() {
+            tracing::warn!(
+                %error,
+                connections = self.connections().len(),
+                closed,
+                "cannot take a connection in; if files are what is missing, raise the limit of open files (ulimit -n) \
+                 or lower MAX_CONNECTIONS"
+            );
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
