@@ -34,6 +34,7 @@ use crate::{
     servers::{ConsumerInfo, Place, Server, servers},
 };
 
+mod chaos;
 mod events;
 mod life;
 

@@ -15,6 +15,7 @@ mod http;
 mod layers;
 mod life;
 mod migrations;
+mod mysql_proxy;
 mod race;
 mod routes;
 mod secrets;

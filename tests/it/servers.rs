@@ -84,6 +84,16 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The same place, with the database behind something else. It lasts as long as this one is held.
+    pub(crate) fn behind(&self, database_url: &str) -> Self {
+        Self {
+            database_url: database_url.to_owned(),
+            amqp_url: self.amqp_url.clone(),
+            queue_prefix: self.queue_prefix.clone(),
+            _undisturbed: None,
+        }
+    }
+
     /// What the program's settings must be to run here.
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         [
