@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,6 +23,9 @@ pub(crate) fn from_millis(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
+/// How far the clock of another API may be ahead of this process's.
+const MAX_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(10);
+
 /// An order's name from birth: a UUIDv7 (RFC 9562), so ids sort by creation time.
 ///
 /// The last two bytes are a checksum over the others (the RFC leaves what stands there to the maker). It tells
@@ -42,6 +45,11 @@ impl OrderId {
     /// Whether [`OrderId::mint`] made it. Another UUID passes by accident once in 65,536 times.
     pub fn was_given_out(self) -> bool {
         self.0.get_version_num() == 7 && self.0.as_bytes()[14..] == Self::checksum(self.0.as_bytes())
+    }
+
+    /// Whether it was made later than now, by more than clocks differ: no process of ours made it.
+    pub fn is_from_the_future(self) -> bool {
+        self.created_at() > now() + MAX_CLOCK_DIFFERENCE
     }
 
     /// When it was made, in whole milliseconds. An id that is no UUIDv7 is as old as time.
@@ -386,6 +394,21 @@ mod tests {
         let strangers = (0..1000).filter(|_| OrderId(Uuid::now_v7()).was_given_out()).count();
         assert!(strangers <= 3, "{strangers} of 1,000 strangers recognised");
         assert!(!OrderId(Uuid::nil()).was_given_out());
+    }
+
+    #[test]
+    fn an_id_that_nobody_can_have_made_yet_is_from_the_future() {
+        let of = |ahead_ms: i64| {
+            let mut bytes = OrderId::mint().uuid().into_bytes();
+            bytes[..6].copy_from_slice(&(now().as_millisecond() + ahead_ms).to_be_bytes()[2..]);
+            OrderId(Uuid::from_bytes(bytes))
+        };
+        assert!(![of(-1_000), of(0), of(5_000)].into_iter().any(OrderId::is_from_the_future));
+        assert!(
+            [of(15_000), of(3_600_000), OrderId(Uuid::max())]
+                .into_iter()
+                .all(|id| { id.is_from_the_future() || id.created_at() == Timestamp::UNIX_EPOCH })
+        );
     }
 
     #[test]

@@ -285,9 +285,10 @@ impl Placement {
         self.submitter.flush().await;
     }
 
-    /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago.
+    /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago and not in times
+    /// to come.
     pub fn may_be_pending(&self, id: OrderId) -> bool {
-        id.was_given_out() && self.submitter.may_hold(id)
+        id.was_given_out() && !id.is_from_the_future() && self.submitter.may_hold(id)
     }
 
     /// Opens the lane of a new product. A failure is no more than a delay, see [`Submitter::open_lane`].

@@ -146,10 +146,10 @@ pub struct OrderPage {
     pub limit: u32,
 }
 
-/// How long whoever asks for something to be read waits for it.
+/// How long whoever asks for something to be read waits for it, together with others.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Reads, but not for ever: a server that is stopped in the middle of a statement keeps the connection and says nothing.
+/// Each call of a store ends in time. This is for those who wait for the reads of others besides.
 pub async fn in_time<T>(read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     within(READ_TIMEOUT, read).await
 }

@@ -22,7 +22,7 @@ use crate::{
     order::{IdempotencyKey, Order, OrderId, OrderStatus, Quantity, Rejection},
     placement::{Changed, Placed},
     product::ProductId,
-    store::{OrderPage, Page, in_time},
+    store::{OrderPage, Page},
 };
 
 #[derive(Deserialize)]
@@ -199,7 +199,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let read = |status| in_time(api.store.orders(OrderPage { product_id, status, after, limit }));
+    let read = |status| api.store.orders(OrderPage { product_id, status, after, limit });
     let found = match status {
         Some(Status::Pending) => Page::empty(), // what is in line is not on record
         Some(Status::OnRecord(status)) => read(Some(status)).await?,

@@ -17,7 +17,6 @@ use crate::{
     gate::Gate,
     inventory::{Inventory, Stock},
     product::{Product, ProductId, ProductName},
-    store::in_time,
 };
 
 #[derive(Deserialize)]
@@ -47,13 +46,13 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let query = query.only(&["limit", "after"])?;
     let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let found = in_time(api.store.products(after, limit)).await?;
+    let found = api.store.products(after, limit).await?;
     Ok(page(found.rows, found.next, |after| query.next("/api/products", after)))
 }
 
 /// `GET /api/products/{productId}`
 pub(super) async fn show(State(api): State<Api>, ProductPath(id): ProductPath) -> Result<Response, ApiError> {
-    let product = in_time(api.store.product(id)).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let product = api.store.product(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, product))
 }
 
@@ -83,7 +82,7 @@ pub(super) async fn inventory(
     State(api): State<Api>,
     ProductPath(id): ProductPath,
 ) -> Result<Response, ApiError> {
-    let found = in_time(api.store.inventory(id)).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let found = api.store.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, InventoryView::from(found)))
 }
 

@@ -68,9 +68,11 @@ impl MySqlStore {
             Connections::new(&options, settings, count, limit, &age)
                 .map_err(|error| sqlx::Error::Configuration(error.into()))
         };
+        // The server ends a read that nobody waits for any more.
+        let of_reads = format!("autocommit = 1, max_execution_time = {}", READ_LIMIT.as_millis());
         let of_lists = format!("autocommit = 1, max_execution_time = {}", lists::TIME_LIMIT.as_millis());
         Ok(Self {
-            reading: connections("autocommit = 1", READERS, READ_LIMIT)?,
+            reading: connections(&of_reads, READERS, READ_LIMIT)?,
             listing: connections(&of_lists, lists::AT_ONCE, READ_LIMIT)?,
             turns: Turns::default(),
             deciding: connections("autocommit = 0", WRITERS, WRITE_LIMIT)?,

@@ -6,14 +6,17 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::json;
-use sqlx::Connection;
+use sqlx::{Connection, Executor, MySqlConnection};
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
-use crate::harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request};
+use crate::{
+    harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request},
+    servers::{QueueInfo, servers},
+};
 
 on_both_pairs!(
     killed_under_load_again_and_again,
@@ -325,4 +328,63 @@ async fn a_read_without_an_answer_ends() {
     eventually("it stays away", async || (app.get(&paths[3]).await.status == 200).then_some(())).await;
     assert_eq!(app.pay(order.id()).await.status, 200);
     assert_eq!(app.inventory(product).await, [4, 4, 0]);
+}
+
+/// Somebody keeps one product's row locked, as a report or a person with a console does.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_locked_product_holds_up_no_other() {
+    for lanes in ["product", "hash:1"] {
+        let place = servers().await.fresh().await;
+        let settings = [("LANES", lanes), ("ORDER_TIMEOUT", "4s")];
+        let worker = App::start_role("worker", &place, &settings).await;
+        let api = App::start_role("api", &place, &settings).await;
+        let locked = api.create_stocked("Kaos Polos", 100).await;
+        let other = api.create_stocked("Kaos Garis", 100).await;
+        let mut somebody = MySqlConnection::connect(&place.database_url).await.unwrap();
+        somebody.execute("BEGIN").await.unwrap();
+        let lock = format!("SELECT 1 FROM inventories WHERE product_id = {locked} FOR UPDATE");
+        somebody.execute(lock.as_str()).await.unwrap();
+        let waiting = join_all((0..5).map(async |_| {
+            let answer = api.order(locked, 1).await;
+            assert_eq!(answer.status, 202);
+            answer.header("location").to_owned()
+        }));
+        let others = async {
+            for _ in 0..10 {
+                assert_eq!(api.order(other, 1).await.status, 201, "{lanes}");
+            }
+            assert_eq!(worker.get("/health/ready").await.status, 200);
+        };
+        let (waiting, ()) = tokio::join!(waiting, others);
+        somebody.execute("ROLLBACK").await.unwrap();
+        for location in waiting {
+            assert_eq!(api.verdict(&location).await["status"], "reserved");
+        }
+        assert_eq!(api.inventory(locked).await, [100, 95, 5]);
+        assert_eq!(api.inventory(other).await, [100, 90, 10]);
+    }
+}
+
+/// Somebody deleted a product that has reservations: their payment is answered 500, and stops nobody else.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_payment_that_cannot_be_decided_is_alone_with_that() {
+    let place = servers().await.fresh().await;
+    let settings = [("LANES", "hash:1")];
+    let _worker = App::start_role("worker", &place, &settings).await;
+    let api = App::start_role("api", &place, &settings).await;
+    let gone = api.create_stocked("Kaos Polos", 10).await;
+    let other = api.create_stocked("Kaos Garis", 100).await;
+    let order = api.order(gone, 1).await.id().to_owned();
+    let mut somebody = MySqlConnection::connect(&place.database_url).await.unwrap();
+    somebody.execute(format!("DELETE FROM inventories WHERE product_id = {gone}").as_str()).await.unwrap();
+    let orders = join_all((0..20).map(async |_| api.order(other, 1).await.status));
+    let (payment, orders) = tokio::join!(api.pay(&order), orders);
+    assert_eq!((payment.status, payment.reason()), (500, "internal_error"));
+    assert_eq!(orders, [201; 20]);
+    let path = format!("/api/orders/{order}");
+    assert_eq!(api.get(&path).await.data()["status"], "reserved", "one truth");
+    let dead = |queue: &QueueInfo| queue.name.ends_with("orders.dead") && queue.messages_ready == 1;
+    servers().await.queues_when(&place.queue_prefix, |queues| queues.iter().any(dead)).await;
 }

@@ -44,6 +44,9 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement waits for a row that another transaction has locked: whoever wants other rows waits as long.
 const LOCK_WAIT_SECONDS: u32 = 1;
+/// How long it waits for a table that somebody has locked or changes. By then its client has given up, and the server does
+/// not see that: without a limit these statements would take up all of its connections.
+const TABLE_WAIT_SECONDS: u32 = 5;
 
 /// Raised whenever a connection behaves as if the server were gone or another one now: what is older is not used again.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +80,8 @@ impl Connections {
         age: &Age,
     ) -> Result<Self, StoreError> {
         let settings = format!(
-            "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, {settings}"
+            "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, \
+             lock_wait_timeout = {TABLE_WAIT_SECONDS}, {settings}"
         );
         let limits = Timeouts {
             wait: Some(ACQUIRE_TIMEOUT),
