@@ -2,7 +2,8 @@
 //!
 //! READ COMMITTED: under REPEATABLE READ, a read after waiting for a lock could still see what stood there before
 //! the wait. The batch's statements join from `JSON_TABLE` with `STRAIGHT_JOIN`, so that rows are looked up by
-//! key in the order of the list, and only they are locked.
+//! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
+//! rows would else be scanned, and a scan waits for rows that somebody else has locked.
 
 mod connections;
 
@@ -226,7 +227,7 @@ impl Store for MySqlStore {
         let query = sqlx::query_as(
             "SELECT product_id
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id FOR UPDATE OF inventories SKIP LOCKED",
+             STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories SKIP LOCKED",
         );
         let mut lease = self.deciding.lease().await?;
         let rows = lease.fetch_all(query.bind(json(&ids))).await?;
@@ -284,7 +285,7 @@ impl Transaction for MySqlTransaction {
             "SELECT product_id, stored_stock, available_stock, reserved_stock, ",
             now_ms!(),
             " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id FOR UPDATE OF inventories"
+             STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
         );
         let rows: Vec<(i64, i64, i64, i64, i64)> =
             self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
@@ -345,7 +346,7 @@ impl Transaction for MySqlTransaction {
                      id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
                      more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
                  )) AS batch
-                 STRAIGHT_JOIN inventories ON product_id = batch.id
+                 STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
                  SET stored_stock    = stored_stock    + more_stored,
                      available_stock = available_stock + more_available,
                      reserved_stock  = reserved_stock  + more_reserved;"
@@ -375,7 +376,7 @@ const FREE_KEYS: &str = "DELETE idempotency_keys
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch
-     STRAIGHT_JOIN idempotency_keys USING (idempotency_key)
+     STRAIGHT_JOIN idempotency_keys FORCE INDEX (PRIMARY) USING (idempotency_key)
      WHERE idempotency_keys.order_id = UNHEX(batch.order_id)";
 
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
@@ -387,7 +388,7 @@ const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_
 const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
          id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
      )) AS batch
-     STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)
+     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
      SET status = new_status";
 
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
