@@ -170,6 +170,16 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    /// What a client does not read is thrown away at once: else the system keeps it, and offers it for another half
+    /// minute.
+    fn drop(&mut self) {
+        if self.is_blocked {
+            let _ = self.socket.set_zero_linger();
+        }
+    }
+}
+
 /// What did not arrive within its time.
 pub(super) fn late(what: &str) -> ApiError {
     ApiError::new(
