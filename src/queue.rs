@@ -119,7 +119,7 @@ pub trait Consumer: Send {
 }
 
 /// Commands of one lane that arrived together, from one API.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// In the order of their arrival; never empty.
     pub commands: Vec<Command>,

@@ -135,7 +135,9 @@ impl Serving<'_> {
         match self.worker.store.product_ids().await {
             Ok(products) => self.consumer.serve(&products).await,
             Err(error) => {
-                self.complain(&error, "could not look for new products");
+                if let Some(left_out) = self.failures.due() {
+                    tracing::warn!(%error, left_out, "could not look for new products");
+                }
                 Ok(())
             }
         }
@@ -157,7 +159,12 @@ impl Serving<'_> {
                 parts = self.isolate(parts, &error).await?;
                 continue;
             }
-            self.complain(&error, "deciding again");
+            if let Some(left_out) = self.failures.due() {
+                let products =
+                    products_of(&parts).into_iter().take(10).map(ProductId::get).collect::<Vec<_>>();
+                let commands: usize = parts.iter().map(|part| part.commands.len()).sum();
+                tracing::warn!(%error, ?products, commands, left_out, "deciding again");
+            }
             if worker.stop.is_cancelled() {
                 // Unacknowledged, they come back when the consumer ends.
                 return Err(QueueError("stopped while the database was away".to_owned()));
@@ -224,12 +231,6 @@ impl Serving<'_> {
         let tidings = Tidings { replies: replies(&parts, &decided.verdicts), events: decided.events };
         let done = self.stalled.finish(parts);
         self.consumer.settle(done, tidings).await
-    }
-
-    fn complain(&self, error: &StoreError, what: &str) {
-        if let Some(left_out) = self.failures.due() {
-            tracing::warn!(%error, left_out, "{what}");
-        }
     }
 }
 

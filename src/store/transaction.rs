@@ -219,10 +219,30 @@ pub(super) async fn recount<S: Store + Begin>(
     stock: Stock,
 ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
     let Some(product) = store.product(id).await? else { return Ok(None) };
+    let mut run = 1;
+    loop {
+        match recount_once(store, id, stock).await {
+            Ok(counted) => return Ok(counted.map(|result| result.map(|inventory| (product, inventory)))),
+            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
+                run += 1
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// How often a recount that meets a locked row is tried before the seller hears of it.
+const RECOUNTS: u32 = 3;
+
+async fn recount_once<B: Begin>(
+    store: &B,
+    id: ProductId,
+    stock: Stock,
+) -> Result<Option<Result<Inventory, StockBelowReserved>>, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(json(&[id])).await?;
     if let Some(cause) = locked.unreadable.into_values().next() {
-        return Err(StoreError::Corrupt(cause));
+        return Err(StoreError::Corrupt(cause).into());
     }
     let before = locked.inventories;
     let mut after = before.clone();
@@ -233,7 +253,7 @@ pub(super) async fn recount<S: Store + Begin>(
     let counted = *counted;
     let stock = list(&differences(&before, &after));
     transaction.commit(Changes { stock, ..Changes::default() }).await?;
-    Ok(Some(Ok((product, counted))))
+    Ok(Some(Ok(counted)))
 }
 
 /// Whether a batch is what most batches are: new orders, each once.

@@ -274,3 +274,85 @@ impl Stalled {
 pub(super) fn products_of(parts: &[Delivery]) -> BTreeSet<ProductId> {
     parts.iter().flat_map(|part| &part.commands).map(|command| command.product_id()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        command::{Command, ReplyMode},
+        order::{NewOrder, OrderId, Quantity},
+        store::sqlite::SqliteStore,
+    };
+
+    struct Shop {
+        _directory: tempfile::TempDir,
+        store: Arc<dyn Store>,
+        stalled: Stalled,
+        last_tag: u64,
+    }
+
+    impl Shop {
+        async fn open() -> (Self, [ProductId; 2]) {
+            let directory = tempfile::tempdir().unwrap();
+            let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+            let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
+            let create = async || store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await;
+            let products = [create().await.unwrap().id, create().await.unwrap().id];
+            (Self { _directory: directory, store, stalled: Stalled::default(), last_tag: 0 }, products)
+        }
+
+        fn delivery(&mut self, products: &[ProductId]) -> Delivery {
+            let order = |product_id| {
+                let (id, total) = (OrderId::mint(), Quantity::new(1).unwrap());
+                Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None })
+            };
+            self.last_tag += 1;
+            let commands = products.iter().copied().map(order).collect();
+            Delivery { commands, reply_to: "an API".into(), tag: self.last_tag }
+        }
+
+        fn stall(&mut self, parts: Vec<Delivery>, product_id: ProductId) -> Vec<Delivery> {
+            let (store, error) = (self.store.clone(), StoreError::Locked("by a test".to_owned()));
+            self.stalled.stall(parts, &BTreeSet::from([product_id]), &error, &store, Duration::ZERO)
+        }
+
+        /// What is decided next, and which deliveries are let go of with that.
+        async fn decided(&mut self) -> (Vec<Command>, Vec<Delivery>) {
+            let Progress::Decided(parts, decided) = self.stalled.progress().await else {
+                panic!("it was not held for long");
+            };
+            let commands = commands_of(&parts);
+            assert_eq!(decided.verdicts.len(), commands.len());
+            (commands, self.stalled.finish(parts))
+        }
+    }
+
+    fn tags(deliveries: &[Delivery]) -> Vec<u64> {
+        deliveries.iter().map(|delivery| delivery.tag).collect()
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_let_go_of_once_all_of_it_is_decided() {
+        let (mut shop, [locked, free]) = Shop::open().await;
+        let [torn, whole] = [shop.delivery(&[locked, free, locked]), shop.delivery(&[free])];
+        let rest = shop.stall(vec![torn.clone(), whole.clone()], locked);
+        assert_eq!(commands_of(&rest), [torn.commands[1].clone(), whole.commands[0].clone()]);
+        assert_eq!(tags(&shop.stalled.finish(rest)), [whole.tag]);
+        let (decided, done) = shop.decided().await;
+        assert_eq!(decided, [torn.commands[0].clone(), torn.commands[2].clone()]);
+        assert_eq!(done.iter().map(|one| &one.commands).collect::<Vec<_>>(), [&torn.commands]);
+    }
+
+    #[tokio::test]
+    async fn what_arrives_for_a_stalled_product_queues_behind_until_it_goes_on() {
+        let (mut shop, [locked, free]) = Shop::open().await;
+        let [first, second, other] =
+            [shop.delivery(&[locked]), shop.delivery(&[locked]), shop.delivery(&[free])];
+        assert!(shop.stall(vec![first.clone()], locked).is_empty());
+        assert_eq!(tags(&shop.stalled.pass(vec![second.clone(), other.clone()])), [other.tag]);
+        assert_eq!(shop.decided().await, (first.commands.clone(), vec![first]));
+        assert_eq!(shop.decided().await, (second.commands.clone(), vec![second]));
+        let next = shop.delivery(&[locked]);
+        assert_eq!(tags(&shop.stalled.pass(vec![next.clone()])), [next.tag], "nothing is stalled any more");
+    }
+}
