@@ -63,9 +63,10 @@ pub fn is_this_machine(url: &str) -> bool {
     }
 }
 
-/// Whether the URL has one of these parameters.
-pub fn has_parameter(url: &str, names: &[&str]) -> bool {
-    Url::parse(url).is_ok_and(|url| url.query_pairs().any(|(name, _)| names.contains(&&*name)))
+/// The parameter of the URL that has one of these names.
+pub fn parameter(url: &str, names: &[&str]) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    url.query_pairs().find(|(name, _)| names.contains(&&**name)).map(|(_, value)| value.into_owned())
 }
 
 #[cfg(test)]

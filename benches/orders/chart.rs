@@ -110,6 +110,7 @@ fn name(variant: Variant) -> &'static str {
         Variant::DirectSkipLocked => "a row per piece, SKIP LOCKED",
         Variant::Antre => "antre (MySQL, RabbitMQ)",
         Variant::AntreHash16 => "antre with LANES=hash:16",
+        Variant::AntrePlain => "antre, ssl-mode=disabled",
         Variant::AntreNoEvents => "antre with EVENTS=off",
         Variant::AntreKeys => "antre, Idempotency-Key",
         Variant::AntreEmbedded => "antre embedded (SQLite)",
@@ -122,9 +123,11 @@ fn color(variant: Variant) -> RGBColor {
         Variant::DirectUpdate | Variant::DirectForUpdate | Variant::DirectSkipLocked => {
             RGBColor(0xe0, 0x8a, 0x4a)
         }
-        Variant::Antre | Variant::AntreHash16 | Variant::AntreNoEvents | Variant::AntreKeys => {
-            RGBColor(0x1f, 0x7a, 0x6d)
-        }
+        Variant::Antre
+        | Variant::AntreHash16
+        | Variant::AntrePlain
+        | Variant::AntreNoEvents
+        | Variant::AntreKeys => RGBColor(0x1f, 0x7a, 0x6d),
         Variant::AntreEmbedded => RGBColor(0x6d, 0xb3, 0xa8),
     }
 }

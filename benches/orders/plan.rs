@@ -78,6 +78,7 @@ pub(crate) enum Variant {
     Antre,
     #[value(name = "antre-hash16")]
     AntreHash16,
+    AntrePlain,
     AntreNoEvents,
     AntreKeys,
     AntreEmbedded,
@@ -91,9 +92,12 @@ impl Variant {
             Self::DirectUpdate => Some(Design::Update),
             Self::DirectForUpdate => Some(Design::ForUpdate),
             Self::DirectSkipLocked => Some(Design::SkipLocked),
-            Self::Antre | Self::AntreHash16 | Self::AntreNoEvents | Self::AntreKeys | Self::AntreEmbedded => {
-                None
-            }
+            Self::Antre
+            | Self::AntreHash16
+            | Self::AntrePlain
+            | Self::AntreNoEvents
+            | Self::AntreKeys
+            | Self::AntreEmbedded => None,
         }
     }
 
@@ -108,7 +112,7 @@ impl Variant {
     /// What `LANES` says, when it is antre on servers.
     pub(crate) fn lanes(self) -> Option<&'static str> {
         match self {
-            Self::Antre | Self::AntreNoEvents | Self::AntreKeys => Some("product"),
+            Self::Antre | Self::AntrePlain | Self::AntreNoEvents | Self::AntreKeys => Some("product"),
             Self::AntreHash16 => Some("hash:16"),
             _ => None,
         }
@@ -191,6 +195,8 @@ impl Cell {
             (Scenario::Pay, variant) => matches!(variant, Variant::Antre | Variant::AntreEmbedded),
             // With one product there is one lane, whatever it is called.
             (scenario, Variant::AntreHash16) => scenario.is_spread(),
+            // The longest statements, which suffer most where encryption breaks them into several packets.
+            (scenario, Variant::AntrePlain) => scenario == Scenario::Hot,
             // Most events, and the dearest ones, are those of a hot product.
             (scenario, Variant::AntreNoEvents) => scenario == Scenario::Hot,
             // What keys cost where most of them come together, and where they are kept from the gate.

@@ -197,6 +197,11 @@ impl Comparison {
                 result.notes(),
             );
         }
+        let rate =
+            |variant| self.results.iter().find(|one| one.variant == variant).map(|one| one.orders_per_second);
+        if let (Some(encrypted), Some(plain)) = (rate(Variant::Antre), rate(Variant::AntrePlain)) {
+            let _ = writeln!(text, "  with encryption {:.2} of without", encrypted / plain);
+        }
         text
     }
 }

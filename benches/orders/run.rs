@@ -192,6 +192,7 @@ impl Stage {
         }
         let (url, roles): (_, &[&'static str]) = match variant {
             Variant::AntreEmbedded => (self.sqlite_url(), &["serve"]),
+            Variant::AntrePlain => (self.servers()?.plain_database_url(), &["worker", "api"]),
             _ => (self.servers()?.database_url(), &["worker", "api"]),
         };
         if variant.needs_servers() {

@@ -64,7 +64,12 @@ impl Servers {
                 (None, None) => {
                     let containers = Containers::start(reaper)?;
                     let (mysql, amqp) = (
-                        format!("mysql://root:{SECRET}@{}", containers.address(&containers.mysql, 3306)?),
+                        // Encrypted, as it is for who says nothing. Who the server is cannot be verified: it makes its own
+                        // certificate.
+                        format!(
+                            "mysql://root:{SECRET}@{}?ssl-mode=required",
+                            containers.address(&containers.mysql, 3306)?
+                        ),
                         format!(
                             "amqp://{SECRET}:{SECRET}@{}/%2f",
                             containers.address(&containers.rabbitmq, 5672)?
@@ -74,9 +79,7 @@ impl Servers {
                 }
                 _ => return Err("only one of TEST_DATABASE_URL and TEST_AMQP_URL is set".into()),
             };
-        let mut mysql = Url::parse(&mysql)?;
-        // The same for all variants: a server on this machine, where encryption would only cost time.
-        mysql.set_query(Some("ssl-mode=disabled"));
+        let mysql = Url::parse(&mysql)?;
         let database = format!("antre_bench_{}", process::id());
         let servers = Self { mysql, amqp_url, database, containers };
         if !servers.is_ours() {
@@ -94,9 +97,19 @@ impl Servers {
 
     /// `mysql://…/database`
     pub(crate) fn database_url(&self) -> String {
+        self.database_of(self.mysql.clone())
+    }
+
+    /// The same without encryption.
+    pub(crate) fn plain_database_url(&self) -> String {
         let mut url = self.mysql.clone();
-        url.set_path(&self.database);
-        url.into()
+        url.set_query(Some("ssl-mode=disabled"));
+        self.database_of(url)
+    }
+
+    fn database_of(&self, mut server: Url) -> String {
+        server.set_path(&self.database);
+        server.into()
     }
 
     /// What the names of all queues of this run begin with.

@@ -1,6 +1,6 @@
 //! A `mysql://` URL as options of a connection: to another machine it is encrypted, and the server has to show who it is.
 
-use std::str::FromStr;
+use std::{fs, str::FromStr};
 
 use sqlx::{
     ConnectOptions,
@@ -15,9 +15,15 @@ use crate::server_url;
 pub(super) fn connect_options(url: &str) -> Result<MySqlConnectOptions, OpenError> {
     server_url::check("DATABASE_URL", url).map_err(OpenError::Url)?;
     let options = MySqlConnectOptions::from_str(url)?.disable_statement_logging();
-    let names_ca = server_url::has_parameter(url, &["ssl-ca", "sslca"]);
+    let ca = server_url::parameter(url, &["ssl-ca", "sslca"]);
+    if let Some(file) = &ca {
+        // Else the connection fails with an error that does not say which file is missing.
+        fs::File::open(file)
+            .map_err(|error| OpenError::Url(format!("ssl-ca of DATABASE_URL names {file}: {error}")))?;
+    }
     let stays_here = options.get_socket().is_some() || server_url::is_this_machine(url);
-    if server_url::has_parameter(url, &["ssl-mode", "sslmode"]) || (stays_here && !names_ca) {
+    let says = server_url::parameter(url, &["ssl-mode", "sslmode"]).is_some();
+    if says || (stays_here && ca.is_none()) {
         return Ok(options);
     }
     Ok(options.ssl_mode(MySqlSslMode::VerifyIdentity))
@@ -37,17 +43,23 @@ mod tests {
         for host in ["db.example", "10.0.0.1:3307", "mysql", "[fd00::1]"] {
             let url = format!("mysql://shop:secret@{host}/antre");
             assert!(matches!(mode(&url), VerifyIdentity), "{url}");
-            assert!(matches!(mode(&format!("{url}?ssl-ca=/etc/ca.pem")), VerifyIdentity), "{url}");
+            assert!(matches!(mode(&format!("{url}?ssl-ca=/dev/null")), VerifyIdentity), "{url}");
             assert!(matches!(mode(&format!("{url}?ssl-mode=REQUIRED")), Required), "{url}");
             assert!(matches!(mode(&format!("{url}?sslmode=disabled")), Disabled), "{url}");
-            assert!(matches!(mode(&format!("{url}?ssl-ca=/etc/ca.pem&ssl-mode=VERIFY_CA")), VerifyCa));
+            assert!(matches!(mode(&format!("{url}?ssl-ca=/dev/null&ssl-mode=VERIFY_CA")), VerifyCa));
         }
         for host in ["localhost", "127.0.0.1:3306", "[::1]"] {
             let url = format!("mysql://shop:secret@{host}/antre");
             assert!(matches!(mode(&url), Preferred), "{url}");
-            assert!(matches!(mode(&format!("{url}?ssl-ca=/etc/ca.pem")), VerifyIdentity), "{url}");
+            assert!(matches!(mode(&format!("{url}?ssl-ca=/dev/null")), VerifyIdentity), "{url}");
         }
         assert!(matches!(mode("mysql://shop:secret@db/antre?socket=/run/mysqld/mysqld.sock"), Preferred));
+    }
+
+    #[test]
+    fn a_ca_that_is_not_there_is_named() {
+        let complaint = connect_options("mysql://shop:secret@db/antre?ssl-ca=/nowhere/ca.pem").unwrap_err();
+        assert!(complaint.to_string().contains("/nowhere/ca.pem"), "{complaint}");
     }
 
     #[test]

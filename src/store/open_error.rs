@@ -35,8 +35,8 @@ fn hint(error: &sqlx::Error) -> &'static str {
     let text = error.to_string();
     if ["certificate", "TLS", "tls"].iter().any(|word| text.contains(word)) {
         ". To a server on another machine the connection is encrypted and the server's certificate is verified. Name a \
-         private CA in DATABASE_URL with ?ssl-ca=/path/ca.pem, or ask for less with ?ssl-mode=VERIFY_CA (any host name), \
-         ?ssl-mode=REQUIRED (encrypted, not verified) or, in a network that nobody else can reach, ?ssl-mode=DISABLED"
+         private CA in DATABASE_URL with ?ssl-ca=/path/ca.pem, or, in a network that nobody else can reach, ask for less with \
+         ?ssl-mode=REQUIRED (encrypted, not verified) or ?ssl-mode=DISABLED"
     } else {
         ""
     }
