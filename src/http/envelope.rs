@@ -320,6 +320,10 @@ impl From<StoreError> for ApiError {
         if !error.is_transient() {
             return Self::internal(error);
         }
+        if matches!(error, StoreError::TooManyLists) {
+            let message = "too many lists are read at the same time; read this one again later";
+            return Self::new(Reason::Overloaded, message);
+        }
         let message = "the database does not answer now; try again later";
         Self { cause: Some(error.to_string()), ..Self::new(Reason::DatabaseUnavailable, message) }
     }
