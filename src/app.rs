@@ -17,10 +17,11 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     expiry::Expiry,
     http::{self, Api, Links, Probes, Server, Site},
+    lane_watch::LaneWatch,
     lookup::Lookup,
     placement::Placement,
     queue::{
-        Queue,
+        LaneSet, Queue,
         in_process::InProcessQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
@@ -171,12 +172,19 @@ async fn run_on_servers(
         );
     }
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
-    let queue: Arc<dyn Queue> = Arc::new(open_rabbitmq(settings, amqp_url).await?);
+    let queue = open_rabbitmq(settings, amqp_url, &*store).await?;
+    let _lane_watch = LaneWatch::start(store.clone(), queue.clone(), lane_set(settings)).await;
+    let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());
+    let mut placement = None;
     let site = match role {
         Role::Worker => http::health_site(Probes::new(store.clone(), queue, health)),
-        _ => http::site(api(settings, &store, &*queue, health, &stop).await?, links(settings)),
+        _ => {
+            let api = api(settings, &store, &*queue, health, &stop).await?;
+            placement = Some(api.placement.clone());
+            http::site(api, links(settings))
+        }
     };
     let mut lines = vec![
         banner(match role {
@@ -198,6 +206,12 @@ async fn run_on_servers(
             Instant::now() + GRACE
         }
     };
+    // Nobody else knows of what could not be queued yet.
+    if let Some(placement) = placement
+        && timeout_at(deadline - GRACE / 8, placement.flush()).await.is_err()
+    {
+        tracing::error!("ends before all is queued of which clients were told that there will be a verdict");
+    }
     if let Some(worker) = worker {
         worker.stop(deadline).await;
     }
@@ -324,11 +338,12 @@ async fn open_mysql(url: &str) -> Result<Arc<MySqlStore>, AppError> {
     })
 }
 
-async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, AppError> {
+async fn open_rabbitmq(settings: &Settings, url: &str, store: &dyn Store) -> Result<RabbitMqQueue, AppError> {
+    let database = store.installation_id().await;
     let settings = RabbitMqSettings {
         url: url.to_owned(),
-        prefix: settings.backends.queue_prefix.clone(),
-        lanes: settings.backends.lanes,
+        lanes: lane_set(settings),
+        database: database.map_err(|error| AppError::Start(format!("cannot read the database: {error}")))?,
         lane_capacity: RabbitMqSettings::LANE_CAPACITY,
         events: settings.orders.events == Switch::On,
         consumer_timeout: RabbitMqSettings::CONSUMER_TIMEOUT,
@@ -339,6 +354,10 @@ async fn open_rabbitmq(settings: &Settings, url: &str) -> Result<RabbitMqQueue, 
             shown(url)
         ))
     })
+}
+
+fn lane_set(settings: &Settings) -> LaneSet {
+    LaneSet { prefix: settings.backends.queue_prefix.clone(), mode: settings.backends.lanes }
 }
 
 fn banner(what: &str) -> String {

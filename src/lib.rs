@@ -13,6 +13,8 @@
 //! What becomes of a reservation goes the same way: payment, cancellation and expiry are [`command`]s in the order's lane.
 //! [`lookup`] finds the order that a client means, [`expiry`] those whose time is over.
 //!
+//! [`lane_watch`] sees to it that processes with different lanes meet all the same.
+//!
 //! [`app`] wires a process together as its [`settings`] say. `ARCHITECTURE.md` tells the same at length.
 
 pub mod product;
@@ -24,6 +26,7 @@ pub mod lookup;
 pub mod placement;
 pub mod gate;
 pub mod queue;
+pub mod lane_watch;
 pub mod worker;
 pub mod supervise;
 pub mod expiry;

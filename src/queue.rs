@@ -10,8 +10,11 @@
 //! - A lane is bounded. What it does not take is refused at once.
 
 pub mod in_process;
+mod lane_set;
 mod message;
 pub mod rabbitmq;
+
+pub use lane_set::{LaneMode, LaneSet};
 
 use std::sync::Arc;
 
@@ -90,6 +93,8 @@ pub enum Refusal {
     QueueUnavailable,
     /// As many commands as the API takes wait for their verdicts.
     Overloaded,
+    /// A worker of another database took it, and decides nothing of this one.
+    OtherInstallation,
 }
 
 /// The worker's end. Dropping it gives back what it holds.
@@ -151,6 +156,6 @@ pub struct Reply {
 pub type Address = Arc<str>;
 
 /// The queue did not do it. Always worth trying again on a new end.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the queue does not answer: {0}")]
 pub struct QueueError(pub String);

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     http::{PublicUrl, TrustedProxies},
-    queue::rabbitmq::LaneMode,
+    queue::LaneMode,
     server_url,
 };
 

@@ -4,6 +4,7 @@
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
 mod error;
+mod lane_sets;
 mod lists;
 mod migrations;
 pub mod mysql;
@@ -30,6 +31,7 @@ use crate::{
     inventory::{Inventory, Stock, StockBelowReserved},
     order::{IdempotencyKey, Order, OrderId, OrderStatus, Verdict},
     product::{Product, ProductId, ProductName},
+    queue::LaneSet,
 };
 
 /// What a database must be able to do. Every method may be called from many tasks at once.
@@ -102,6 +104,17 @@ pub trait Store: Send + Sync {
 
     /// Which database this is: a random id that its migrations made, the same for every process that opens it.
     async fn installation_id(&self) -> Result<Uuid, StoreError>;
+
+    /// Remembers that a process uses these lanes now, by the database's clock.
+    async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
+        let _ = lanes; // the lanes of the embedded mode are its process's own
+        Ok(())
+    }
+
+    /// The lanes that processes used within the last two hours: no order stands in a lane for longer.
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
+        Ok(Vec::new())
+    }
 
     /// Those of these products whose inventory nobody else keeps locked now.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;

@@ -12,7 +12,7 @@ use std::{
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use crate::{
-    queue::rabbitmq::PAYLOADS,
+    queue::rabbitmq::NOISE,
     settings::{LogFormat, LogSettings},
 };
 use lines::PlainLines;
@@ -22,10 +22,11 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
-    let filter = match PAYLOADS.parse() {
-        Ok(directive) if !settings.filter.contains("returned_messages") => filter.add_directive(directive),
-        _ => filter,
-    };
+    // Where nothing else is said of them.
+    let noise = NOISE.into_iter().filter(|target| !settings.filter.contains(target));
+    let filter = noise
+        .filter_map(|target| format!("{target}=off").parse().ok())
+        .fold(filter, EnvFilter::add_directive);
     let lines = fmt::layer().with_ansi(io::stderr().is_terminal());
     let lines = match settings.log_format {
         LogFormat::Text => lines.with_writer(PlainLines).with_target(false).boxed(),
@@ -54,8 +55,17 @@ pub fn first_time(text: &str) -> bool {
 }
 
 /// A log line that a flood would repeat: the first one is due, then one every five seconds.
-#[derive(Debug, Default)]
-pub struct Sparse(Mutex<Option<Last>>);
+#[derive(Debug)]
+pub struct Sparse {
+    every: Duration,
+    last: Mutex<Option<Last>>,
+}
+
+impl Default for Sparse {
+    fn default() -> Self {
+        Self::every(Duration::from_secs(5))
+    }
+}
 
 #[derive(Debug)]
 struct Last {
@@ -64,7 +74,10 @@ struct Last {
 }
 
 impl Sparse {
-    const EVERY: Duration = Duration::from_secs(5);
+    /// One in so much time is due.
+    pub const fn every(every: Duration) -> Self {
+        Self { every, last: Mutex::new(None) }
+    }
 
     /// How many lines were left out since the last one, if this one is due.
     pub fn due(&self) -> Option<u64> {
@@ -72,9 +85,9 @@ impl Sparse {
     }
 
     fn due_at(&self, now: Instant) -> Option<u64> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match last.as_mut() {
-            Some(last) if now.duration_since(last.at) < Self::EVERY => {
+            Some(last) if now.duration_since(last.at) < self.every => {
                 last.left_out += 1;
                 None
             }

@@ -88,7 +88,9 @@ async fn observed(mut router: Router, request: Request) -> Response {
     if let Some(Logged { reason, cause }) = response.extensions().get() {
         let cause = cause.as_deref();
         if status >= 500 {
-            tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, "answered with an error");
+            if let Some(left_out) = reason.due() {
+                tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, left_out, "answered with an error");
+            }
         } else {
             tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
         }

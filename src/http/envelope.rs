@@ -1,6 +1,6 @@
 //! The envelope of every JSON answer, and the one place that maps errors to statuses.
 
-use std::{borrow::Cow, fmt::Display};
+use std::{borrow::Cow, fmt::Display, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,6 +15,7 @@ use crate::{
     product::ProductId,
     queue::Refusal,
     store::StoreError,
+    telemetry::Sparse,
 };
 
 #[derive(Serialize)]
@@ -145,6 +146,21 @@ impl Reason {
             | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
         }
+    }
+
+    /// Whether the log tells of it now, and how many it left out before: a flood of 503s is summed up every five seconds,
+    /// each reason by itself.
+    pub(super) fn due(self) -> Option<u64> {
+        static FLOODS: [Sparse; 5] = [const { Sparse::every(Duration::from_secs(5)) }; 5];
+        let flood = match self {
+            Self::LaneFull => 0,
+            Self::Overloaded => 1,
+            Self::QueueUnavailable => 2,
+            Self::DatabaseUnavailable => 3,
+            Self::NotReady => 4,
+            _ => return Some(0),
+        };
+        FLOODS[flood].due()
     }
 
     /// The word as it stands in answers.
@@ -296,6 +312,11 @@ impl From<Refusal> for ApiError {
                 Reason::Overloaded,
                 "too many requests wait for an answer at this server, whatever their product; this one was not taken, \
                  send it again later",
+            ),
+            Refusal::OtherInstallation => Self::new(
+                Reason::QueueUnavailable,
+                "orders go to workers of another installation, which shares this QUEUE_PREFIX; this one was not taken. Its \
+                 operator must give each installation its own",
             ),
             Refusal::QueueUnavailable => Self::new(
                 Reason::QueueUnavailable,

@@ -14,6 +14,7 @@ use crate::{
         from_millis,
     },
     product::ProductId,
+    queue::{Outcome, Refusal},
 };
 
 /// The `content-type` property of every message.
@@ -152,6 +153,8 @@ enum Word {
     IsCancelled,
     IsExpired,
     IsRejected,
+    /// No verdict: the worker is of another database.
+    OtherInstallation,
 }
 
 /// An order on record, as verdicts and events tell of it.
@@ -219,8 +222,8 @@ fn decode<'a, T: Deserialize<'a>>(
     serde_json::from_slice(bytes).map_err(|error| Undecodable(error.to_string()))
 }
 
-pub(super) fn encode_commands(commands: &[Command]) -> Vec<u8> {
-    encode(&Orders { orders: commands.iter().map(OneCommand::from).collect() })
+pub(super) fn encode_commands<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Vec<u8> {
+    encode(&Orders { orders: commands.into_iter().map(OneCommand::from).collect() })
 }
 
 /// At least one command, in order.
@@ -260,7 +263,7 @@ impl From<(CommandId, Verdict)> for OneVerdict {
     }
 }
 
-impl TryFrom<OneVerdict> for (CommandId, Verdict) {
+impl TryFrom<OneVerdict> for (CommandId, Outcome) {
     type Error = Undecodable;
 
     fn try_from(one: OneVerdict) -> Result<Self, Undecodable> {
@@ -284,8 +287,11 @@ impl TryFrom<OneVerdict> for (CommandId, Verdict) {
             (Word::IsCancelled, ..) => Verdict::Status(OrderStatus::Cancelled),
             (Word::IsExpired, ..) => Verdict::Status(OrderStatus::Expired),
             (Word::IsRejected, ..) => Verdict::Status(OrderStatus::Rejected),
+            (Word::OtherInstallation, ..) => {
+                return Ok((one.id, Outcome::Refused(Refusal::OtherInstallation)));
+            }
         };
-        Ok((one.id, verdict))
+        Ok((one.id, Outcome::Decided(verdict)))
     }
 }
 
@@ -320,10 +326,22 @@ pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
     messages
 }
 
-pub(super) fn decode_verdicts(
+/// What a worker of another database replies.
+pub(super) fn encode_refusals(commands: &[Command]) -> Vec<u8> {
+    let refusal = |command: &Command| OneVerdict {
+        id: command.id(),
+        verdict: Word::OtherInstallation,
+        expires_at: None,
+        available_stock: None,
+        order: None,
+    };
+    encode(&Verdicts { verdicts: commands.iter().map(refusal).collect() })
+}
+
+pub(super) fn decode_outcomes(
     bytes: &[u8],
     kind: Option<&str>,
-) -> Result<Vec<(CommandId, Verdict)>, Undecodable> {
+) -> Result<Vec<(CommandId, Outcome)>, Undecodable> {
     let Verdicts { verdicts } = decode(bytes, kind, VERDICTS_V1)?;
     verdicts.into_iter().map(TryFrom::try_from).collect()
 }
@@ -397,7 +415,14 @@ mod tests {
             .map(|verdict| (CommandId::mint(), verdict))
             .collect();
         let encoded = encode_verdicts(verdicts.clone());
-        assert_eq!(decode_verdicts(&encoded, Some(VERDICTS_V1)).unwrap(), verdicts);
+        let outcomes: Vec<_> =
+            verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect();
+        assert_eq!(decode_outcomes(&encoded, Some(VERDICTS_V1)).unwrap(), outcomes);
+        let refused: Vec<_> = commands
+            .iter()
+            .map(|command| (command.id(), Outcome::Refused(Refusal::OtherInstallation)))
+            .collect();
+        assert_eq!(decode_outcomes(&encode_refusals(&commands), Some(VERDICTS_V1)).unwrap(), refused);
         assert_eq!(decode_product(&encode_product(product(7)), Some(PRODUCT_V1)).unwrap(), product(7));
     }
 
@@ -487,6 +512,6 @@ mod tests {
         assert!(decode_commands(good.as_bytes(), None).is_err());
         let incomplete =
             r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved"}]}"#;
-        assert!(decode_verdicts(incomplete.as_bytes(), Some(VERDICTS_V1)).is_err());
+        assert!(decode_outcomes(incomplete.as_bytes(), Some(VERDICTS_V1)).is_err());
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use self::connections::{Age, Connections, Lease};
 use super::{
-    Decided, Due, OrderPage, Page, Store, StoreError,
+    Decided, Due, OrderPage, Page, Store, StoreError, lane_sets,
     lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     mysql_url::connect_options,
@@ -31,6 +31,7 @@ use crate::{
     inventory::{Inventory, Stock, StockBelowReserved},
     order::{IdempotencyKey, Order, OrderId},
     product::{Product, ProductId, ProductName},
+    queue::LaneSet,
 };
 
 /// Connections of one process that read: enough for an API's flood, because what many ask for is read together.
@@ -233,6 +234,15 @@ impl Store for MySqlStore {
         let rows = lease.fetch_all(query.bind(json(&ids))).await?;
         lease.commit("ROLLBACK").await?;
         product_ids(rows)
+    }
+
+    async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
+        Ok(self.reading.lease().await?.execute(lane_sets::put(lanes)).await.map(drop)?)
+    }
+
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
+        let rows = self.reading.fetch_all(sqlx::query_as(lane_sets::IN_USE)).await?;
+        Ok(rows.into_iter().filter_map(lane_sets::lane_set).collect())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -37,6 +37,7 @@ use crate::{
 mod chaos;
 mod events;
 mod life;
+mod queue;
 
 /// Processes that share a place.
 struct Cluster {

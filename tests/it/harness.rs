@@ -168,6 +168,11 @@ impl App {
         self.directory.path().join(name)
     }
 
+    /// What it has logged until now.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.file("stderr")).unwrap()
+    }
+
     /// Takes the write lock of its SQLite file, as another process would; closing the connection gives it back.
     pub(crate) async fn hold_the_database(&self) -> SqliteConnection {
         let url = format!("sqlite://{}", self.file("antre.db").display());

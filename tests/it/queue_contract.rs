@@ -17,9 +17,9 @@ use antre::{
     order::{NewOrder, OrderId, OrderStatus, Quantity, Rejection, Verdict, now},
     product::ProductId,
     queue::{
-        Consumer, Delivery, Inbox, Outcome, Queue, Refusal, Reply, Submitter, Tidings,
+        Consumer, Delivery, Inbox, LaneMode, LaneSet, Outcome, Queue, Refusal, Reply, Submitter, Tidings,
         in_process::InProcessQueue,
-        rabbitmq::{LaneMode, RabbitMqQueue, RabbitMqSettings},
+        rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
 };
 use jiff::SignedDuration;
@@ -103,6 +103,7 @@ impl Adapter {
 }
 
 async fn rabbitmq_queue(place: &Place, lanes: LaneMode, lane_capacity: u32) -> Arc<dyn Queue> {
+    let lanes = LaneSet { prefix: place.queue_prefix.clone(), mode: lanes };
     let settings = RabbitMqSettings { lanes, lane_capacity, ..rabbitmq_settings(place) };
     Arc::new(RabbitMqQueue::connect(settings).await.unwrap())
 }
@@ -110,8 +111,8 @@ async fn rabbitmq_queue(place: &Place, lanes: LaneMode, lane_capacity: u32) -> A
 fn rabbitmq_settings(place: &Place) -> RabbitMqSettings {
     RabbitMqSettings {
         url: place.amqp_url.clone(),
-        prefix: place.queue_prefix.clone(),
-        lanes: LaneMode::Product,
+        lanes: LaneSet { prefix: place.queue_prefix.clone(), mode: LaneMode::Product },
+        database: uuid::Uuid::nil(),
         lane_capacity: RabbitMqSettings::LANE_CAPACITY,
         events: true,
         consumer_timeout: RabbitMqSettings::CONSUMER_TIMEOUT,

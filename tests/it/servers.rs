@@ -404,6 +404,14 @@ impl Alone {
         .await;
     }
 
+    /// Has the broker's own tool do something.
+    pub(crate) async fn rabbitmqctl(&self, arguments: &[&str]) {
+        let mut command = Command::new("docker");
+        command.args(["exec", self.containers.broker.id(), "rabbitmqctl"]).args(arguments);
+        let answer = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    }
+
     /// Kills it and starts it again.
     pub(crate) async fn restart(&self, server: Server) {
         self.kill(server).await;

@@ -3,38 +3,45 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::{
     FutureExt, StreamExt,
-    future::{join_all, maybe_done, pending, try_join_all},
+    future::{join_all, maybe_done},
     poll,
     stream::{self, BoxStream, SelectAll},
 };
 use lapin::{
     Acker, BasicProperties, Channel, Confirmation, Connection, PublisherConfirm,
     options::{
-        BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
-        BasicRejectOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+        BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
+        ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    failed, properties,
+    DATABASE_HEADER,
+    declarer::Declarer,
+    failed,
+    opener::{LaneTroubles, Opened, Opener},
+    properties,
+    settlement::{Held, Settlement, settled},
     topology::{Lane, Topology},
-    within,
+    within, within_unless_blocked,
 };
 use crate::{
     command::Command,
     order::OrderId,
     product::ProductId,
     queue::{
-        Consumer, Delivery, QueueError, Reply, Tidings,
+        Address, Consumer, Delivery, QueueError, Reply, Tidings,
         message::{self, EVENTS_V1, ORDERS_V1, VERDICTS_V1},
     },
+    telemetry::Sparse,
 };
 
 /// How many messages of one lane are on their way to this worker or in its hands. Enough to fill the next batch
@@ -42,8 +49,8 @@ use crate::{
 const PREFETCH_PER_LANE: u16 = 16;
 /// A message that outlives the broker's restart, in a durable queue.
 const PERSISTENT: u8 = 2;
-/// How many lanes are declared and consumed at a time.
-const LANES_AT_ONCE: usize = 64;
+/// How often the log tells of orders of another database.
+const FOREIGN_EVERY: Duration = Duration::from_secs(60);
 
 /// The worker's end.
 pub(super) struct RabbitMqConsumer {
@@ -51,63 +58,66 @@ pub(super) struct RabbitMqConsumer {
     /// Lanes that are consumed, or about to be.
     served: HashSet<Lane>,
     arrivals: SelectAll<BoxStream<'static, Arrival>>,
-    /// Lanes that are opened beside the work.
-    opened: mpsc::UnboundedReceiver<Result<BoxStream<'static, Arrival>, QueueError>>,
-    opening: mpsc::UnboundedSender<Result<BoxStream<'static, Arrival>, QueueError>>,
-    unacked: HashMap<u64, Acker>,
+    opener: Opener,
+    /// What the opener opened.
+    opened: mpsc::UnboundedReceiver<Opened>,
+    unacked: HashMap<u64, (Lane, Acker)>,
     settling: Option<JoinHandle<Result<Vec<Held>, QueueError>>>,
     /// Deliveries whose verdicts reached nobody, to be taken again.
     unheard: Vec<Delivery>,
 }
 
-/// A delivery and the way to acknowledge it.
-type Held = (Delivery, Acker);
-
 /// Connections and channels. Verdicts leave on another connection than orders arrive on: a broker that is short of
 /// memory stops reading from those who publish.
-struct End {
-    topology: Arc<Topology>,
-    worker: String,
+pub(super) struct End {
+    pub(super) topology: Arc<Topology>,
+    pub(super) worker: String,
     _consuming: Connection,
-    orders: Channel,
-    _publishing: Connection,
+    pub(super) orders: Channel,
+    pub(super) publishing: Connection,
     verdicts: Channel,
-    declarations: Channel,
+    foreign: Sparse,
 }
 
-enum Arrival {
-    Orders(Result<lapin::message::Delivery, lapin::Error>),
+pub(super) enum Arrival {
+    Orders(Lane, Result<lapin::message::Delivery, lapin::Error>),
+    /// The broker cancelled the consumer of this lane, or the connection is gone.
+    LaneEnd(Lane),
     News(Result<lapin::message::Delivery, lapin::Error>),
-    /// The broker cancelled a consumer, or the connection is gone.
-    End,
+    /// The same for news.
+    NewsEnd,
 }
 
 impl RabbitMqConsumer {
-    pub(super) async fn start(topology: Arc<Topology>) -> Result<Self, QueueError> {
+    pub(super) async fn start(
+        topology: Arc<Topology>,
+        troubles: Arc<LaneTroubles>,
+    ) -> Result<Self, QueueError> {
         let consuming = topology.connect("worker: orders").await?;
         let publishing = topology.connect("worker: verdicts").await?;
         let orders = within(consuming.create_channel()).await?;
         within(orders.basic_qos(PREFETCH_PER_LANE, BasicQosOptions::default())).await?;
         let verdicts = within(publishing.create_channel()).await?;
         within(verdicts.confirm_select(ConfirmSelectOptions::default())).await?;
-        let declarations = within(publishing.create_channel()).await?;
-        within(topology.declare_shared(&declarations)).await?;
+        let declarer = Declarer::new(topology.clone(), "worker: lanes");
+        declarer.channel().await?; // what all lanes share is there
         let news = within(news(&topology, &consuming)).await?;
         let (opening, opened) = mpsc::unbounded_channel();
+        let end = Arc::new(End {
+            topology,
+            worker: OrderId::mint().to_string(),
+            _consuming: consuming,
+            orders,
+            publishing,
+            verdicts,
+            foreign: Sparse::every(FOREIGN_EVERY),
+        });
         Ok(Self {
-            end: Arc::new(End {
-                topology,
-                worker: OrderId::mint().to_string(),
-                _consuming: consuming,
-                orders,
-                _publishing: publishing,
-                verdicts,
-                declarations,
-            }),
+            opener: Opener::new(end.clone(), declarer, troubles, opening),
+            end,
             served: HashSet::new(),
             arrivals: SelectAll::from_iter([news]),
             opened,
-            opening,
             unacked: HashMap::new(),
             settling: None,
             unheard: Vec::new(),
@@ -117,7 +127,13 @@ impl RabbitMqConsumer {
     /// Takes what has arrived; `None` when that was no commands.
     fn receive(&mut self, arrival: Arrival) -> Result<Option<Delivery>, QueueError> {
         match arrival {
-            Arrival::Orders(delivery) => Ok(self.accept(delivery.map_err(failed)?)),
+            Arrival::Orders(lane, delivery) => Ok(self.accept(lane, delivery.map_err(failed)?)),
+            Arrival::LaneEnd(lane) if self.end.orders.status().connected() => {
+                // What it had handed out comes back from the broker: nothing of that is acknowledged any more.
+                self.unacked.retain(|_, (of, _)| *of != lane);
+                self.opener.open_again(lane);
+                Ok(None)
+            }
             Arrival::News(news) => {
                 let news = news.map_err(failed)?;
                 let kind = news.properties.kind().as_ref().map(|kind| kind.as_str());
@@ -127,22 +143,32 @@ impl RabbitMqConsumer {
                 }
                 Ok(None)
             }
-            Arrival::End => Err(QueueError("the broker ended a consumer".to_owned())),
+            Arrival::LaneEnd(_) | Arrival::NewsEnd => {
+                Err(QueueError("the connection for orders has ended".to_owned()))
+            }
         }
     }
 
-    /// Decodes a message. What nobody can decode goes to the dead letters.
-    fn accept(&mut self, delivery: lapin::message::Delivery) -> Option<Delivery> {
+    /// Decodes a message. What nobody can decode, or what is of another database, goes to the dead letters.
+    fn accept(&mut self, lane: Lane, delivery: lapin::message::Delivery) -> Option<Delivery> {
         let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+        let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
+        let reply_to: Address = reply_to.into();
         match message::decode_commands(&delivery.data, kind) {
+            Ok(commands) if self.end.is_foreign(&delivery.properties) => {
+                let end = self.end.clone();
+                tokio::spawn(
+                    async move { end.refuse_foreign(&lane, commands, &reply_to, delivery.acker).await },
+                );
+                None
+            }
             Ok(commands) => {
-                let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
-                let taken = Delivery { commands, reply_to: reply_to.into(), tag: delivery.delivery_tag };
-                self.unacked.insert(taken.tag, delivery.acker);
+                let taken = Delivery { commands, reply_to, tag: delivery.delivery_tag };
+                self.unacked.insert(taken.tag, (lane, delivery.acker));
                 Some(taken)
             }
             Err(error) => {
-                tracing::error!(%error, lane = delivery.routing_key.as_str(), "a message goes to the dead letters");
+                tracing::error!(%error, %lane, "a message goes to the dead letters");
                 tokio::spawn(
                     async move { delivery.acker.reject(BasicRejectOptions { requeue: false }).await },
                 );
@@ -154,46 +180,49 @@ impl RabbitMqConsumer {
     /// Verdicts that reached nobody: their commands are decided once more, now for nobody, so that rejections go on
     /// record. Who was answered 202 meanwhile asks for them there.
     fn take_back(&mut self, unheard: Vec<Held>) {
-        for (delivery, acker) in unheard {
-            self.unacked.insert(delivery.tag, acker);
+        for Held { delivery, lane, acker } in unheard {
+            self.unacked.insert(delivery.tag, (lane, acker));
             let commands = delivery.commands.into_iter().map(Command::detached).collect();
             self.unheard.push(Delivery { commands, reply_to: "".into(), ..delivery });
         }
     }
 
-    /// Opens lanes, without holding up those that are open: a thousand new ones take the broker many seconds. On a task of
-    /// its own: a consumer that is being started when the caller goes away would be left behind, active and deaf.
+    /// Opens lanes, without holding up those that are open: a thousand new ones take the broker many seconds.
     fn open(&mut self, products: &[ProductId]) {
-        let lanes = products.iter().map(|product_id| self.end.topology.lane_of(*product_id));
-        let lanes: Vec<_> = lanes.filter(|lane| self.served.insert(*lane)).collect();
-        if lanes.is_empty() {
-            return;
-        }
-        let (end, opening) = (self.end.clone(), self.opening.clone());
-        tokio::spawn(async move {
-            let end = &end;
-            let mut opened =
-                stream::iter(lanes).map(|lane| end.consume(lane)).buffer_unordered(LANES_AT_ONCE);
-            while let Some(lane) = opened.next().await
-                && opening.send(lane).is_ok()
-            {}
-        });
+        let lanes = products.iter().flat_map(|product_id| self.end.topology.lanes_of(*product_id));
+        let lanes: Vec<_> = lanes.filter(|lane| self.served.insert(lane.clone())).collect();
+        self.opener.open(lanes);
     }
 }
 
 impl End {
-    /// Starts to consume a lane.
-    async fn consume(&self, lane: Lane) -> Result<BoxStream<'static, Arrival>, QueueError> {
-        within(self.topology.declare_lane(&self.declarations, lane)).await?;
-        let name = self.topology.lane_name(lane);
-        let orders = within(self.orders.basic_consume(
-            name.clone(),
-            name, // the tag: unique on this channel
-            BasicConsumeOptions::default(),
-            self.topology.consumer_arguments(&self.worker, lane),
-        ))
-        .await?;
-        Ok(orders.map(Arrival::Orders).chain(stream::once(async { Arrival::End })).boxed())
+    /// Whether a message says that its orders are of another database. Earlier releases say nothing.
+    fn is_foreign(&self, properties: &BasicProperties) -> bool {
+        let headers = properties.headers().as_ref().map(FieldTable::inner);
+        let database = headers.and_then(|headers| headers.get(DATABASE_HEADER));
+        let own = self.topology.database().to_string();
+        database.is_some_and(
+            |database| !matches!(database, AMQPValue::LongString(id) if id.as_bytes() == own.as_bytes()),
+        )
+    }
+
+    /// Decided here, they would be stored in the wrong database.
+    async fn refuse_foreign(&self, lane: &Lane, commands: Vec<Command>, reply_to: &str, acker: Acker) {
+        if let Some(left_out) = self.foreign.due() {
+            tracing::error!(
+                %lane,
+                left_out,
+                "orders of another database are refused and go to the dead letters: two installations share this \
+                 QUEUE_PREFIX. Give each its own"
+            );
+        }
+        if !reply_to.is_empty() {
+            let refusals = (reply_to.into(), properties(VERDICTS_V1), message::encode_refusals(&commands));
+            if let Err(error) = self.publish("".into(), BasicPublishOptions::default(), [refusals]).await {
+                tracing::debug!(%error, "a refusal did not leave");
+            }
+        }
+        let _ = within(acker.reject(BasicRejectOptions { requeue: false })).await; // else it comes back
     }
 
     /// Publishes `(routing key, properties, payload)` in this order. What comes back is to be asked whether the broker has
@@ -216,64 +245,10 @@ impl End {
             written.push(publish);
         }
         let all = join_all(written.iter_mut().map(|publish| publish.as_mut()));
-        within(all.map(Ok::<_, lapin::Error>)).await?;
+        within_unless_blocked(self.publishing.status(), all.map(Ok::<_, lapin::Error>)).await?;
         let confirms = written.iter_mut().filter_map(|publish| publish.as_mut().take_output());
         confirms.collect::<Result<_, _>>().map_err(failed)
     }
-}
-
-/// What was said of a batch, and what is to be acknowledged once the broker has it all.
-struct Settling {
-    to_apis: Vec<PublisherConfirm>,
-    to_services: Vec<PublisherConfirm>,
-    held: Vec<Held>,
-}
-
-impl Settling {
-    /// Acknowledges what is settled. What comes back is not: the API that should have heard of it is gone.
-    async fn finish(self) -> Result<Vec<Held>, QueueError> {
-        let (mut gone, mut refused) = (HashSet::new(), 0);
-        for confirm in self.to_apis {
-            // lapin hands a returned message out with whichever confirm comes next, so what it says about itself counts.
-            match within(confirm).await? {
-                Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
-                    gone.insert(returned.routing_key.clone());
-                }
-                // Its queue went while the broker was putting the message into it.
-                Confirmation::Nack(None) => {
-                    tracing::debug!("verdicts for an API that is gone")
-                }
-                Confirmation::Ack(None) | Confirmation::NotRequested => {}
-            }
-        }
-        for confirm in self.to_services {
-            refused += usize::from(matches!(within(confirm).await?, Confirmation::Nack(_)));
-        }
-        if refused > 0 {
-            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
-            // the shop goes on selling.
-            tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
-        }
-        let (unheard, heard): (Vec<_>, Vec<_>) =
-            self.held.into_iter().partition(|(delivery, _)| gone.contains(&*delivery.reply_to));
-        // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
-        // once: to wait until one is written before the next would take as long as many lanes have orders.
-        let acks = heard.iter().map(|(_, acker)| acker.ack(BasicAckOptions::default()));
-        if within(try_join_all(acks)).await?.contains(&false) {
-            return Err(QueueError("the channel was gone before the ack".to_owned()));
-        }
-        Ok(unheard)
-    }
-}
-
-/// Waits for the batch that is being settled; for ever if there is none. Cancel safe.
-async fn settled(
-    settling: &mut Option<JoinHandle<Result<Vec<Held>, QueueError>>>,
-) -> Result<Vec<Held>, QueueError> {
-    let Some(handle) = settling else { return pending().await };
-    let result = handle.await.map_err(failed);
-    *settling = None;
-    result?
 }
 
 /// A message of events reaches each queue that is bound to any of its keys, once. The first is the one that receivers see;
@@ -312,7 +287,7 @@ async fn news(
         .await?;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let news = channel.basic_consume(name, "news".into(), options, FieldTable::default()).await?;
-    Ok(news.map(Arrival::News).chain(stream::once(async { Arrival::End })).boxed())
+    Ok(news.map(Arrival::News).chain(stream::once(async { Arrival::NewsEnd })).boxed())
 }
 
 #[async_trait]
@@ -336,7 +311,7 @@ impl Consumer for RabbitMqConsumer {
                     self.arrivals.push(opened?);
                     continue;
                 }
-                arrival = self.arrivals.next() => arrival.unwrap_or(Arrival::End),
+                arrival = self.arrivals.next() => arrival.unwrap_or(Arrival::NewsEnd),
             };
             let Some(first) = self.receive(first)? else { continue };
             let mut room = max_commands.saturating_sub(first.commands.len());
@@ -374,11 +349,12 @@ impl Consumer for RabbitMqConsumer {
         let to_services = end.publish(topology.events_name(), BasicPublishOptions::default(), events).await?;
         self.finish().await?;
         let held = |delivery: Delivery| {
-            let acker = self.unacked.remove(&delivery.tag)?;
-            Some((delivery, acker))
+            let (lane, acker) = self.unacked.remove(&delivery.tag)?;
+            Some(Held { delivery, lane, acker })
         };
         let held = deliveries.into_iter().filter_map(held).collect();
-        self.settling = Some(tokio::spawn(Settling { to_apis, to_services, held }.finish()));
+        let settlement = Settlement { end: self.end.clone(), to_apis, to_services, held };
+        self.settling = Some(tokio::spawn(settlement.finish()));
         Ok(())
     }
 
@@ -392,7 +368,7 @@ impl Consumer for RabbitMqConsumer {
 
     async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
         for delivery in deliveries {
-            let Some(acker) = self.unacked.remove(&delivery.tag) else { continue };
+            let Some((_, acker)) = self.unacked.remove(&delivery.tag) else { continue };
             if !within(acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() })).await? {
                 return Err(QueueError("the channel was gone before the nack".to_owned()));
             }
@@ -409,7 +385,8 @@ impl Consumer for RabbitMqConsumer {
         let confirms =
             self.end.publish("".into(), BasicPublishOptions::default(), messages.collect::<Vec<_>>()).await?;
         for confirm in confirms {
-            if !matches!(within(confirm).await?, Confirmation::Ack(_)) {
+            let confirmed = within_unless_blocked(self.end.publishing.status(), confirm).await?;
+            if !matches!(confirmed, Confirmation::Ack(_)) {
                 return Err(QueueError("the broker did not take a dead letter".to_owned()));
             }
         }

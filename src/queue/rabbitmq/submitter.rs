@@ -1,42 +1,36 @@
-//! The API's end: publishes orders, and receives verdicts in a queue of its own.
+//! The API's end: gathers orders for each lane, publishes them, and says what is known of them.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
-use deadpool_lapin::{Object, Pool};
-use futures_util::StreamExt;
-use lapin::{
-    Channel, Confirmation,
-    message::BasicReturnMessage,
-    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::FieldTable,
-};
+use deadpool_lapin::Pool;
+use lapin::message::BasicReturnMessage;
 use tokio::{
-    sync::{Notify, Semaphore, oneshot},
+    sync::{Notify, oneshot},
     task::yield_now,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    failed, properties,
-    topology::{Lane, MAX_AGE, Topology},
-    within,
+    failed,
+    promised::{Entry, Promised},
+    publisher::{Published, Publisher},
+    replies::Replies,
+    retries,
+    topology::{LaneNumber, MAX_AGE, Topology},
 };
 use crate::{
-    command::{Command, CommandId, ReplyMode},
+    command::{Command, CommandId},
     order::{OrderId, now},
     product::ProductId,
-    queue::{
-        Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter,
-        message::{self, ORDERS_V1, PRODUCT_V1},
-    },
+    queue::{Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter, message},
+    telemetry::Sparse,
 };
 
 /// How many commands one message carries at most: some 100 kB, which is one frame, and as many as a worker decides at a
@@ -47,38 +41,30 @@ const MAX_COMMANDS_PER_MESSAGE: usize = 1_000;
 const ENOUGH: usize = 128;
 
 /// How long commands gather at most behind a message that stands in line and is not decided. A worker that is slow, or
-/// that serves many lanes, needs longer; then what comes must stand in line, too, where it outlives this process.
+/// that serves many lanes, needs longer; then what comes must be queued, too, where it outlives this process.
 const MAX_GATHERING: Duration = Duration::from_millis(20);
 
-/// How many commands are kept whose clients have left before they were in line.
-const MAX_KEPT: usize = 65_536;
-/// How long those wait before they are submitted again.
-const KEPT_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long a command whose client does not wait is published again while it is not known whether it arrived.
-const PATIENCE_WITH_ASYNC: Duration = Duration::from_secs(10);
+/// How long a lane in trouble is left alone at first, and at most.
+const TROUBLE_PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
 
 /// The API's end.
 pub(super) struct RabbitMqSubmitter {
     shared: Arc<Shared>,
-    _receiving: AbortOnDropHandle<()>,
+    _tasks: [AbortOnDropHandle<()>; 3],
 }
 
 struct Shared {
     topology: Arc<Topology>,
-    publishers: Pool,
+    publisher: Publisher,
+    replies: Replies,
     inbox: Arc<dyn Inbox>,
-    /// Where verdicts find this process; `None` while it has no connection to receive them on.
-    reply_to: RwLock<Option<Address>>,
-    /// Lanes with a publish under way.
-    lanes: Mutex<HashMap<Lane, Gathering>>,
-    publishing: tokio::sync::Mutex<Option<Arc<Publishing>>>,
+    /// Lanes with a publish under way, or in trouble.
+    lanes: Mutex<HashMap<LaneNumber, Gathering>>,
     /// Who waits for the verdict on the last command of a message.
     undecided: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
-    /// Room for commands that are kept until they get in line.
-    kept: Arc<Semaphore>,
-    /// Commands that are kept instead of refused.
-    promised: Mutex<HashSet<CommandId>>,
+    promised: Promised,
+    not_sent: Sparse,
+    foreign: Sparse,
 }
 
 /// What gathers for a lane while its last message is under way, until the verdicts on it arrive or there is
@@ -90,31 +76,18 @@ struct Shared {
 /// them are answered in 3.9 instead of 5.2 ms. At full speed there is enough at once.
 #[derive(Default)]
 struct Gathering {
-    commands: Vec<Command>,
+    entries: Vec<Entry>,
+    is_publishing: bool,
     /// Nobody knows whether the publish under way arrived; what comes now is refused instead of waiting behind it.
-    stuck: bool,
+    is_stuck: bool,
+    trouble: Option<Trouble>,
     enough: Arc<Notify>,
 }
 
-/// A connection to publish on.
-struct Publishing {
-    connection: Object,
-    orders: Channel,
-    /// A channel of its own: a declaration that is refused closes its channel.
-    declarations: Channel,
-    declared: Mutex<HashSet<Lane>>,
-}
-
-/// What is known of a publish.
-enum Published {
-    /// The broker has it.
-    Confirmed,
-    /// The lane is full.
-    Nacked,
-    /// It never left.
-    NotSent(QueueError),
-    /// It left, and the connection died before the confirm.
-    Unknown(QueueError),
+/// A lane that could not be declared, or that does not answer. Its orders are refused at once until it is time to try again.
+struct Trouble {
+    until: Instant,
+    pause: Duration,
 }
 
 impl RabbitMqSubmitter {
@@ -124,19 +97,27 @@ impl RabbitMqSubmitter {
         inbox: Arc<dyn Inbox>,
     ) -> Result<Self, QueueError> {
         let shared = Arc::new(Shared {
+            publisher: Publisher::new(topology.clone(), publishers),
+            replies: Replies::new(topology.clone()),
             topology,
-            publishers,
             inbox,
-            reply_to: RwLock::default(),
             lanes: Mutex::default(),
-            publishing: tokio::sync::Mutex::default(),
             undecided: Mutex::default(),
-            kept: Arc::new(Semaphore::new(MAX_KEPT)),
-            promised: Mutex::default(),
+            promised: Promised::new(),
+            not_sent: Sparse::default(),
+            foreign: Sparse::every(Duration::from_secs(60)),
         });
         let (ready, is_ready) = oneshot::channel();
-        let receiving = tokio::spawn(shared.clone().receive_forever(ready));
-        let submitter = Self { shared, _receiving: AbortOnDropHandle::new(receiving) };
+        let receiving = shared.clone();
+        let receiving = async move {
+            receiving.replies.receive_forever(ready, |outcomes| receiving.hear(outcomes)).await;
+        };
+        let tasks = [
+            tokio::spawn(receiving),
+            tokio::spawn(shared.clone().refuse_while_blocked()),
+            tokio::spawn(shared.clone().submit_parked()),
+        ];
+        let submitter = Self { shared, _tasks: tasks.map(AbortOnDropHandle::new) };
         is_ready.await.map_err(failed)??;
         Ok(submitter)
     }
@@ -145,92 +126,71 @@ impl RabbitMqSubmitter {
 #[async_trait]
 impl Submitter for RabbitMqSubmitter {
     fn submit(&self, command: Command) {
-        self.shared.submit(command);
+        self.shared.put(Entry::new(command));
     }
 
     fn submit_surely(&self, command: Command) {
-        self.shared.promised().insert(command.id());
-        self.shared.submit(command);
+        if let Some(entry) = self.shared.promised.admit(command) {
+            self.shared.put(entry);
+        }
     }
 
     async fn flush(&self) {
-        while !self.shared.promised().is_empty() {
-            sleep(Duration::from_millis(20)).await;
-        }
+        self.shared.promised.flush().await;
     }
 
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
-        if self.shared.reply_to().is_none() {
+        if self.shared.replies.address().is_none() {
             return Err(no_replies()); // nobody waits for a broker that is known to be away
         }
-        let publishing = self.shared.publishing().await?;
-        within(self.shared.declare_lane(&publishing, self.shared.topology.lane_of(product_id))).await?;
-        let (exchange, payload) = (self.shared.topology.news_name(), message::encode_product(product_id));
-        let (options, properties) = (BasicPublishOptions::default(), properties(PRODUCT_V1));
-        within(async {
-            publishing.orders.basic_publish(exchange, "".into(), options, &payload, properties).await?.await
-        })
-        .await
-        .map(drop)
+        self.shared.publisher.open_lane(product_id).await
     }
 
     fn may_hold(&self, id: OrderId) -> bool {
-        is_young(id.into())
+        let age_ms = now().as_millisecond() - id.created_at().as_millisecond();
+        age_ms <= MAX_AGE.as_millis() as i64
     }
 }
 
 #[async_trait]
 impl Ping for RabbitMqSubmitter {
     async fn ping(&self) -> Result<(), QueueError> {
-        if self.shared.reply_to().is_none() {
+        if self.shared.replies.address().is_none() {
             return Err(no_replies());
         }
-        let publishing = self.shared.publishing().await?;
-        if publishing.connection.status().blocked() {
-            return Err(QueueError("the broker blocks publishers: it is short of memory or disk".to_owned()));
-        }
-        // A round trip, not only a look at the socket.
-        within(self.shared.topology.declare_shared(&publishing.declarations)).await
+        self.shared.publisher.ping().await
     }
 }
 
 impl Shared {
-    fn submit(self: &Arc<Self>, command: Command) {
-        if self.reply_to().is_none() {
-            return self.refuse(vec![command], Refusal::QueueUnavailable);
+    /// Puts a command into its lane's buffer, or refuses it.
+    fn put(self: &Arc<Self>, entry: Entry) {
+        if self.replies.address().is_none() || self.publisher.is_blocked() {
+            return self.refuse(vec![entry], Refusal::QueueUnavailable);
         }
-        let lane = self.topology.lane_of(command.product_id());
-        let mut lanes = self.lanes();
-        let Some(gathering) = lanes.get_mut(&lane) else {
-            lanes.insert(lane, Gathering { commands: vec![command], ..Gathering::default() });
-            drop(lanes);
-            tokio::spawn(self.clone().publish_lane(lane));
-            return;
-        };
-        let refusal = if gathering.stuck {
-            Refusal::QueueUnavailable
-        } else if gathering.commands.len() >= self.topology.lane_capacity() {
-            Refusal::LaneFull
-        } else {
-            gathering.commands.push(command);
-            if gathering.commands.len() == ENOUGH {
-                gathering.enough.notify_one();
+        let lane = self.topology.lane_of(entry.command.product_id());
+        let refusal = {
+            let mut lanes = self.lanes();
+            let gathering = lanes.entry(lane).or_default();
+            let now = Instant::now();
+            if gathering.is_stuck || gathering.trouble.as_ref().is_some_and(|trouble| trouble.until > now) {
+                Refusal::QueueUnavailable
+            } else if gathering.entries.len() >= self.topology.lane_capacity() {
+                Refusal::LaneFull
+            } else {
+                gathering.entries.push(entry);
+                if !mem::replace(&mut gathering.is_publishing, true) {
+                    tokio::spawn(self.clone().publish_lane(lane));
+                } else if gathering.entries.len() == ENOUGH {
+                    gathering.enough.notify_one();
+                }
+                return;
             }
-            return;
         };
-        drop(lanes);
-        self.refuse(vec![command], refusal);
+        self.refuse(vec![entry], refusal);
     }
 
-    fn reply_to(&self) -> Option<Address> {
-        self.reply_to.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_reply_to(&self, address: Option<Address>) {
-        *self.reply_to.write().unwrap_or_else(PoisonError::into_inner) = address;
-    }
-
-    fn lanes(&self) -> MutexGuard<'_, HashMap<Lane, Gathering>> {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<LaneNumber, Gathering>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -238,71 +198,91 @@ impl Shared {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that commands did not get in line.
-    fn refuse(self: &Arc<Self>, commands: Vec<Command>, refusal: Refusal) {
-        let (kept, refused): (Vec<_>, Vec<_>) = {
-            let promised = self.promised();
-            commands.into_iter().partition(|command| promised.contains(&command.id()))
-        };
-        self.tell(refused.iter().map(Command::id), Outcome::Refused(refusal));
-        if !kept.is_empty() {
-            self.keep(kept);
+    /// Says that commands were not queued; those that are promised are parked.
+    fn refuse(&self, entries: Vec<Entry>, refusal: Refusal) {
+        let (promised, refused): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_promised);
+        self.promised.park(promised);
+        if !refused.is_empty() {
+            let outcome = Outcome::Refused(refusal);
+            self.inbox.deliver(refused.iter().map(|entry| (entry.command.id(), outcome)).collect());
         }
     }
 
-    fn promised(&self) -> MutexGuard<'_, HashSet<CommandId>> {
-        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says that commands are queued, to those who wait for no more.
+    fn confirm(&self, entries: &[Entry]) {
+        let detached = entries.iter().map(|entry| &entry.command).filter(|command| command.is_detached());
+        let queued: Vec<_> = detached.map(|command| (command.id(), Outcome::InLine)).collect();
+        if !queued.is_empty() {
+            self.inbox.deliver(queued);
+            self.promised.kept(entries.iter().filter(|entry| entry.is_promised()).count());
+        }
     }
 
-    /// Sees to it that commands whose clients have left get in line all the same, once they can: many of them were told
-    /// that there will be a verdict.
-    fn keep(self: &Arc<Self>, commands: Vec<Command>) {
-        let commands: Vec<_> =
-            commands.into_iter().filter(|command| is_young(command.id())).map(Command::detached).collect();
-        let room = u32::try_from(commands.len()).ok();
-        let Some(Ok(room)) = room.map(|count| self.kept.clone().try_acquire_many_owned(count)) else {
-            tracing::error!(
-                commands = commands.len(),
-                "too many commands wait for the queue; these never get in line"
-            );
-            return;
-        };
-        let shared = self.clone();
-        tokio::spawn(async move {
-            sleep(KEPT_PAUSE).await;
-            while shared.reply_to().is_none() {
-                sleep(KEPT_PAUSE).await;
+    /// Hands out what became of commands.
+    fn hear(&self, outcomes: Vec<(CommandId, Outcome)>) {
+        {
+            let mut undecided = self.undecided();
+            for decided in outcomes.iter().filter_map(|(id, _)| undecided.remove(id)) {
+                let _ = decided.send(()); // it may have stopped waiting just now
             }
-            drop(room);
-            commands.into_iter().for_each(|command| shared.submit(command));
-        });
+        }
+        let is_foreign =
+            |(_, outcome): &(_, Outcome)| *outcome == Outcome::Refused(Refusal::OtherInstallation);
+        if outcomes.iter().any(is_foreign)
+            && let Some(left_out) = self.foreign.due()
+        {
+            tracing::error!(
+                left_out,
+                "a worker of another database took orders of this one and refused them: two installations share this \
+                 QUEUE_PREFIX. Give each its own; the orders are among the dead letters"
+            );
+        }
+        self.inbox.deliver(outcomes);
     }
 
-    fn tell(&self, ids: impl Iterator<Item = CommandId>, outcome: Outcome) {
-        self.inbox.deliver(ids.map(|id| (id, outcome)).collect());
+    async fn submit_parked(self: Arc<Self>) {
+        loop {
+            self.promised.unpark().await.into_iter().for_each(|entry| self.put(entry));
+        }
+    }
+
+    /// What gathers when the broker begins to block waits for a publish that may take as long as that lasts.
+    async fn refuse_while_blocked(self: Arc<Self>) {
+        let mut blocking = self.publisher.blocking();
+        while blocking.wait_for(|is_blocked| *is_blocked).await.is_ok() {
+            let gathered = self.lanes().values_mut().flat_map(|lane| mem::take(&mut lane.entries)).collect();
+            self.refuse(gathered, Refusal::QueueUnavailable);
+            let _ = blocking.wait_for(|is_blocked| !*is_blocked).await;
+        }
     }
 
     /// Publishes what gathers for one lane, message by message, until nothing does.
-    async fn publish_lane(self: Arc<Self>, lane: Lane) {
+    async fn publish_lane(self: Arc<Self>, lane: LaneNumber) {
         loop {
             // Requests that have arrived together leave together: their handlers run first. A lone one does not wait.
             yield_now().await;
-            let (commands, enough) = {
+            let (entries, enough) = {
                 let mut lanes = self.lanes();
                 let Some(gathering) = lanes.get_mut(&lane) else { return };
-                gathering.stuck = false;
-                if gathering.commands.is_empty() {
-                    lanes.remove(&lane);
+                if gathering.entries.is_empty() {
+                    gathering.is_publishing = false;
+                    if gathering.trouble.is_none() {
+                        lanes.remove(&lane);
+                    }
                     return;
                 }
-                let rest =
-                    gathering.commands.split_off(gathering.commands.len().min(MAX_COMMANDS_PER_MESSAGE));
-                (mem::replace(&mut gathering.commands, rest), gathering.enough.clone())
+                let count = gathering.entries.len().min(MAX_COMMANDS_PER_MESSAGE);
+                let rest = gathering.entries.split_off(count);
+                (mem::replace(&mut gathering.entries, rest), gathering.enough.clone())
             };
-            let Some(last) = commands.last().map(Command::id) else { return };
+            let Some(reply_to) = self.replies.address() else {
+                self.refuse(entries, Refusal::QueueUnavailable);
+                continue;
+            };
+            let Some(last) = entries.last().map(|entry| entry.command.id()) else { continue };
             let (decided, is_decided) = oneshot::channel();
             self.undecided().insert(last, decided);
-            if self.publish_surely(lane, &commands).await && !self.has_enough(lane) {
+            if self.publish(lane, entries, reply_to).await && !self.has_enough(lane) {
                 tokio::select! {
                     _ = is_decided => {}
                     () = enough.notified() => {}
@@ -313,260 +293,159 @@ impl Shared {
         }
     }
 
-    fn has_enough(&self, lane: Lane) -> bool {
-        self.lanes().get(&lane).is_some_and(|gathering| gathering.commands.len() >= ENOUGH)
+    fn has_enough(&self, lane: LaneNumber) -> bool {
+        self.lanes().get(&lane).is_some_and(|gathering| gathering.entries.len() >= ENOUGH)
     }
 
-    /// Publishes one message until it is known what became of it, or, for the time being, until nobody waits for it any
-    /// more. Sending it again is safe: a command that is decided twice gets the verdict on record. Returns whether it
-    /// stands in line for sure.
-    async fn publish_surely(self: &Arc<Self>, lane: Lane, commands: &[Command]) -> bool {
-        let payload = message::encode_commands(commands);
-        let mut may_have_arrived = false;
-        let mut delays = retries();
-        loop {
-            let error = match self.publish(lane, &payload).await {
+    /// Publishes one message until it is known what became of it. Returns whether it is queued.
+    async fn publish(self: &Arc<Self>, lane: LaneNumber, entries: Vec<Entry>, reply_to: Address) -> bool {
+        let payload = message::encode_commands(entries.iter().map(|entry| &entry.command));
+        let was_in_trouble = self.lanes().get(&lane).is_some_and(|gathering| gathering.trouble.is_some());
+        let published = match was_in_trouble {
+            true => self.publisher.publish_aside(lane, &payload, &reply_to).await,
+            false => self.publisher.publish(lane, &payload, &reply_to).await,
+        };
+        match published {
+            Published::Confirmed => {
+                self.confirm(&entries);
+                self.is_well(lane);
+                true
+            }
+            Published::Nacked => {
+                if was_in_trouble {
+                    self.is_in_trouble(lane, &not_taken());
+                }
+                self.refuse(entries, Refusal::LaneFull);
+                false
+            }
+            Published::Returned(returned) => self.take_back(lane, &entries, &returned),
+            Published::NoLane(error) => {
+                self.is_in_trouble(lane, &error);
+                self.refuse(entries, Refusal::QueueUnavailable);
+                false
+            }
+            Published::NotSent(error) => {
+                if let Some(left_out) = self.not_sent.due() {
+                    let commands = entries.len();
+                    tracing::warn!(%error, lane, commands, left_out, "commands were not queued");
+                }
+                self.refuse(entries, Refusal::QueueUnavailable);
+                false
+            }
+            Published::Unknown(error) => self.publish_again(lane, entries, payload, error).await,
+        }
+    }
+
+    /// Nobody knows whether the message arrived. It is sent until that is known, and meanwhile the lane takes nothing else:
+    /// sending it again is safe, a command that is decided twice gets the stored verdict.
+    async fn publish_again(
+        self: &Arc<Self>,
+        lane: LaneNumber,
+        entries: Vec<Entry>,
+        payload: Vec<u8>,
+        error: QueueError,
+    ) -> bool {
+        let behind = self.lanes().get_mut(&lane).map(|gathering| {
+            gathering.is_stuck = true;
+            mem::take(&mut gathering.entries)
+        });
+        self.refuse(behind.unwrap_or_default(), Refusal::QueueUnavailable);
+        let (name, commands) = (self.topology.own_lane(lane), entries.len());
+        if let Some(left_out) = self.not_sent.due() {
+            let what = "not known whether commands are queued; they are sent again, and the lane takes no others until then";
+            tracing::warn!(%error, lane = %name, commands, left_out, "{what}");
+        }
+        let [min_pause, max_pause] = TROUBLE_PAUSES;
+        let (began, mut pauses) = (Instant::now(), retries(max_pause));
+        let is_queued = loop {
+            sleep(pauses.next().unwrap_or(max_pause).max(min_pause)).await;
+            let Some(reply_to) = self.replies.address() else { continue };
+            match self.publisher.publish_aside(lane, &payload, &reply_to).await {
                 Published::Confirmed => {
-                    let mut of_async =
-                        commands.iter().filter(|command| command.is_detached()).map(Command::id).peekable();
-                    if of_async.peek().is_some() {
-                        let mut promised = self.promised();
-                        promised.retain(|id| !commands.iter().any(|command| command.id() == *id));
-                        drop(promised);
-                        self.tell(of_async, Outcome::InLine);
-                    }
-                    return true;
+                    self.confirm(&entries);
+                    break true;
                 }
-                Published::Nacked if !may_have_arrived => {
-                    self.refuse(commands.to_vec(), Refusal::LaneFull);
-                    return false;
+                // Says nothing of the copy that may be queued: whoever waits for it will be told that it is not known.
+                Published::Nacked | Published::Returned(_) => {
+                    self.is_in_trouble(lane, &not_taken());
+                    self.promised.park(entries.into_iter().filter(Entry::is_promised).collect());
+                    break false;
                 }
-                Published::NotSent(error) if !may_have_arrived => {
-                    tracing::warn!(%error, lane, commands = commands.len(), "commands did not get in line");
-                    self.refuse(commands.to_vec(), Refusal::QueueUnavailable);
-                    return false;
+                Published::NoLane(error) | Published::NotSent(error) | Published::Unknown(error) => {
+                    tracing::debug!(%error, lane = %name, commands, "sending again");
                 }
-                // Says nothing of the copy that may be in line.
-                Published::Nacked => QueueError("the lane is full".to_owned()),
-                Published::NotSent(error) | Published::Unknown(error) => error,
-            };
-            may_have_arrived = true;
-            let behind = self.lanes().get_mut(&lane).map(|gathering| {
-                gathering.stuck = true;
-                mem::take(&mut gathering.commands)
-            });
-            self.refuse(behind.unwrap_or_default(), Refusal::QueueUnavailable);
-            if !commands.iter().any(is_waited_for) {
-                tracing::warn!(
-                    %error,
-                    lane,
-                    commands = commands.len(),
-                    "commands may be in line; they are sent again later"
-                );
-                self.keep(commands.to_vec());
-                return false;
             }
-            tracing::debug!(%error, lane, commands = commands.len(), "publishing again");
-            sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
+            // Nobody looks for its commands any more.
+            if began.elapsed() > MAX_AGE {
+                self.promised.park(entries.into_iter().filter(Entry::is_promised).collect());
+                break false;
+            }
+        };
+        if let Some(gathering) = self.lanes().get_mut(&lane) {
+            gathering.is_stuck = false;
         }
+        is_queued
     }
 
-    async fn publish(self: &Arc<Self>, lane: Lane, payload: &[u8]) -> Published {
-        let publishing = match self.publishing().await {
-            Ok(publishing) => publishing,
-            Err(error) => return Published::NotSent(error),
-        };
-        let Some(reply_to) = self.reply_to() else {
-            return Published::NotSent(no_replies());
-        };
-        if publishing.connection.status().blocked() {
-            return Published::NotSent(QueueError("the broker blocks publishers".to_owned()));
-        }
-        if let Err(error) = within(self.declare_lane(&publishing, lane)).await {
-            return Published::NotSent(error);
-        }
-        let confirmed = within(async {
-            let properties = properties(ORDERS_V1).with_reply_to(reply_to.as_ref().into());
-            publishing
-                .orders
-                .basic_publish(
-                    "".into(),
-                    self.topology.lane_name(lane),
-                    // A lane that somebody deleted returns the message instead of losing it.
-                    BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
-                    payload,
-                    properties,
-                )
-                .await?
-                .await
-        })
-        .await;
-        match confirmed {
-            Ok(Confirmation::Nack(_)) => Published::Nacked,
-            Ok(Confirmation::Ack(None)) => Published::Confirmed,
-            Ok(Confirmation::Ack(Some(returned))) => {
-                self.take_back(&publishing, &returned);
-                Published::Confirmed
-            }
-            Ok(Confirmation::NotRequested) => {
-                Published::Unknown(QueueError("the channel is not in confirm mode".to_owned()))
-            }
-            Err(error) => {
-                // Half a publish may be stuck in this connection: the next one goes elsewhere.
-                *self.publishing.lock().await = None;
-                Published::Unknown(error)
-            }
-        }
-    }
-
-    /// A message that found no lane. lapin hands it out with whichever confirm comes next, so what it says about
-    /// itself is what counts, not whose confirm it came with.
-    fn take_back(self: &Arc<Self>, publishing: &Publishing, returned: &BasicReturnMessage) {
+    /// A message that found no lane. lapin hands it out with whichever confirm comes next, so what it says about itself is
+    /// what counts, not whose confirm it came with. Returns whether the published entries are queued.
+    fn take_back(
+        self: &Arc<Self>,
+        lane: LaneNumber,
+        entries: &[Entry],
+        returned: &BasicReturnMessage,
+    ) -> bool {
         tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
-        publishing.declared().clear();
         let kind = returned.delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-        match message::decode_commands(&returned.delivery.data, kind) {
-            Ok(commands) => self.refuse(commands, Refusal::QueueUnavailable),
-            Err(error) => tracing::error!(%error, "a returned message"),
-        }
-    }
-
-    async fn declare_lane(&self, publishing: &Publishing, lane: Lane) -> Result<(), QueueError> {
-        if !publishing.declared().contains(&lane) {
-            self.topology.declare_lane(&publishing.declarations, lane).await?;
-            publishing.declared().insert(lane);
-        }
-        Ok(())
-    }
-
-    /// The connection to publish on, or a new one.
-    async fn publishing(&self) -> Result<Arc<Publishing>, QueueError> {
-        let mut current = self.publishing.lock().await;
-        if let Some(publishing) = current.as_ref().filter(|publishing| publishing.is_usable()) {
-            return Ok(publishing.clone());
-        }
-        *current = None;
-        let connection = self.publishers.get().await.map_err(failed)?;
-        let (orders, declarations) = within(async {
-            Ok::<_, lapin::Error>((connection.create_channel().await?, connection.create_channel().await?))
-        })
-        .await?;
-        within(orders.confirm_select(ConfirmSelectOptions::default())).await?;
-        within(self.topology.declare_shared(&declarations)).await?;
-        let publishing =
-            Arc::new(Publishing { connection, orders, declarations, declared: Mutex::default() });
-        *current = Some(publishing.clone());
-        Ok(publishing)
-    }
-
-    /// Receives verdicts. A connection that ends is made anew, under a new name: the old queue may still be there,
-    /// locked by the connection that died.
-    async fn receive_forever(self: Arc<Self>, ready: oneshot::Sender<Result<(), QueueError>>) {
-        let instance = OrderId::mint().uuid().simple().to_string();
-        let mut ready = Some(ready);
-        let mut delays = retries();
-        for incarnation in 1.. {
-            let result = self.receive(&instance, incarnation, &mut ready).await;
-            if self.reply_to().is_some() {
-                self.set_reply_to(None);
-                delays = retries();
+        let commands = match message::decode_commands(&returned.delivery.data, kind) {
+            Ok(commands) => commands,
+            Err(error) => {
+                tracing::error!(%error, "a returned message");
+                Vec::new()
             }
-            let Err(error) = result;
-            if let Some(ready) = ready.take() {
-                let _ = ready.send(Err(error)); // at the start, the caller decides
-                return;
-            }
-            tracing::warn!(%error, "lost the queue; orders are refused until it is back");
-            sleep(delays.next().unwrap_or(Duration::from_secs(1))).await;
+        };
+        let is_own = commands.first().map(Command::id) == entries.first().map(|entry| entry.command.id());
+        if is_own {
+            self.refuse(entries.to_vec(), Refusal::QueueUnavailable);
+            return false;
         }
+        self.confirm(entries);
+        self.is_well(lane);
+        // Who waits for those of the other message hears that they were refused; of the detached ones it was said already
+        // that they are queued, so now they have to be.
+        let (detached, waiting): (Vec<_>, Vec<_>) = commands.into_iter().partition(Command::is_detached);
+        self.refuse(waiting.into_iter().map(Entry::new).collect(), Refusal::QueueUnavailable);
+        self.promised.park(detached.into_iter().filter_map(|command| self.promised.admit(command)).collect());
+        true
     }
 
-    fn hear(&self, delivery: &lapin::message::Delivery) -> Result<(), message::Undecodable> {
-        let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-        let verdicts = message::decode_verdicts(&delivery.data, kind)?;
-        {
-            let mut undecided = self.undecided();
-            for decided in verdicts.iter().filter_map(|(id, _)| undecided.remove(id)) {
-                let _ = decided.send(()); // it may have stopped waiting just now
+    fn is_in_trouble(&self, lane: LaneNumber, error: &QueueError) {
+        let [min_pause, max_pause] = TROUBLE_PAUSES;
+        let mut lanes = self.lanes();
+        let gathering = lanes.entry(lane).or_default();
+        let pause = match &gathering.trouble {
+            Some(trouble) => (trouble.pause * 2).min(max_pause),
+            None => {
+                let lane = self.topology.own_lane(lane);
+                tracing::error!(%lane, %error, "a lane does not work; its orders are refused, others are not concerned");
+                min_pause
             }
-        }
-        self.inbox
-            .deliver(verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect());
-        Ok(())
+        };
+        gathering.trouble = Some(Trouble { until: Instant::now() + pause, pause });
     }
 
-    async fn receive(
-        &self,
-        instance: &str,
-        incarnation: u32,
-        ready: &mut Option<oneshot::Sender<Result<(), QueueError>>>,
-    ) -> Result<std::convert::Infallible, QueueError> {
-        let connection = self.topology.connect("api: verdicts").await?;
-        let channel = within(connection.create_channel()).await?;
-        let name = self.topology.replies_name(instance, incarnation);
-        // It dies with its connection, as do those who wait for what is in it.
-        let options =
-            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        within(channel.queue_declare(name.clone(), options, FieldTable::default())).await?;
-        // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
-        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let mut verdicts =
-            within(channel.basic_consume(name.clone(), "verdicts".into(), options, FieldTable::default()))
-                .await?;
-        self.set_reply_to(Some(name.as_str().into()));
-        match ready.take() {
-            Some(ready) => drop(ready.send(Ok(()))),
-            None => tracing::info!("the queue is back"),
+    fn is_well(&self, lane: LaneNumber) {
+        let trouble = self.lanes().get_mut(&lane).and_then(|gathering| gathering.trouble.take());
+        if trouble.is_some() {
+            tracing::info!(lane = %self.topology.own_lane(lane), "the lane takes orders again");
         }
-        while let Some(delivery) = verdicts.next().await {
-            let delivery = delivery.map_err(failed)?;
-            if let Err(error) = self.hear(&delivery) {
-                tracing::error!(%error, "a message in the queue of verdicts");
-            }
-        }
-        Err(QueueError("the broker ended the consumer of verdicts".to_owned()))
     }
 }
 
-impl Publishing {
-    fn is_usable(&self) -> bool {
-        self.connection.status().connected()
-            && self.orders.status().connected()
-            && self.declarations.status().connected()
-    }
-
-    fn declared(&self) -> MutexGuard<'_, HashSet<Lane>> {
-        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn not_taken() -> QueueError {
+    QueueError("its queue takes nothing".to_owned())
 }
 
 fn no_replies() -> QueueError {
     QueueError("verdicts cannot be received now".to_owned())
-}
-
-/// Whether somebody waits for a command, or for it to get in line.
-fn is_waited_for(command: &Command) -> bool {
-    let least =
-        command.id().as_order().created_at().as_millisecond() + PATIENCE_WITH_ASYNC.as_millis() as i64;
-    let answer_by = match command.reply() {
-        ReplyMode::Until(answer_by) => answer_by.as_millisecond(),
-        ReplyMode::Detached => 0,
-    };
-    answer_by.max(least) >= now().as_millisecond()
-}
-
-/// Whether a command may still be in line for all that its client can know.
-fn is_young(id: CommandId) -> bool {
-    let age_ms = now().as_millisecond() - id.as_order().created_at().as_millisecond();
-    age_ms <= MAX_AGE.as_millis() as i64
-}
-
-/// Growing delays with jitter, so that many APIs do not come back in step.
-fn retries() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(1))
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

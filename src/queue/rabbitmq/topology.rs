@@ -1,9 +1,10 @@
 //! The queues and exchanges, each option with its reason. Every name begins with the prefix.
 
 use std::{
+    fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    num::NonZeroU32,
     str::FromStr,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -13,19 +14,23 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
     uri::AMQPUri,
 };
+use uuid::Uuid;
 
-use super::{failed, within};
-use crate::{product::ProductId, queue::QueueError};
+use super::within;
+use crate::{
+    product::ProductId,
+    queue::{LaneSet, QueueError},
+};
 
 /// How RabbitMQ is used.
 #[derive(Clone, Debug)]
 pub struct RabbitMqSettings {
     /// `amqp://user:password@host/vhost`
     pub url: String,
-    /// What every queue and exchange name begins with; may be empty.
-    pub prefix: String,
-    /// Which orders stand in one lane.
-    pub lanes: LaneMode,
+    /// Which lanes there are, and what every queue and exchange name begins with.
+    pub lanes: LaneSet,
+    /// The database whose orders these are. Workers of another one refuse them.
+    pub database: Uuid,
     /// How many messages (each of one or more orders) may wait in one lane. All processes must agree on it: the
     /// broker refuses a lane that is declared differently.
     pub lane_capacity: u32,
@@ -43,41 +48,34 @@ impl RabbitMqSettings {
     pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(60);
 }
 
-/// Which orders stand in one lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LaneMode {
-    /// Those of one product.
-    Product,
-    /// Those of all products whose id has the same remainder: for catalogues of more than some 5,000 live
-    /// products, where a queue each is too much for a broker.
-    Hash(NonZeroU32),
+/// A lane of one of the sets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Lane {
+    set: Arc<LaneSet>,
+    number: LaneNumber,
 }
 
-impl LaneMode {
-    /// The most lanes that make sense in [`LaneMode::Hash`].
-    pub const MAX_LANES: u32 = 1024;
-}
+impl Lane {
+    /// The name of its queue.
+    pub(super) fn name(&self) -> ShortString {
+        self.set.lane_name(self.number).into()
+    }
 
-impl FromStr for LaneMode {
-    type Err = String;
-
-    /// `product` or `hash:N`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let lanes = match text.split_once(':') {
-            None if text == "product" => return Ok(Self::Product),
-            Some(("hash", lanes)) => {
-                lanes.parse().ok().filter(|lanes: &NonZeroU32| lanes.get() <= Self::MAX_LANES)
-            }
-            _ => None,
-        };
-        lanes
-            .map(Self::Hash)
-            .ok_or_else(|| format!("it must be product, or hash:N with N from 1 to {}", Self::MAX_LANES))
+    /// The dead letters: messages that nobody could decode or decide, or that exhausted their deliveries or their time.
+    fn dead_name(&self) -> ShortString {
+        self.set.name(DEAD).into()
     }
 }
 
-/// A lane's number: the product's id, or its remainder.
-pub(super) type Lane = u64;
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name().as_str())
+    }
+}
+
+pub(super) use crate::queue::lane_set::LaneNumber;
+
+const DEAD: &str = "orders.dead";
 
 /// How long an order can stand in line before it is moved to the dead letters.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -86,6 +84,10 @@ pub(super) const MAX_AGE: Duration = Duration::from_secs(3600);
 pub(super) struct Topology {
     settings: RabbitMqSettings,
     url: String,
+    /// The lanes that this process uses itself.
+    own: Arc<LaneSet>,
+    /// Those that other processes of the same database used lately.
+    others: RwLock<Vec<Arc<LaneSet>>>,
 }
 
 impl Topology {
@@ -96,8 +98,8 @@ impl Topology {
         // The broker's own 60 s would leave a dead process's lanes unserved for two minutes.
         uri.query.heartbeat.get_or_insert(10);
         uri.query.connection_timeout.get_or_insert(5_000);
-        let url = uri.to_string();
-        Ok(Self { settings, url })
+        let (url, own) = (uri.to_string(), Arc::new(settings.lanes.clone()));
+        Ok(Self { settings, url, own, others: RwLock::default() })
     }
 
     pub(super) fn url(&self) -> &str {
@@ -114,23 +116,37 @@ impl Topology {
         within(Connection::connect(&self.url, Self::properties(purpose))).await
     }
 
-    pub(super) fn lane_of(&self, product_id: ProductId) -> Lane {
-        match self.settings.lanes {
-            LaneMode::Product => product_id.get(),
-            LaneMode::Hash(lanes) => product_id.get() % u64::from(lanes.get()),
-        }
+    /// The lane that orders of this product are put in.
+    pub(super) fn lane_of(&self, product_id: ProductId) -> LaneNumber {
+        self.own.number_of(product_id)
     }
 
-    pub(super) fn lane_name(&self, lane: Lane) -> ShortString {
-        match self.settings.lanes {
-            LaneMode::Product => self.name(&format!("orders.product.{lane}")),
-            LaneMode::Hash(_) => self.name(&format!("orders.lane.{lane}")),
-        }
+    /// A lane of this process's own set.
+    pub(super) fn own_lane(&self, number: LaneNumber) -> Lane {
+        Lane { set: self.own.clone(), number }
     }
 
-    /// The dead letters: messages that nobody could decode, or that exhausted their deliveries or their time.
+    /// All lanes in which orders of this product may stand.
+    pub(super) fn lanes_of(&self, product_id: ProductId) -> Vec<Lane> {
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        let sets = [&self.own].into_iter().chain(others.iter());
+        sets.map(|set| Lane { set: set.clone(), number: set.number_of(product_id) }).collect()
+    }
+
+    /// From now on these sets are served, too.
+    pub(super) fn serve_also(&self, sets: Vec<LaneSet>) {
+        let others = sets.into_iter().filter(|set| *set != *self.own).map(Arc::new).collect();
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = others;
+    }
+
+    /// Whose orders these are.
+    pub(super) fn database(&self) -> Uuid {
+        self.settings.database
+    }
+
+    /// The dead letters of this process's own lanes.
     pub(super) fn dead_name(&self) -> ShortString {
-        self.name("orders.dead")
+        self.name(DEAD)
     }
 
     /// The fanout exchange that tells workers of new products.
@@ -159,28 +175,24 @@ impl Topology {
     }
 
     fn name(&self, name: &str) -> ShortString {
-        format!("{}{name}", self.settings.prefix).into()
+        self.own.name(name).into()
     }
 
     /// What all lanes share. Must be there before the first lane.
-    pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), QueueError> {
+    pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), lapin::Error> {
         let exchanges = [(self.news_name(), ExchangeKind::Fanout), (self.events_name(), ExchangeKind::Topic)];
         for (name, kind) in exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            channel.exchange_declare(name, kind, options, FieldTable::default()).await.map_err(failed)?;
+            channel.exchange_declare(name, kind, options, FieldTable::default()).await?;
         }
-        // Kept until a person has looked: quorum, so that it outlives a node, and without a limit of its own, since
-        // what arrives here was bounded before.
-        let arguments = table([("x-queue-type", text("quorum"))]);
-        channel
-            .queue_declare(self.dead_name(), QueueDeclareOptions::durable(), arguments)
-            .await
-            .map_err(failed)?;
-        Ok(())
+        declare_dead(channel, self.name(DEAD)).await
     }
 
     /// A lane. Declaring one that is there changes nothing.
-    pub(super) async fn declare_lane(&self, channel: &Channel, lane: Lane) -> Result<(), QueueError> {
+    pub(super) async fn declare_lane(&self, channel: &Channel, lane: &Lane) -> Result<(), lapin::Error> {
+        if lane.set != self.own {
+            declare_dead(channel, lane.dead_name()).await?;
+        }
         let arguments = table([
             // Replicated, always persistent, and it hands unacknowledged messages back in their old order.
             ("x-queue-type", text("quorum")),
@@ -196,20 +208,17 @@ impl Topology {
             ("x-message-ttl", AMQPValue::LongLongInt(MAX_AGE.as_millis() as i64)),
             // To the dead letters through the default exchange, safely: this strategy needs reject-publish.
             ("x-dead-letter-exchange", text("")),
-            ("x-dead-letter-routing-key", AMQPValue::LongString(self.dead_name().as_str().into())),
+            ("x-dead-letter-routing-key", AMQPValue::LongString(lane.dead_name().as_str().into())),
             ("x-dead-letter-strategy", text("at-least-once")),
         ]);
-        channel
-            .queue_declare(self.lane_name(lane), QueueDeclareOptions::durable(), arguments)
-            .await
-            .map_err(failed)?;
+        channel.queue_declare(lane.name(), QueueDeclareOptions::durable(), arguments).await?;
         Ok(())
     }
 
     /// What a worker asks for when it consumes a lane.
-    pub(super) fn consumer_arguments(&self, worker: &str, lane: Lane) -> FieldTable {
+    pub(super) fn consumer_arguments(&self, worker: &str, lane: &Lane) -> FieldTable {
         table([
-            ("x-priority", AMQPValue::LongInt(priority(worker, lane))),
+            ("x-priority", AMQPValue::LongInt(priority(worker, lane.number))),
             // RabbitMQ (seen in 4.3.6) forgets to remove a consumer that dies while it holds messages and another one
             // with a higher priority waits for them. Once all that outrank it have gone, it is active, and its lane
             // would stand still for the broker's own 30 minutes, or, where nothing else ends it, for ever.
@@ -218,9 +227,17 @@ impl Topology {
     }
 }
 
+/// The dead letters are kept until a person has looked: quorum, so that they outlive a node, and without a limit of their
+/// own, since what arrives here was bounded before.
+async fn declare_dead(channel: &Channel, name: ShortString) -> Result<(), lapin::Error> {
+    let arguments = table([("x-queue-type", text("quorum"))]);
+    channel.queue_declare(name, QueueDeclareOptions::durable(), arguments).await?;
+    Ok(())
+}
+
 /// Rendezvous hashing, done by the broker: it makes the consumer with the highest priority the active one, so lanes
 /// spread over the workers, and a join or a death moves only those that it must.
-fn priority(worker: &str, lane: Lane) -> i32 {
+fn priority(worker: &str, lane: LaneNumber) -> i32 {
     let mut hasher = DefaultHasher::new();
     (worker, lane).hash(&mut hasher);
     (hasher.finish() % 1_000_000) as i32
@@ -243,18 +260,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_are_product_or_hash() {
-        assert_eq!("product".parse(), Ok(LaneMode::Product));
-        assert_eq!("hash:16".parse(), Ok(LaneMode::Hash(NonZeroU32::new(16).unwrap())));
-        for bad in ["", "Product", "hash", "hash:", "hash:0", "hash:-1", "hash:1025", "hash:1:2", "product:1"]
-        {
-            assert!(bad.parse::<LaneMode>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
     fn priorities_spread_lanes_evenly_and_a_join_moves_only_its_share() {
-        let best = |workers: &[&str], lane: Lane| {
+        let best = |workers: &[&str], lane: LaneNumber| {
             workers.iter().max_by_key(|worker| priority(worker, lane)).map(|worker| (*worker).to_owned())
         };
         let (mut moved, mut of_c) = (0, 0);

@@ -194,6 +194,10 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
             let mut last = String::new();
             for n in 0..ORDERS as u64 {
                 let answer = api.order_with(product, 1 + n % 2, &[("Prefer", "respond-async")]).await;
+                if answer.status == 400 {
+                    assert_eq!(answer.data()["available_stock"], 0, "{answer:?}"); // the gate knows it
+                    continue;
+                }
                 assert_eq!(answer.status, 202, "{answer:?}");
                 last = answer.header("location").to_owned();
             }
@@ -243,7 +247,7 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
     );
     let on_record = api.all("/api/orders?limit=100").await;
     let accepted: Vec<_> = on_record.iter().filter(|order| order["status"] != "rejected").collect();
-    assert_eq!((on_record.len(), accepted.len()), (PRODUCTS * ORDERS, ids.len()));
+    assert_eq!(accepted.len(), ids.len());
     for (&product, &stock) in &stocks {
         let of_product: Vec<_> = first.iter().filter(|heard| heard.product() == product).collect();
         let (reserved, moved): (Vec<_>, Vec<_>) =

@@ -1,0 +1,108 @@
+//! Which lanes there are on a broker: the settings `QUEUE_PREFIX` and `LANES`.
+
+use std::{fmt, num::NonZeroU32, str::FromStr};
+
+use crate::product::ProductId;
+
+/// A lane's number: the product's id, or its remainder.
+pub(super) type LaneNumber = u64;
+
+/// The lanes that a process uses. Those who differ in it do not meet: so each tells the database which set it uses, and
+/// workers serve all that were used lately.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneSet {
+    /// What every queue and exchange name begins with; may be empty.
+    pub prefix: String,
+    /// Which orders stand in one lane.
+    pub mode: LaneMode,
+}
+
+impl LaneSet {
+    /// Where orders of this product stand.
+    pub(super) fn number_of(&self, product_id: ProductId) -> LaneNumber {
+        match self.mode {
+            LaneMode::Product => product_id.get(),
+            LaneMode::Hash(lanes) => product_id.get() % u64::from(lanes.get()),
+        }
+    }
+
+    /// With the prefix.
+    pub(super) fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The name of the queue behind a lane.
+    pub(super) fn lane_name(&self, number: LaneNumber) -> String {
+        match self.mode {
+            LaneMode::Product => self.name(&format!("orders.product.{number}")),
+            LaneMode::Hash(_) => self.name(&format!("orders.lane.{number}")),
+        }
+    }
+}
+
+impl fmt::Display for LaneSet {
+    /// As it is set.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QUEUE_PREFIX={} LANES={}", self.prefix, self.mode)
+    }
+}
+
+/// Which orders stand in one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LaneMode {
+    /// Those of one product.
+    Product,
+    /// Those of all products whose id has the same remainder: for catalogues of more than some 5,000 live
+    /// products, where a queue each is too much for a broker.
+    Hash(NonZeroU32),
+}
+
+impl LaneMode {
+    /// The most lanes that make sense in [`LaneMode::Hash`].
+    pub const MAX_LANES: u32 = 1024;
+}
+
+impl fmt::Display for LaneMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Product => f.write_str("product"),
+            Self::Hash(lanes) => write!(f, "hash:{lanes}"),
+        }
+    }
+}
+
+impl FromStr for LaneMode {
+    type Err = String;
+
+    /// `product` or `hash:N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lanes = match text.split_once(':') {
+            None if text == "product" => return Ok(Self::Product),
+            Some(("hash", lanes)) => {
+                lanes.parse().ok().filter(|lanes: &NonZeroU32| lanes.get() <= Self::MAX_LANES)
+            }
+            _ => None,
+        };
+        lanes
+            .map(Self::Hash)
+            .ok_or_else(|| format!("it must be product, or hash:N with N from 1 to {}", Self::MAX_LANES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_product_or_hash() {
+        assert_eq!("product".parse(), Ok(LaneMode::Product));
+        assert_eq!("hash:16".parse(), Ok(LaneMode::Hash(NonZeroU32::new(16).unwrap())));
+        for good in ["product", "hash:16"] {
+            assert_eq!(good.parse::<LaneMode>().unwrap().to_string(), good);
+        }
+        for bad in ["", "Product", "hash", "hash:", "hash:0", "hash:-1", "hash:1025", "hash:1:2", "product:1"]
+        {
+            assert!(bad.parse::<LaneMode>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Receives the verdicts for one process, in a queue that lives as long as its connection.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use futures_util::StreamExt;
+use lapin::{
+    options::{BasicConsumeOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Duration, sleep},
+};
+
+use super::{failed, retries, topology::Topology, within};
+use crate::{
+    command::CommandId,
+    order::OrderId,
+    queue::{
+        Address, Outcome, QueueError,
+        message::{self, Undecodable},
+    },
+};
+
+/// Longest pause before a new connection.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where verdicts find this process.
+pub(super) struct Replies {
+    topology: Arc<Topology>,
+    /// `None` while there is no connection to receive them on.
+    address: RwLock<Option<Address>>,
+}
+
+impl Replies {
+    pub(super) fn new(topology: Arc<Topology>) -> Self {
+        Self { topology, address: RwLock::default() }
+    }
+
+    pub(super) fn address(&self) -> Option<Address> {
+        self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_address(&self, address: Option<Address>) {
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+
+    /// Hands out what arrives, for ever. A connection that ends is made again, under a new name: the old queue may still be
+    /// there, locked by the connection that died.
+    pub(super) async fn receive_forever(
+        &self,
+        ready: oneshot::Sender<Result<(), QueueError>>,
+        deliver: impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync,
+    ) {
+        let instance = OrderId::mint().uuid().simple().to_string();
+        let mut ready = Some(ready);
+        let mut delays = retries(MAX_PAUSE);
+        for incarnation in 1.. {
+            let name = self.topology.replies_name(&instance, incarnation);
+            let Err(error) = self.receive(name.as_str(), &mut ready, &deliver).await;
+            if self.address().is_some() {
+                self.set_address(None);
+                delays = retries(MAX_PAUSE);
+            }
+            if let Some(ready) = ready.take() {
+                let _ = ready.send(Err(error)); // at the start, the caller decides
+                return;
+            }
+            tracing::warn!(%error, "lost the queue; orders are refused until it is back");
+            sleep(delays.next().unwrap_or(MAX_PAUSE)).await;
+        }
+    }
+
+    async fn receive(
+        &self,
+        name: &str,
+        ready: &mut Option<oneshot::Sender<Result<(), QueueError>>>,
+        deliver: &(impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync),
+    ) -> Result<Infallible, QueueError> {
+        let connection = self.topology.connect("api: verdicts").await?;
+        let channel = within(connection.create_channel()).await?;
+        // It dies with its connection, as do those who wait for what is in it.
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        within(channel.queue_declare(name.into(), options, FieldTable::default())).await?;
+        // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consuming = channel.basic_consume(name.into(), "verdicts".into(), options, FieldTable::default());
+        let mut verdicts = within(consuming).await?;
+        self.set_address(Some(name.into()));
+        match ready.take() {
+            Some(ready) => drop(ready.send(Ok(()))),
+            None => tracing::info!("the queue is back"),
+        }
+        while let Some(delivery) = verdicts.next().await {
+            match decode(&delivery.map_err(failed)?) {
+                Ok(outcomes) => deliver(outcomes),
+                Err(error) => tracing::error!(%error, "a message in the queue of verdicts"),
+            }
+        }
+        Err(QueueError("the broker ended the consumer of verdicts".to_owned()))
+    }
+}
+
+fn decode(delivery: &lapin::message::Delivery) -> Result<Vec<(CommandId, Outcome)>, Undecodable> {
+    let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
+    message::decode_outcomes(&delivery.data, kind)
+}

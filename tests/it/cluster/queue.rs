@@ -1,0 +1,368 @@
+//! What goes wrong with one lane, with the broker's memory, or with the settings stays where it is.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use lapin::{
+    options::{QueueDeclareOptions, QueueDeleteOptions},
+    types::FieldTable,
+};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{Cluster, all_is_decided, workers_are_there};
+use crate::{
+    harness::{Answer, App, Client, eventually},
+    servers::{Place, Server, servers},
+};
+
+/// The answer comes at once: nobody waited for anything.
+async fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(2), answer).await.expect("it is not answered at once")
+}
+
+async fn refused_at_once(api: &Client, product: u64, reason: &str) {
+    let answer = at_once(api.order(product, 1)).await;
+    assert_eq!((answer.status, answer.reason()), (503, reason), "{answer:?}");
+}
+
+async fn is_sold_again(api: &Client, product: u64) {
+    eventually("the product is not sold again", async || {
+        let answer = api.order(product, 1).await;
+        assert!([201, 202, 503].contains(&answer.status), "{answer:?}");
+        (answer.status == 201).then_some(())
+    })
+    .await;
+}
+
+async fn channel(place: &Place) -> (lapin::Connection, lapin::Channel) {
+    let connection = lapin::Connection::connect(&place.amqp_url, Default::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+/// How many messages are among the dead letters.
+async fn dead_letters(place: &Place) -> u64 {
+    let name = format!("{}orders.dead", place.queue_prefix);
+    servers().await.queues(&name).await[0].messages
+}
+
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_lane_that_somebody_declared_otherwise_stops_no_other() {
+    let place = servers().await.fresh().await;
+    let (_connection, channel) = channel(&place).await;
+    let lane = format!("{}orders.product.2", place.queue_prefix);
+    let declare =
+        channel.queue_declare(lane.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default());
+    declare.await.unwrap();
+
+    let cluster = Cluster::start(&place, 1, 1, &[]).await;
+    let api = &*cluster.apis[0];
+    let products = join_all((0..3).map(|_| api.create_stocked("Kaos Polos", 10_000))).await;
+    assert_eq!(products.iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1, 2, 3]));
+    for _ in 0..20 {
+        assert_eq!(at_once(api.order(1, 1)).await.status, 201);
+        refused_at_once(api, 2, "queue_unavailable").await;
+        assert_eq!(at_once(api.order(3, 1)).await.status, 201);
+    }
+    for process in [&cluster.apis[0], &cluster.workers[0]] {
+        let log = process.log();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("others are not concerned")).collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains(&lane) && lines[0].contains("inequivalent arg"),
+            "{log}"
+        );
+        assert_eq!(log.matches("Channel closed").count(), 0, "{log}");
+    }
+
+    channel.queue_delete(lane.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    is_sold_again(api, 2).await;
+    for (process, again) in
+        [(&cluster.apis[0], "takes orders again"), (&cluster.workers[0], "serves the lane again")]
+    {
+        eventually("the log does not tell of it", async || process.log().contains(again).then_some(())).await;
+    }
+}
+
+/// To consume a queue whose Raft server is down closes the connection for all consumers.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_lane_whose_raft_server_is_down_stops_no_other() {
+    let alone = servers().await.alone().await;
+    let mut cluster = Cluster::start(&alone.place, 1, 1, &[]).await;
+    let api = (*cluster.apis[0]).clone();
+    join_all((0..3).map(|_| api.create_stocked("Kaos Polos", 10_000))).await;
+    for product in 1..=3 {
+        assert_eq!(api.order(product, 1).await.status, 201);
+    }
+    let server = |what: &str| {
+        format!(
+            "ra:{what}_server(quorum_queues, {{'%2F_{}orders.product.2', node()}}).",
+            alone.place.queue_prefix
+        )
+    };
+    alone.rabbitmqctl(&["eval", &server("stop")]).await;
+    cluster.workers[0].kill9().await;
+    cluster.workers = vec![App::start_role("worker", &alone.place, &[]).await];
+    for product in [1, 3] {
+        is_sold_again(&api, product).await;
+    }
+    // The broker says nothing of the first order; once that is known, those behind it need not wait.
+    let first = api.order_with(2, 1, &[("Prefer", "wait=1")]).await;
+    assert!([202, 503].contains(&first.status), "{first:?}");
+    eventually("its orders wait", async || {
+        let answer = api.order_with(2, 1, &[("Prefer", "wait=1")]).await;
+        (answer.status == 503).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(at_once(api.order(1, 1)).await.status, 201);
+        assert_eq!(at_once(api.order(2, 1)).await.status, 503);
+        assert_eq!(at_once(api.order(3, 1)).await.status, 201);
+    }
+    alone.rabbitmqctl(&["eval", &server("restart")]).await;
+    is_sold_again(&api, 2).await;
+    all_is_decided(&alone.place).await;
+}
+
+/// The broker cancels the consumer of a queue that is deleted. The lane is opened again; no other one moves.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_lane_that_is_deleted_is_opened_again_and_no_other_moves() {
+    let place = servers().await.fresh().await;
+    let cluster = Cluster::start(&place, 1, 1, &[]).await;
+    let api = &*cluster.apis[0];
+    join_all((0..2).map(|_| api.create_stocked("Kaos Polos", 10_000))).await;
+    let before = super::workers_serve(&place, 2, 1).await;
+    let (_connection, channel) = channel(&place).await;
+    for _ in 0..3 {
+        let lane = format!("{}orders.product.2", place.queue_prefix);
+        channel.queue_delete(lane.into(), QueueDeleteOptions::default()).await.unwrap();
+        assert_eq!(at_once(api.order(1, 1)).await.status, 201);
+        is_sold_again(api, 2).await;
+    }
+    assert_eq!(super::workers_serve(&place, 2, 1).await, before);
+    let log = cluster.apis[0].log();
+    assert!(!log.contains("data: ["), "the payload of a returned message: {log}");
+}
+
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_broker_that_is_short_of_memory_refuses_at_once_and_comes_back_by_itself() {
+    let alone = servers().await.alone().await;
+    let cluster = Cluster::start(&alone.place, 2, 1, &[]).await;
+    let product = cluster.apis[0].create_stocked("Kaos Polos", 10_000).await;
+    let other = cluster.apis[0].create_stocked("Kaos Garis", 10_000).await;
+    workers_are_there(&cluster).await;
+    assert_eq!(cluster.apis[0].order(product, 1).await.status, 201);
+
+    alone.rabbitmqctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
+    let mut told: Vec<(usize, Answer)> = Vec::new();
+    // The broker says that it blocks once something is published, and each API may publish once before.
+    for (n, api) in cluster.apis.iter().enumerate() {
+        let first = api.order_with(product, 2, &[("Prefer", "wait=1")]).await;
+        assert!([201, 202, 503].contains(&first.status), "{first:?}");
+        told.push((n, first));
+    }
+    for _ in 0..10 {
+        for api in &cluster.apis {
+            let answers = join_all([product, other].map(|product| at_once(api.order(product, 3)))).await;
+            for answer in answers {
+                assert_eq!((answer.status, answer.reason()), (503, "queue_unavailable"), "{answer:?}");
+            }
+            assert_eq!(at_once(api.get("/health/ready")).await.status, 503);
+        }
+    }
+    // A 503 of a flood is no line of the log each.
+    let log = cluster.apis[0].log();
+    assert!(log.matches("answered with an error").count() < 10, "{log}");
+
+    alone.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await;
+    for api in &cluster.apis {
+        is_sold_again(api, product).await;
+        is_sold_again(api, other).await;
+        eventually("it is not ready", async || (api.get("/health/ready").await.status == 200).then_some(()))
+            .await;
+    }
+    for (n, answer) in told.iter().filter(|(_, answer)| answer.status == 202) {
+        assert_eq!(cluster.apis[*n].verdict(answer.header("location")).await["status"], "reserved");
+    }
+    all_is_decided(&alone.place).await;
+}
+
+/// Shops fill their catalogue while the load balancer asks who is ready.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn who_creates_products_does_not_make_an_api_unready() {
+    let place = servers().await.fresh().await;
+    let cluster = Cluster::start(&place, 1, 1, &[]).await;
+    let api = &cluster.apis[0];
+    let mut sellers = JoinSet::new();
+    for seller in 0..120 {
+        let api = (**api).clone();
+        sellers.spawn(async move {
+            for n in 0..5 {
+                api.create_product(&format!("Kaos {seller}.{n}")).await;
+            }
+        });
+    }
+    let mut asked = 0;
+    while !sellers.is_empty() {
+        let ready = api.get("/health/ready").await;
+        assert_eq!(ready.status, 200, "{ready:?}");
+        asked += 1;
+        let _ = timeout(Duration::from_millis(200), sellers.join_next()).await;
+    }
+    assert!(asked > 1);
+    // Those whose lane was not opened are opened by their first order.
+    let product = api.create_stocked("Kaos Polos", 1).await;
+    is_sold_again(api, product).await;
+}
+
+/// A worker that uses other lanes than the APIs, because a setting has changed, serves theirs as well.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn processes_that_differ_in_their_lanes_meet_all_the_same() {
+    let place = servers().await.fresh().await;
+    let prefix = format!("{}other.", place.queue_prefix);
+    let worker = App::start_role("worker", &place, &[]).await;
+    let apis = join_all(
+        [
+            App::start_role("api", &place, &[]),
+            App::start_role("api", &place, &[("LANES", "hash:2")]),
+            App::start_role("api", &place, &[("QUEUE_PREFIX", &prefix), ("LANES", "hash:3")]),
+        ]
+        .into_iter(),
+    )
+    .await;
+    let product = apis[0].create_stocked("Kaos Polos", 100).await;
+    for api in &apis {
+        let placed = api.order(product, 1).await;
+        assert!([201, 202].contains(&placed.status), "{placed:?}");
+        assert_eq!(api.verdict(placed.header("location")).await["status"], "reserved");
+        assert_eq!(api.order(product, 1).await.status, 201);
+    }
+    assert_eq!(apis[0].inventory(product).await, [100, 94, 6]);
+    eventually("the log does not tell of it", async || {
+        let log = worker.log();
+        let sets = [
+            format!("QUEUE_PREFIX={} LANES=hash:2", place.queue_prefix),
+            format!("QUEUE_PREFIX={prefix} LANES=hash:3"),
+        ];
+        sets.iter().all(|set| log.contains(set)).then_some(())
+    })
+    .await;
+    // What is there is stranded by nobody who goes, either: a worker that starts later finds it.
+    let mut worker = worker;
+    worker.kill9().await;
+    let placed = apis[2].order_with(product, 1, &[("Prefer", "respond-async")]).await;
+    assert_eq!(placed.status, 202);
+    worker.restart().await;
+    assert_eq!(apis[0].verdict(placed.header("location")).await["status"], "reserved");
+}
+
+/// Two installations with one prefix: the orders of one must not be stored in the other's database.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_worker_of_another_database_refuses_orders() {
+    let place = servers().await.fresh().await;
+    let other = servers().await.fresh().await;
+    let shared = [("QUEUE_PREFIX", &*place.queue_prefix)];
+    let api = App::start_role("api", &place, &[]).await;
+    let elsewhere = App::start_role("api", &other, &shared).await;
+    let worker = App::start_role("worker", &other, &shared).await;
+    let products =
+        [api.create_stocked("Kaos Polos", 100).await, elsewhere.create_stocked("Kaos Polos", 100).await];
+    assert_eq!(products, [1, 1]);
+    eventually("it is not served", async || (elsewhere.order(1, 1).await.status == 201).then_some(())).await;
+    let reserved = elsewhere.inventory(1).await;
+    for n in 1..=3 {
+        let refused = at_once(api.order(1, 1)).await;
+        assert_eq!((refused.status, refused.reason()), (503, "queue_unavailable"), "{refused:?}");
+        assert!(refused.data()["message"].as_str().unwrap().contains("QUEUE_PREFIX"), "{refused:?}");
+        let name = format!("{}orders.dead", place.queue_prefix);
+        servers().await.queues_when(&name, |queues| queues[0].messages == n).await;
+    }
+    assert_eq!(elsewhere.order(1, 1).await.status, 201);
+    assert_eq!(elsewhere.inventory(1).await, [100, reserved[1] - 1, reserved[2] + 1]);
+    assert_eq!(api.inventory(1).await, [100, 100, 0]);
+    for process in [&api, &worker] {
+        assert_eq!(process.log().matches("QUEUE_PREFIX. Give each").count(), 1, "{}", process.log());
+    }
+}
+
+/// Nobody decides until the clients have been told to look later; then the product turns out to be sold out. Their
+/// rejections are found, whatever their API did meanwhile.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn a_rejection_that_comes_too_late_is_found() {
+    let place = servers().await.fresh().await;
+    let mut cluster = Cluster::start(&place, 1, 1, &[("ORDER_TIMEOUT", "2s")]).await;
+    let api = (*cluster.apis[0]).clone();
+    let product = api.create_stocked("Kaos Polos", 1).await;
+    assert_eq!(api.order(product, 1).await.status, 201);
+    let order =
+        async || api.order_with(product, 1, &[("Idempotency-Key", &uuid::Uuid::new_v4().to_string())]).await;
+
+    // The worker stands still until the deadline is over.
+    cluster.workers[0].signal(Signal::STOP);
+    let late = join_all((0..20).map(|_| order())).await;
+    cluster.workers[0].signal(Signal::CONT);
+    let rejected = async |answer: &Answer| {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let found = api.verdict(answer.header("location")).await;
+        assert_eq!((&found["status"], &found["reason"]), (&json!("rejected"), &json!("insufficient_stock")));
+    };
+    for answer in &late {
+        rejected(answer).await;
+    }
+
+    // The API is stopped with clients that wait: it tells them where the verdicts will be, and it ends in time.
+    cluster.workers[0].signal(Signal::STOP);
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let api = api.clone();
+            let key = uuid::Uuid::new_v4().to_string();
+            tokio::spawn(async move { api.order_with(product, 1, &[("Idempotency-Key", &key)]).await })
+        })
+        .collect();
+    let lane = format!("{}orders.product.{product}", place.queue_prefix);
+    servers().await.queues_when(&lane, |lanes| lanes.iter().any(|lane| lane.messages > 0)).await;
+    let asked = Instant::now();
+    assert_eq!(cluster.apis[0].terminate().await.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    let waiting: Vec<_> = join_all(waiting).await.into_iter().map(Result::unwrap).collect();
+    cluster.workers[0].signal(Signal::CONT);
+    cluster.apis[0].restart().await;
+    let api = (*cluster.apis[0]).clone();
+    for answer in &waiting {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert_eq!(api.verdict(answer.header("location")).await["status"], "rejected");
+    }
+    all_is_decided(&place).await;
+    assert_eq!(dead_letters(&place).await, 0);
+}
+
+/// The broker goes away while clients wait, and the API is stopped before it is back: the API ends in time, and says what
+/// it could not keep.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn an_api_without_a_broker_ends_in_time() {
+    let alone = servers().await.alone().await;
+    let mut cluster = Cluster::start(&alone.place, 1, 0, &[]).await;
+    let api = (*cluster.apis[0]).clone();
+    let product = api.create_stocked("Kaos Polos", 1).await;
+    let waiting = tokio::spawn(async move { api.order(product, 1).await });
+    let lane = format!("{}orders.product.{product}", alone.place.queue_prefix);
+    servers().await.queues_when(&lane, |lanes| lanes.iter().any(|lane| lane.messages > 0)).await;
+    alone.kill(Server::Broker).await;
+    let asked = Instant::now();
+    assert_eq!(cluster.apis[0].terminate().await.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
+    assert_eq!(waiting.await.unwrap().status, 202);
+}
