@@ -423,6 +423,50 @@ mod tests {
         assert!(matches!(placement.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
     }
 
+    /// The command that a worker takes next.
+    async fn next_command(queue: &InProcessQueue) -> Command {
+        let deliveries = queue.consumer().await.unwrap().take(1).await.unwrap();
+        deliveries[0].commands[0].clone()
+    }
+
+    #[tokio::test]
+    async fn who_is_told_to_look_later_leaves_a_detached_copy() {
+        let (_directory, queue, placement, product_id) = placement(Duration::from_millis(20)).await;
+        let one = Quantity::new(1).unwrap();
+        // A worker holds the first copy, and its lane is full: the second one is queued all the same.
+        let mut worker = queue.consumer().await.unwrap();
+        let (placed, held) = tokio::join!(placement.place(product_id, one, None, None), worker.take(1));
+        let Placed::Pending(id) = placed.unwrap() else { panic!() };
+        let held = held.unwrap();
+        assert!(!held[0].commands[0].is_detached());
+        worker.settle(held, crate::queue::Tidings::default()).await.unwrap();
+        let copy = next_command(&queue).await;
+        assert!(copy.is_detached() && copy.id() == id.into());
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_the_process_stops_is_told_to_look_later() {
+        let (directory, queue, _, product_id) = placement(Duration::from_secs(60)).await;
+        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let stop = CancellationToken::new();
+        let placement = Placement::new(store, &queue, Duration::from_secs(60), stop.clone()).await.unwrap();
+        let one = Quantity::new(1).unwrap();
+        assert!(placement.is_product(product_id).await.unwrap());
+        tokio::time::pause();
+        let began = Instant::now();
+        stop.cancel();
+        let placed = placement.place(product_id, one, None, None).await.unwrap();
+        assert!(matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + QUEUED_WITHIN);
+        let began = Instant::now();
+        let placed = placement.place(product_id, one, None, None).await.unwrap();
+        assert!(
+            matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + QUEUED_WITHIN
+        );
+        assert!(next_command(&queue).await.is_detached());
+        assert_eq!(placement.pending.count(), 0);
+    }
+
     #[tokio::test]
     async fn an_unknown_product_gets_no_lane() {
         let (_directory, queue, placement, _) = placement(Duration::from_secs(60)).await;
