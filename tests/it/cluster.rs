@@ -534,7 +534,11 @@ async fn a_worker_tells_its_health_where_it_is_told_to() {
     let mut cluster = Cluster::start(&place, 0, 1, &[]).await;
     let worker = &mut cluster.workers[0];
     assert_eq!(worker.get("/health/live").await.data(), &json!({"live": true}));
-    assert_eq!(worker.get("/health/ready").await.data(), &json!({"database": "ok", "queue": "ok"}));
+    let ready = eventually("it never becomes ready", async || {
+        let answer = worker.get("/health/ready").await;
+        (answer.status == 200).then_some(answer)
+    });
+    assert_eq!(ready.await.data(), &json!({"database": "ok", "queue": "ok", "worker": "ok"}));
     for path in ["/api/products", "/api/orders", "/apispec.json", "/"] {
         let mut wire = Wire::open(worker).await;
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: antre\r\n\r\n").as_bytes()).await;
@@ -657,7 +661,10 @@ async fn the_broker_goes_away_and_comes_back() {
         assert_eq!(other.books(*product).await.reserved, 1 + 2 + 3 + 3);
     }
     for process in [one, other, &cluster.workers[0], &cluster.workers[1]] {
-        assert_eq!(process.get("/health/ready").await.status, 200);
+        eventually("it is not ready", async || {
+            (process.get("/health/ready").await.status == 200).then_some(())
+        })
+        .await;
     }
     all_is_decided(&alone.place).await;
 }
