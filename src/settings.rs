@@ -79,7 +79,7 @@ pub struct HttpSettings {
     /// How many connections there may be at once [default: 10000, or what the limit of open files allows]
     #[arg(long, env, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
     pub max_connections: Option<u32>,
-    /// The URL below which clients find the API, for `Location` and `Link`, for example https://shop.example/antre
+    /// The URL below which clients find the API, for `Location` and `Link`, for example `https://shop.example/antre`
     #[arg(long, env, value_name = "URL", default_value = "", hide_default_value = true, value_parser = str::parse::<PublicUrl>, global = true)]
     pub public_url: PublicUrl,
     /// The proxies whose `X-Forwarded-Prefix` counts: IP addresses and networks, separated by commas
