@@ -4,11 +4,14 @@
 use std::hint::black_box;
 
 use antre::{
-    batch::{self, Inventories, Times},
-    command::{Command, ReplyMode},
-    inventory::{Inventory, Stock},
-    order::{NewOrder, OrderId, Quantity, now},
-    product::ProductId,
+    clock::now,
+    domain::{
+        command::{Command, NewOrder, ReplyMode},
+        decide::{self, Inventories, Times},
+        ids::{OrderId, ProductId},
+        inventory::{Inventory, Stock},
+        order::Quantity,
+    },
 };
 use criterion::{BatchSize, Criterion, Throughput};
 
@@ -33,7 +36,7 @@ fn batches(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || inventories.clone(),
-                |inventories| batch::decide(inventories, None, black_box(&orders), times),
+                |inventories| decide::decide(inventories, None, black_box(&orders), times),
                 BatchSize::SmallInput,
             );
         });
@@ -51,7 +54,7 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
     let orders = (0..ORDERS).zip(ids.iter().cycle()).filter_map(|(number, product_id)| {
         let total = Quantity::new(number % 3 + 1)?;
         Some(Command::Place(NewOrder {
-            id: OrderId::mint(),
+            id: OrderId::generate(),
             product_id: *product_id,
             total,
             reply: ReplyMode::Until(now()),

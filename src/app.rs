@@ -15,21 +15,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    expiry::Expiry,
     http::{self, Api, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
-    lookup::Lookup,
-    placement::Placement,
     queue::{
         LaneSet, Queue,
-        in_process::InProcessQueue,
+        memory::MemoryQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
     server_url::{self, shown},
+    service::{batch_loader::BatchLoader, ordering::Placement},
     settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
-    worker::{Worker, WorkerHealth},
+    worker::{Worker, WorkerHealth, expiry::Expiry},
 };
 
 /// How long a process that was told to stop finishes what is in flight. Less than the ten seconds after which
@@ -125,7 +123,7 @@ async fn serve_embedded(
 ) -> Result<(), AppError> {
     let listener = listen(settings.http.listen_addr_or_default()).await?;
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
-    let queue = InProcessQueue::new(LANE_CAPACITY);
+    let queue = MemoryQueue::new(LANE_CAPACITY);
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     let api = api(settings, &store, &queue, Some(worker.health.clone()), &stop).await?;
     say(
@@ -229,7 +227,7 @@ async fn api(
     let placement = Placement::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
         .await
         .map_err(|error| AppError::Start(error.to_string()))?;
-    let lookup = Arc::new(Lookup::new(store.clone()));
+    let lookup = Arc::new(BatchLoader::new(store.clone()));
     let probes = Probes::new(store.clone(), placement.probe(), worker);
     Ok(Api { store: store.clone(), lookup, placement: Arc::new(placement), probes })
 }

@@ -23,7 +23,11 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 
-use crate::{lookup::Lookup, order::OrderId, placement::Placement, store::Store};
+use crate::{
+    domain::ids::OrderId,
+    service::{batch_loader::BatchLoader, ordering::Placement},
+    store::Store,
+};
 use envelope::{ApiError, Reason};
 
 pub use docs::CONTRACT;
@@ -38,7 +42,7 @@ pub struct Api {
     /// Products, inventories and orders on record.
     pub store: Arc<dyn Store>,
     /// Finds orders on record.
-    pub lookup: Arc<Lookup<OrderId>>,
+    pub lookup: Arc<BatchLoader<OrderId>>,
     /// The way into the lanes.
     pub placement: Arc<Placement>,
     /// Whether the process can do its work.

@@ -17,21 +17,15 @@
 //!
 //! [`app`] wires a process together as its [`settings`] say. `ARCHITECTURE.md` tells the same at length.
 
-pub mod product;
-pub mod order;
-pub mod command;
-pub mod inventory;
+pub mod domain;
 pub mod http;
-pub mod lookup;
-pub mod placement;
-pub mod gate;
+pub mod service;
 pub mod queue;
-pub mod lane_watch;
 pub mod worker;
-pub mod supervise;
-pub mod expiry;
-pub mod batch;
 pub mod store;
+pub mod lane_watch;
+pub mod supervise;
+pub mod clock;
 pub mod settings;
 pub mod server_url;
 pub mod dotenv;

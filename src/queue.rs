@@ -1,6 +1,6 @@
 //! The queue contract: a lane for each product, in which commands stand in line, and the way back for verdicts.
 //!
-//! Two adapters, [`in_process`] and [`rabbitmq`], stand behind it; `tests/it/queue_contract.rs` is what both must
+//! Two adapters, [`memory`] and [`rabbitmq`], stand behind it; `tests/it/queue_contract.rs` is what both must
 //! pass. What they promise:
 //!
 //! - Commands of one lane that one [`Submitter`] submitted one after the other are taken in that order.
@@ -9,9 +9,8 @@
 //! - A delivery that is not settled comes back when its consumer ends, in its old place.
 //! - A lane is bounded. What it does not take is refused at once.
 
-pub mod in_process;
 mod lane_set;
-mod message;
+pub mod memory;
 pub mod rabbitmq;
 
 pub use lane_set::{LaneMode, LaneSet};
@@ -20,11 +19,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{
-    batch::Event,
-    command::{Command, CommandId},
-    order::{OrderId, Verdict},
-    product::ProductId,
+use crate::domain::{
+    command::Command,
+    event::Event,
+    ids::{CommandId, OrderId, ProductId},
+    verdict::Verdict,
 };
 
 /// What can be asked whether it works.
@@ -37,8 +36,8 @@ pub trait Ping: Send + Sync {
 /// The lanes, from where ends are handed out.
 #[async_trait]
 pub trait Queue: Ping {
-    /// An end for an API: what becomes of the commands submitted here arrives at the inbox.
-    async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError>;
+    /// An end for an API: what becomes of the commands submitted here arrives at the reply_sink.
+    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError>;
 
     /// An end for a worker.
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError>;
@@ -47,13 +46,13 @@ pub trait Queue: Ping {
 /// The API's end.
 #[async_trait]
 pub trait Submitter: Ping {
-    /// Puts a command at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the inbox. It
+    /// Puts a command at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the reply_sink. It
     /// may never arrive: then nobody knows, and the command may be decided all the same.
     fn submit(&self, command: Command);
 
     /// The same for a [detached](Command::detached) command whose client was told, or is about to be told, that there will be
     /// a verdict: it is never refused. What cannot be queued now is kept, and queued as soon as it can be.
-    /// [`Outcome::InLine`] arrives when it is.
+    /// [`Outcome::Queued`] arrives when it is.
     fn submit_surely(&self, command: Command);
 
     /// Waits until nothing is kept any more.
@@ -68,7 +67,7 @@ pub trait Submitter: Ping {
 }
 
 /// Where an API hears what became of its orders.
-pub trait Inbox: Send + Sync {
+pub trait ReplySink: Send + Sync {
     /// Takes outcomes; must not block. Commands for which nobody waits any more are passed over.
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>);
 }
@@ -77,7 +76,7 @@ pub trait Inbox: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is queued. Only said of a [detached](Command::is_detached) one, whose client waits for no more.
-    InLine,
+    Queued,
     /// A worker decided it.
     Decided(Verdict),
     /// It never got in line: sending it again is safe.
@@ -111,7 +110,7 @@ pub trait Consumer: Send {
     /// Tells what became of deliveries, and lets go of them once all of that is on its way for sure. It may return
     /// before: what fails then fails a later call, and the deliveries come back when the consumer ends. Those whose API
     /// is gone may be taken once more, [detached](Command::detached): what only it would have heard is stored.
-    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError>;
+    async fn settle(&mut self, deliveries: Vec<Delivery>, completion: Completion) -> Result<(), QueueError>;
 
     /// Waits until all that was settled is let go of.
     async fn finish(&mut self) -> Result<(), QueueError>;
@@ -136,7 +135,7 @@ pub struct Delivery {
 
 /// All that is to be told of decided deliveries, in this order.
 #[derive(Clone, Debug, Default)]
-pub struct Tidings {
+pub struct Completion {
     /// To the APIs whose commands they are.
     pub replies: Vec<Reply>,
     /// To the shop's other services: what became of orders.
@@ -152,7 +151,7 @@ pub struct Reply {
     pub verdicts: Vec<(CommandId, Verdict)>,
 }
 
-/// The name of an API's inbox in the queue.
+/// The name of an API's reply_sink in the queue.
 pub type Address = Arc<str>;
 
 /// The queue did not do it. Always worth trying again on a new end.

@@ -26,11 +26,16 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    batch::{Event, Undecidable},
-    command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, Order, OrderId, OrderStatus, Verdict},
-    product::{Product, ProductId, ProductName},
+    domain::{
+        command::Command,
+        decide::Undecidable,
+        event::Event,
+        ids::{IdempotencyKey, OrderId, ProductId},
+        inventory::{Inventory, Stock, StockBelowReserved},
+        order::{Order, OrderStatus},
+        product::{Product, ProductName},
+        verdict::Verdict,
+    },
     queue::LaneSet,
 };
 

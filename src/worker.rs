@@ -5,6 +5,7 @@
 //! While the database is away it holds its batch and tries again. A product that alone cannot be decided, for example because
 //! somebody else keeps its row locked, is [`stalled`], and the others go on.
 
+pub mod expiry;
 mod health;
 mod stalled;
 
@@ -16,11 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::stalled::{Progress, Stalled, products_of};
 use crate::{
-    batch::Undecidable,
-    command::{Change, Command},
-    order::Verdict,
-    product::ProductId,
-    queue::{Address, Consumer, Delivery, Queue, QueueError, Reply, Tidings},
+    domain::{command::Command, decide::Undecidable, ids::ProductId, order::Change, verdict::Verdict},
+    queue::{Address, Completion, Consumer, Delivery, Queue, QueueError, Reply},
     store::{Decided, Store, StoreError},
     telemetry::{Sparse, first_time},
 };
@@ -228,9 +226,9 @@ impl Serving<'_> {
             let dead = report(&commands_of(&parts), &decided.undecidable);
             self.consumer.dead_letter(dead).await?;
         }
-        let tidings = Tidings { replies: replies(&parts, &decided.verdicts), events: decided.events };
+        let completion = Completion { replies: replies(&parts, &decided.verdicts), events: decided.events };
         let done = self.stalled.finish(parts);
-        self.consumer.settle(done, tidings).await
+        self.consumer.settle(done, completion).await
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{io::Read, process, sync::Arc, thread};
 
-use antre::order::OrderId;
+use antre::domain::ids::OrderId;
 use axum::{
     Router,
     body::Bytes,
@@ -232,7 +232,7 @@ async fn insert(
     order: PlaceOrder,
 ) -> sqlx::Result<(OrderId, Timestamp)> {
     const TTL_MS: i64 = 15 * 60 * 1000;
-    let id = OrderId::mint();
+    let id = OrderId::generate();
     let expires_at_ms = id.created_at().as_millisecond() + TTL_MS;
     sqlx::query(
         "INSERT INTO direct_orders (id, product_id, total, status, expires_at) VALUES (?, ?, ?, 'reserved', ?)",

@@ -10,9 +10,11 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    inventory::StockBelowReserved,
-    order::{OrderId, Rejection},
-    product::ProductId,
+    domain::{
+        ids::{OrderId, ProductId},
+        inventory::StockBelowReserved,
+        rejection::Rejection,
+    },
     queue::Refusal,
     store::StoreError,
     telemetry::Sparse,

@@ -18,10 +18,12 @@ use super::{
     query::{ListQuery, OrderPath},
 };
 use crate::{
-    command::Change,
-    order::{IdempotencyKey, Order, OrderId, OrderStatus, Quantity, Rejection},
-    placement::{Changed, Placed},
-    product::ProductId,
+    domain::{
+        ids::{IdempotencyKey, OrderId, ProductId},
+        order::{Change, Order, OrderStatus, Quantity},
+        rejection::Rejection,
+    },
+    service::ordering::{Changed, Placed},
     store::{OrderPage, Page},
 };
 
@@ -202,7 +204,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let read = |status| api.store.orders(OrderPage { product_id, status, after, limit });
     let found = match status {
         Some(Status::Pending) => Page::empty(), // what is in line is not on record
-        Some(Status::OnRecord(status)) => read(Some(status)).await?,
+        Some(Status::StoredOrders(status)) => read(Some(status)).await?,
         None => read(None).await?,
     };
     let views = found.rows.into_iter().map(OrderView::from).collect();
@@ -212,7 +214,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
 /// A status as clients name it.
 enum Status {
     Pending,
-    OnRecord(OrderStatus),
+    StoredOrders(OrderStatus),
 }
 
 impl Status {
@@ -222,7 +224,7 @@ impl Status {
         if word == Self::PENDING {
             Some(Self::Pending)
         } else {
-            OrderStatus::from_word(word).map(Self::OnRecord)
+            OrderStatus::from_word(word).map(Self::StoredOrders)
         }
     }
 }

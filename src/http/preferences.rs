@@ -9,7 +9,7 @@ use axum::{
 };
 
 use super::envelope::{ApiError, Reason};
-use crate::order::IdempotencyKey;
+use crate::domain::ids::IdempotencyKey;
 
 /// The `Idempotency-Key` of a request, if it has one: quoted, as the IETF's draft says, or bare.
 pub(super) struct GivenKey(pub(super) Option<IdempotencyKey>);

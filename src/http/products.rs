@@ -14,9 +14,12 @@ use super::{
     query::{ListQuery, ProductPath},
 };
 use crate::{
-    gate::Gate,
-    inventory::{Inventory, Stock},
-    product::{Product, ProductId, ProductName},
+    domain::{
+        ids::ProductId,
+        inventory::{Inventory, Stock},
+        product::{Product, ProductName},
+    },
+    service::sold_out::SoldOutCache,
 };
 
 #[derive(Deserialize)]
@@ -106,6 +109,6 @@ pub(super) async fn recount(
     >,
 ) -> Result<Response, ApiError> {
     let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
-    Gate::lease_is_over().await; // who hears of the pieces can order them, wherever he does
+    SoldOutCache::lease_is_over().await; // who hears of the pieces can order them, wherever he does
     Ok(success(StatusCode::OK, InventoryView::from(counted)))
 }

@@ -8,10 +8,7 @@ use axum::{
 };
 
 use super::envelope::{ApiError, Reason};
-use crate::{
-    order::OrderId,
-    product::{InvalidProductId, ProductId},
-};
+use crate::domain::ids::{InvalidProductId, OrderId, ProductId};
 
 /// The `{productId}` of a path.
 pub(super) struct ProductPath(pub(super) ProductId);

@@ -2,7 +2,7 @@
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use crate::product::ProductId;
+use crate::domain::ids::ProductId;
 
 /// A lane's number: the product's id, or its remainder.
 pub(super) type LaneNumber = u64;

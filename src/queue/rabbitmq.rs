@@ -13,6 +13,7 @@ mod replies;
 mod settlement;
 mod submitter;
 mod topology;
+mod wire;
 
 use std::{fmt::Display, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -22,11 +23,12 @@ use deadpool_lapin::{Manager, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::{BasicProperties, ConnectionStatus};
 use tokio::time::timeout;
 
+use self::wire::JSON;
 use self::{
     consumer::RabbitMqConsumer, opener::LaneTroubles, publisher::Publisher, submitter::RabbitMqSubmitter,
     topology::Topology,
 };
-use super::{Consumer, Inbox, LaneSet, Ping, Queue, QueueError, Submitter, message::JSON};
+use super::{Consumer, LaneSet, Ping, Queue, QueueError, ReplySink, Submitter};
 
 pub use topology::RabbitMqSettings;
 
@@ -93,9 +95,9 @@ impl Ping for RabbitMqQueue {
 
 #[async_trait]
 impl Queue for RabbitMqQueue {
-    async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError> {
+    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
         let submitter =
-            RabbitMqSubmitter::start(self.topology.clone(), self.publishers.clone(), inbox).await?;
+            RabbitMqSubmitter::start(self.topology.clone(), self.publishers.clone(), reply_sink).await?;
         Ok(Arc::new(submitter))
     }
 

@@ -5,7 +5,7 @@
 
 use sqlx::{error::DatabaseError, mysql::MySqlDatabaseError};
 
-use crate::inventory::BooksDoNotBalance;
+use crate::domain::inventory::BooksDoNotBalance;
 
 /// Why the database did not do it.
 #[derive(Debug, thiserror::Error)]

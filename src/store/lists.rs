@@ -18,9 +18,10 @@ use super::{
     Due, OrderPage, StoreError,
     rows::{OrderRow, Text, column, product, product_id, readable},
 };
-use crate::{
-    order::{Order, OrderId},
-    product::{Product, ProductId},
+use crate::domain::{
+    ids::{OrderId, ProductId},
+    order::Order,
+    product::Product,
 };
 
 /// How many lists a process reads at a time, and its connections for them.

@@ -27,10 +27,13 @@ use super::{
     transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
 use crate::{
-    command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, Order, OrderId},
-    product::{Product, ProductId, ProductName},
+    domain::{
+        command::Command,
+        ids::{IdempotencyKey, OrderId, ProductId},
+        inventory::{Inventory, Stock, StockBelowReserved},
+        order::Order,
+        product::{Product, ProductName},
+    },
     queue::LaneSet,
 };
 
@@ -307,7 +310,7 @@ impl Transaction for MySqlTransaction {
         )
     }
 
-    async fn orders_on_record(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
+    async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
         let query = sqlx::query_as(
             "SELECT orders.*
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch

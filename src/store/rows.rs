@@ -6,8 +6,13 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
-    order::{IdempotencyKey, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, from_millis},
-    product::{Product, ProductId, ProductName},
+    domain::time::from_millis,
+    domain::{
+        ids::{IdempotencyKey, OrderId, ProductId},
+        order::{Order, OrderState, OrderStatus, Quantity},
+        product::{Product, ProductName},
+        rejection::Rejection,
+    },
     telemetry::first_time,
 };
 

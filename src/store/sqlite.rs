@@ -42,10 +42,14 @@ use super::{
     transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
 use crate::{
-    command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, Order, OrderId, now},
-    product::{Product, ProductId, ProductName},
+    clock::now,
+    domain::{
+        command::Command,
+        ids::{IdempotencyKey, OrderId, ProductId},
+        inventory::{Inventory, Stock, StockBelowReserved},
+        order::Order,
+        product::{Product, ProductName},
+    },
 };
 
 /// Connections that only read.
@@ -383,7 +387,7 @@ impl Transaction for SqliteTransaction {
         Locked::of(rows, now().as_millisecond()) // the database's clock is this process's
     }
 
-    async fn orders_on_record(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
+    async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
         let query = sqlx::query_as(
             "SELECT orders.* FROM json_each(?) AS batch CROSS JOIN orders ON orders.id = unhex(batch.value)",
         );

@@ -19,11 +19,16 @@ use super::{
     rows::{ReadOrder, product_id},
 };
 use crate::{
-    batch::{self, Decision, Inventories, OnRecord, Times, Undecidable, Writes},
-    command::Command,
-    inventory::{Inventory, Stock, StockBelowReserved},
-    order::{IdempotencyKey, OrderId, OrderState, Verdict, from_millis},
-    product::{Product, ProductId},
+    domain::time::from_millis,
+    domain::{
+        command::Command,
+        decide::{self, Decision, Inventories, StoredOrders, Times, Undecidable, Writes},
+        ids::{IdempotencyKey, OrderId, ProductId},
+        inventory::{Inventory, Stock, StockBelowReserved},
+        order::OrderState,
+        product::Product,
+        verdict::Verdict,
+    },
 };
 
 /// One open transaction, whose statements take a bounded time. Dropping it rolls it back.
@@ -35,7 +40,7 @@ pub(super) trait Transaction: Send {
     ) -> impl Future<Output = Result<Locked, StoreError>> + Send;
 
     /// The orders on record among these (`["<32 hex digits>", …]`).
-    fn orders_on_record(
+    fn stored_orders(
         &mut self,
         ids: String,
     ) -> impl Future<Output = Result<Vec<ReadOrder>, StoreError>> + Send;
@@ -175,12 +180,14 @@ async fn decide_together<B: Begin>(
     commands: &[Command],
     reservation_ttl: Duration,
 ) -> Result<Decided, StoreError> {
-    let mut way = if are_plain(commands) { Way::Plain } else { Way::Any };
+    let mut way = if are_new_orders(commands) { Way::Plain } else { Way::Any };
     let mut run = 1;
     loop {
         let result = match way {
-            Way::Plain => decide_plain(store, commands, reservation_ttl).await,
-            Way::Any | Way::WithOrphanedKeys => decide_any(store, commands, reservation_ttl, way).await,
+            Way::Plain => decide_new_orders(store, commands, reservation_ttl).await,
+            Way::Any | Way::WithOrphanedKeys => {
+                decide_any_commands(store, commands, reservation_ttl, way).await
+            }
         };
         match result {
             Ok(decided) => return Ok(decided),
@@ -257,13 +264,13 @@ async fn recount_once<B: Begin>(
 }
 
 /// Whether a batch is what most batches are: new orders, each once.
-fn are_plain(commands: &[Command]) -> bool {
-    commands.iter().all(|command| matches!(command, Command::Place(_))) && !one_stands_twice(commands)
+fn are_new_orders(commands: &[Command]) -> bool {
+    commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
 }
 
 /// The usual way: none of the orders is on record. For those that go on record now, their insertion tells; for the
 /// others it takes a look, because the very order that took the last piece is rejected when it comes back.
-async fn decide_plain<B: Begin>(
+async fn decide_new_orders<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
@@ -274,9 +281,9 @@ async fn decide_plain<B: Begin>(
         return Err(CommitError::Duplicate); // the other way tells whose commands that concerns
     }
     let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = batch::decide(before.clone(), None, commands, times);
-    let forgotten = forgotten(commands, &decision);
-    if !forgotten.is_empty() && !on_record(&mut transaction, forgotten, Way::Plain).await?.is_empty() {
+    let decision = decide::decide(before.clone(), None, commands, times);
+    let not_stored = not_stored(commands, &decision);
+    if !not_stored.is_empty() && !stored(&mut transaction, not_stored, Way::Plain).await?.is_empty() {
         return Err(CommitError::Duplicate);
     }
     transaction.commit(changes(&before, &decision)).await?;
@@ -286,7 +293,7 @@ async fn decide_plain<B: Begin>(
 /// The way of all other batches: of changes of orders on record, and of orders that came back, because a worker died
 /// between commit and ack or because their client sent them again. It reads first what is on record. Whoever moves an order
 /// holds the lock of its inventory, so what is read after taking that lock is final.
-async fn decide_any<B: Begin>(
+async fn decide_any_commands<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
@@ -294,40 +301,40 @@ async fn decide_any<B: Begin>(
 ) -> Result<Decided, CommitError> {
     let mut transaction = store.begin().await?;
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
-    let mut on_record = on_record(&mut transaction, commands, way).await?;
-    on_record.unreadable.products = mem::take(&mut locked.unreadable);
+    let mut stored = stored(&mut transaction, commands, way).await?;
+    stored.unreadable.products = mem::take(&mut locked.unreadable);
     let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = batch::decide(before.clone(), Some(on_record), commands, times);
+    let decision = decide::decide(before.clone(), Some(stored), commands, times);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.into())
 }
 
 /// What is on record of the orders that these commands are about.
-async fn on_record(
+async fn stored(
     transaction: &mut impl Transaction,
     commands: impl IntoIterator<Item = &Command, IntoIter: Clone> + Send,
     way: Way,
-) -> Result<OnRecord, StoreError> {
+) -> Result<StoredOrders, StoreError> {
     let commands = commands.into_iter();
-    let mut on_record = OnRecord::default();
-    for order in transaction.orders_on_record(hex(commands.clone().map(order_of))).await? {
-        on_record.insert(order);
+    let mut stored = StoredOrders::default();
+    for order in transaction.stored_orders(hex(commands.clone().map(order_of))).await? {
+        stored.insert(order);
     }
     let keys: HashSet<_> = commands.filter_map(key_of).collect();
     if !keys.is_empty() {
         let keys = json(&keys);
         if way == Way::WithOrphanedKeys {
-            on_record.orphaned_keys.extend(transaction.orphaned_keys(keys.clone()).await?);
+            stored.orphaned_keys.extend(transaction.orphaned_keys(keys.clone()).await?);
         }
         for (key, order) in transaction.orders_of_keys(keys).await? {
-            let id = on_record.insert(order);
-            on_record.keys.insert(key, id);
+            let id = stored.insert(order);
+            stored.keys.insert(key, id);
         }
     }
-    Ok(on_record)
+    Ok(stored)
 }
 
-impl OnRecord {
+impl StoredOrders {
     fn insert(&mut self, order: ReadOrder) -> OrderId {
         match order {
             Ok(order) => {
@@ -394,7 +401,7 @@ impl From<Decision> for Decided {
 }
 
 /// Those orders of existing products that do not go on record.
-fn forgotten<'a>(commands: &'a [Command], decision: &Decision) -> Vec<&'a Command> {
+fn not_stored<'a>(commands: &'a [Command], decision: &Decision) -> Vec<&'a Command> {
     // What goes on record does so in the order of the batch.
     let mut recorded = decision.writes.orders.iter().map(|(order, _)| order.id).peekable();
     commands
@@ -419,7 +426,7 @@ fn key_of(command: &Command) -> Option<&IdempotencyKey> {
 }
 
 /// Under one id, or under one key.
-fn one_stands_twice(commands: &[Command]) -> bool {
+fn has_duplicates(commands: &[Command]) -> bool {
     let mut ids: Vec<_> = commands.iter().map(Command::id).collect();
     ids.sort_unstable(); // almost sorted already: orders arrive about as they were created
     let mut keys = HashSet::new();
@@ -427,7 +434,7 @@ fn one_stands_twice(commands: &[Command]) -> bool {
         || !commands.iter().filter_map(key_of).all(|key| keys.insert(key))
 }
 
-/// As [`Transaction::orders_on_record`] takes them.
+/// As [`Transaction::stored_orders`] takes them.
 pub(super) fn hex(ids: impl IntoIterator<Item = OrderId>) -> String {
     json(&ids.into_iter().map(|id| id.uuid().simple()).collect::<Vec<_>>())
 }

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{MAX_BATCH, commands_of};
 use crate::{
-    product::ProductId,
+    domain::ids::ProductId,
     queue::Delivery,
     store::{Decided, Store, StoreError},
 };
@@ -279,8 +279,11 @@ pub(super) fn products_of(parts: &[Delivery]) -> BTreeSet<ProductId> {
 mod tests {
     use super::*;
     use crate::{
-        command::{Command, ReplyMode},
-        order::{NewOrder, OrderId, Quantity},
+        domain::{
+            command::{Command, NewOrder, ReplyMode},
+            ids::OrderId,
+            order::Quantity,
+        },
         store::sqlite::SqliteStore,
     };
 
@@ -303,7 +306,7 @@ mod tests {
 
         fn delivery(&mut self, products: &[ProductId]) -> Delivery {
             let order = |product_id| {
-                let (id, total) = (OrderId::mint(), Quantity::new(1).unwrap());
+                let (id, total) = (OrderId::generate(), Quantity::new(1).unwrap());
                 Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None })
             };
             self.last_tag += 1;

@@ -13,12 +13,18 @@ use std::{
 };
 
 use antre::{
-    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
-    order::{NewOrder, OrderId, OrderStatus, Quantity, Rejection, Verdict, now},
-    product::ProductId,
+    clock::now,
+    domain::{
+        command::{ChangeOrder, Command, NewOrder, ReplyMode},
+        ids::{CommandId, OrderId, ProductId},
+        order::{Change, OrderStatus, Quantity},
+        rejection::Rejection,
+        verdict::Verdict,
+    },
     queue::{
-        Consumer, Delivery, Inbox, LaneMode, LaneSet, Outcome, Queue, Refusal, Reply, Submitter, Tidings,
-        in_process::InProcessQueue,
+        Completion, Consumer, Delivery, LaneMode, LaneSet, Outcome, Queue, Refusal, Reply, ReplySink,
+        Submitter,
+        memory::MemoryQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
 };
@@ -96,7 +102,7 @@ impl Adapter {
     /// Lanes in which so many orders or messages may wait each. Once for a test.
     async fn queue_of(&self, lane_capacity: u32) -> Arc<dyn Queue> {
         match self {
-            Self::InProcess => Arc::new(InProcessQueue::new(lane_capacity as usize)),
+            Self::InProcess => Arc::new(MemoryQueue::new(lane_capacity as usize)),
             Self::RabbitMq { place, lanes } => rabbitmq_queue(place, *lanes, lane_capacity).await,
         }
     }
@@ -141,7 +147,7 @@ fn products(count: u64) -> Vec<ProductId> {
 
 fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
-    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
+    NewOrder { id: OrderId::generate(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
 }
 
 /// What these tests decide on an order: something that only this order gets.
@@ -160,7 +166,7 @@ struct Api {
 
 struct Ear(mpsc::UnboundedSender<(CommandId, Outcome)>);
 
-impl Inbox for Ear {
+impl ReplySink for Ear {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         for outcome in outcomes {
             let _ = self.0.send(outcome); // the test may be over
@@ -260,16 +266,16 @@ async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
         verdicts: orders_in(delivery).iter().map(|order| (order.id.into(), verdict(order))).collect(),
     };
     let replies = deliveries.iter().map(reply).collect();
-    tell(consumer, deliveries, Tidings { replies, ..Tidings::default() }).await;
+    tell(consumer, deliveries, Completion { replies, ..Completion::default() }).await;
 }
 
-async fn tell(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>, tidings: Tidings) {
-    consumer.settle(deliveries, tidings).await.unwrap();
+async fn tell(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>, completion: Completion) {
+    consumer.settle(deliveries, completion).await.unwrap();
     consumer.finish().await.unwrap();
 }
 
-fn only(reply: Reply) -> Tidings {
-    Tidings { replies: vec![reply], ..Tidings::default() }
+fn only(reply: Reply) -> Completion {
+    Completion { replies: vec![reply], ..Completion::default() }
 }
 
 async fn orders_of_a_lane_are_taken_in_the_order_of_their_arrival(adapter: Adapter) {
@@ -310,7 +316,7 @@ async fn commands_of_all_kinds_arrive_as_they_were_given(adapter: Adapter) {
     let mut api = Api::open(&queue).await;
     let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
-        let (id, order_id) = (CommandId::mint(), OrderId::mint());
+        let (id, order_id) = (CommandId::generate(), OrderId::generate());
         ChangeOrder { id, order_id, product_id: product(1), change, reply }.into()
     };
     let key = |text: String| Some(text.try_into().unwrap());
@@ -367,7 +373,7 @@ async fn who_does_not_wait_hears_that_the_command_stands_in_line(adapter: Adapte
     let mut expected: HashSet<CommandId> = impatient.iter().map(|order| order.id.into()).collect();
     while !expected.is_empty() {
         let (id, outcome) = api.hear().await;
-        assert_eq!(outcome, Outcome::InLine);
+        assert_eq!(outcome, Outcome::Queued);
         assert!(expected.remove(&id), "{id}");
     }
     api.hears_nothing();
@@ -752,7 +758,7 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
     let late = Reply { to: orphans[0].reply_to.clone(), ..nobody.clone() };
     let answer = Reply { to: deliveries[0].reply_to.clone(), ..nobody.clone() };
     let replies = vec![nobody, late.clone(), answer, late];
-    tell(&mut consumer, deliveries, Tidings { replies, ..Tidings::default() }).await;
+    tell(&mut consumer, deliveries, Completion { replies, ..Completion::default() }).await;
     api.hears_verdicts_on(&submitted).await;
     let submitted = [api.submit(product(1), 3)];
     assert_eq!(work_off(&mut consumer, 1).await, submitted);
@@ -817,7 +823,7 @@ mod memory {
 
     #[tokio::test]
     async fn a_lane_takes_as_many_orders_as_it_says() {
-        let queue: Arc<dyn Queue> = Arc::new(InProcessQueue::new(3));
+        let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(3));
         let mut api = Api::open(&queue).await;
         let submitted = api.submit_many(product(1), 5);
         for refused in &submitted[3..] {
@@ -838,7 +844,7 @@ mod memory {
 
     #[tokio::test]
     async fn a_long_lane_does_not_starve_a_short_one() {
-        let queue: Arc<dyn Queue> = Arc::new(InProcessQueue::new(1_000));
+        let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(1_000));
         let api = Api::open(&queue).await;
         api.submit_many(product(1), 100);
         let lone = api.submit(product(2), 1);
@@ -1037,7 +1043,7 @@ mod broker {
         let order = order(product(1), 100);
         submitted.push(NewOrder { reply: ReplyMode::Detached, ..order });
         api.submitter.submit(submitted[99].clone().into());
-        assert_eq!(api.hear().await, (submitted[99].id.into(), Outcome::InLine));
+        assert_eq!(api.hear().await, (submitted[99].id.into(), Outcome::Queued));
         alone.restart(Server::Broker).await;
         let mut consumer = consumer(&queue, &products(1)).await;
         assert_eq!(work_off(&mut consumer, 100).await, submitted);

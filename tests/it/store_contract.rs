@@ -13,10 +13,16 @@ use std::{
 };
 
 use antre::{
-    command::{Command, ReplyMode},
-    inventory::{Inventory, Stock, StockBelowReserved},
-    order::{NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict, now},
-    product::{Product, ProductId, ProductName},
+    clock::now,
+    domain::{
+        command::{Command, NewOrder, ReplyMode},
+        ids::{OrderId, ProductId},
+        inventory::{Inventory, Stock, StockBelowReserved},
+        order::{Order, OrderState, OrderStatus, Quantity},
+        product::{Product, ProductName},
+        rejection::Rejection,
+        verdict::Verdict,
+    },
     store::{OrderPage, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
 };
 use futures_util::future::join_all;
@@ -242,7 +248,7 @@ fn stranger() -> ProductId {
 /// An order whose client waits for the verdict.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(now());
-    NewOrder { id: OrderId::mint(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
+    NewOrder { id: OrderId::generate(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
 }
 
 /// An order for whose verdict nobody waits.
@@ -402,7 +408,7 @@ async fn nothing_is_known_of_what_does_not_exist(database: Database) {
         assert_eq!(store.recount(id, stock(5)).await.unwrap(), None);
         assert_eq!(database.orders_of(id).await, []);
     }
-    for id in [OrderId::mint(), uuid::Uuid::nil().into(), uuid::Uuid::max().into()] {
+    for id in [OrderId::generate(), uuid::Uuid::nil().into(), uuid::Uuid::max().into()] {
         assert_eq!(store.order(id).await.unwrap(), None);
     }
     assert_eq!(store.product_ids().await.unwrap(), [known]);
@@ -444,7 +450,7 @@ async fn orders_are_paged_in_the_order_of_their_creation(database: Database) {
     assert_eq!(page(None, 1_000).await, ids);
     assert_eq!(page(None, 0).await, []);
     // From behind an id that is not on record.
-    assert_eq!(page(Some(OrderId::mint()), 10).await, []);
+    assert_eq!(page(Some(OrderId::generate()), 10).await, []);
     assert_eq!(page(Some(uuid::Uuid::nil().into()), 1).await, ids[..1]);
     assert_eq!(page(Some(uuid::Uuid::max().into()), 10).await, []);
 }
@@ -1138,7 +1144,7 @@ async fn bad_numbers_written_by_hand_are_refused(database: Database) {
     let (reserved, rejected) = (order(id, 2), detached_order(id, 9));
     database.decide(&[reserved.clone(), rejected.clone()]).await;
     let (reserved, rejected) = (reserved.id.uuid().simple(), rejected.id.uuid().simple());
-    let new = OrderId::mint().uuid().simple();
+    let new = OrderId::generate().uuid().simple();
     let insert = "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available) VALUES";
     let good = [
         format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, NULL)"),

@@ -34,12 +34,13 @@ use super::{
     within, within_unless_blocked,
 };
 use crate::{
-    command::Command,
-    order::OrderId,
-    product::ProductId,
+    domain::{
+        command::Command,
+        ids::{OrderId, ProductId},
+    },
     queue::{
-        Address, Consumer, Delivery, QueueError, Reply, Tidings,
-        message::{self, EVENTS_V1, ORDERS_V1, VERDICTS_V1},
+        Address, Completion, Consumer, Delivery, QueueError, Reply,
+        rabbitmq::wire::{self, EVENTS_V1, ORDERS_V1, VERDICTS_V1},
     },
     telemetry::Sparse,
 };
@@ -105,7 +106,7 @@ impl RabbitMqConsumer {
         let (opening, opened) = mpsc::unbounded_channel();
         let end = Arc::new(End {
             topology,
-            worker: OrderId::mint().to_string(),
+            worker: OrderId::generate().to_string(),
             _consuming: consuming,
             orders,
             publishing,
@@ -137,7 +138,7 @@ impl RabbitMqConsumer {
             Arrival::News(news) => {
                 let news = news.map_err(failed)?;
                 let kind = news.properties.kind().as_ref().map(|kind| kind.as_str());
-                match message::decode_product(&news.data, kind) {
+                match wire::decode_product(&news.data, kind) {
                     Ok(product_id) => self.open(&[product_id]),
                     Err(error) => tracing::warn!(%error, "a message about lanes"),
                 }
@@ -154,7 +155,7 @@ impl RabbitMqConsumer {
         let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
         let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
         let reply_to: Address = reply_to.into();
-        match message::decode_commands(&delivery.data, kind) {
+        match wire::decode_commands(&delivery.data, kind) {
             Ok(commands) if self.end.is_foreign(&delivery.properties) => {
                 let end = self.end.clone();
                 tokio::spawn(
@@ -217,7 +218,7 @@ impl End {
             );
         }
         if !reply_to.is_empty() {
-            let refusals = (reply_to.into(), properties(VERDICTS_V1), message::encode_refusals(&commands));
+            let refusals = (reply_to.into(), properties(VERDICTS_V1), wire::encode_refusals(&commands));
             if let Err(error) = self.publish("".into(), BasicPublishOptions::default(), [refusals]).await {
                 tracing::debug!(%error, "a refusal did not leave");
             }
@@ -331,17 +332,17 @@ impl Consumer for RabbitMqConsumer {
 
     /// All is said at once, in its order: it leaves on one channel, and the broker keeps the order of a channel. Only one
     /// batch waits for the broker's answers while the next is decided.
-    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
-        let Tidings { replies, events } = tidings;
+    async fn settle(&mut self, deliveries: Vec<Delivery>, completion: Completion) -> Result<(), QueueError> {
+        let Completion { replies, events } = completion;
         let (end, topology) = (&self.end, &self.end.topology);
         let replies =
             replies.into_iter().filter(|reply| !reply.to.is_empty()).map(|Reply { to, verdicts }| {
-                (to.as_ref().into(), properties(VERDICTS_V1), message::encode_verdicts(verdicts))
+                (to.as_ref().into(), properties(VERDICTS_V1), wire::encode_verdicts(verdicts))
             });
         // Comes back when the API, or the connection on which it listens, is gone.
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let to_apis = end.publish("".into(), mandatory, replies).await?;
-        let events = if topology.events_are_on() { message::encode_events(&events) } else { Vec::new() };
+        let events = if topology.events_are_on() { wire::encode_events(&events) } else { Vec::new() };
         let events = events.into_iter().map(|(keys, payload)| {
             let (key, properties) = routing(keys);
             (key, properties, payload)
@@ -379,7 +380,7 @@ impl Consumer for RabbitMqConsumer {
     async fn dead_letter(&mut self, commands: Vec<Command>) -> Result<(), QueueError> {
         let properties = properties(ORDERS_V1).with_delivery_mode(PERSISTENT);
         let messages = commands.into_iter().map(|command| {
-            let payload = message::encode_commands(&[command]);
+            let payload = wire::encode_commands(&[command]);
             (self.end.topology.dead_name(), properties.clone(), payload)
         });
         let confirms =

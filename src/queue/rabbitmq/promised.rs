@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::topology::MAX_AGE;
-use crate::{command::Command, telemetry::Sparse};
+use crate::{domain::command::Command, telemetry::Sparse};
 
 /// How many there may be.
 const MAX_PROMISED: usize = 65_536;

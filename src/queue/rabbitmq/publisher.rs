@@ -29,10 +29,10 @@ use super::{
     within,
 };
 use crate::{
-    product::ProductId,
+    domain::ids::ProductId,
     queue::{
         Address, QueueError,
-        message::{self, ORDERS_V1, PRODUCT_V1},
+        rabbitmq::wire::{self, ORDERS_V1, PRODUCT_V1},
     },
 };
 
@@ -212,7 +212,7 @@ impl Publisher {
             NotDeclared::Lane(error) | NotDeclared::Broker(error) => error,
         })?;
         let (_connection, channel) = self.declarer.channel().await?;
-        let (exchange, payload) = (self.topology.news_name(), message::encode_product(product_id));
+        let (exchange, payload) = (self.topology.news_name(), wire::encode_product(product_id));
         let options = BasicPublishOptions::default();
         within(async {
             channel.basic_publish(exchange, "".into(), options, &payload, properties(PRODUCT_V1)).await?.await

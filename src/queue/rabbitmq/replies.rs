@@ -17,11 +17,10 @@ use tokio::{
 
 use super::{failed, retries, topology::Topology, within};
 use crate::{
-    command::CommandId,
-    order::OrderId,
+    domain::ids::{CommandId, OrderId},
     queue::{
         Address, Outcome, QueueError,
-        message::{self, Undecodable},
+        rabbitmq::wire::{self, Undecodable},
     },
 };
 
@@ -55,7 +54,7 @@ impl Replies {
         ready: oneshot::Sender<Result<(), QueueError>>,
         deliver: impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync,
     ) {
-        let instance = OrderId::mint().uuid().simple().to_string();
+        let instance = OrderId::generate().uuid().simple().to_string();
         let mut ready = Some(ready);
         let mut delays = retries(MAX_PAUSE);
         for incarnation in 1.. {
@@ -107,5 +106,5 @@ impl Replies {
 
 fn decode(delivery: &lapin::message::Delivery) -> Result<Vec<(CommandId, Outcome)>, Undecodable> {
     let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-    message::decode_outcomes(&delivery.data, kind)
+    wire::decode_outcomes(&delivery.data, kind)
 }

@@ -26,10 +26,12 @@ use super::{
     topology::{LaneNumber, MAX_AGE, Topology},
 };
 use crate::{
-    command::{Command, CommandId},
-    order::{OrderId, now},
-    product::ProductId,
-    queue::{Address, Inbox, Outcome, Ping, QueueError, Refusal, Submitter, message},
+    clock::now,
+    domain::{
+        command::Command,
+        ids::{CommandId, OrderId, ProductId},
+    },
+    queue::{Address, Outcome, Ping, QueueError, Refusal, ReplySink, Submitter, rabbitmq::wire},
     telemetry::Sparse,
 };
 
@@ -57,9 +59,9 @@ struct Shared {
     topology: Arc<Topology>,
     publisher: Publisher,
     replies: Replies,
-    inbox: Arc<dyn Inbox>,
+    reply_sink: Arc<dyn ReplySink>,
     /// Lanes with a publish under way, or in trouble.
-    lanes: Mutex<HashMap<LaneNumber, Gathering>>,
+    lanes: Mutex<HashMap<LaneNumber, LaneBuffer>>,
     /// Who waits for the verdict on the last command of a message.
     undecided: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
     promised: Promised,
@@ -75,7 +77,7 @@ struct Shared {
 /// messages of one or two orders made the broker do most of the work, it needs two thirds of the time for them, and half of
 /// them are answered in 3.9 instead of 5.2 ms. At full speed there is enough at once.
 #[derive(Default)]
-struct Gathering {
+struct LaneBuffer {
     entries: Vec<Entry>,
     is_publishing: bool,
     /// Nobody knows whether the publish under way arrived; what comes now is refused instead of waiting behind it.
@@ -94,13 +96,13 @@ impl RabbitMqSubmitter {
     pub(super) async fn start(
         topology: Arc<Topology>,
         publishers: Pool,
-        inbox: Arc<dyn Inbox>,
+        reply_sink: Arc<dyn ReplySink>,
     ) -> Result<Self, QueueError> {
         let shared = Arc::new(Shared {
             publisher: Publisher::new(topology.clone(), publishers),
             replies: Replies::new(topology.clone()),
             topology,
-            inbox,
+            reply_sink,
             lanes: Mutex::default(),
             undecided: Mutex::default(),
             promised: Promised::new(),
@@ -190,7 +192,7 @@ impl Shared {
         self.refuse(vec![entry], refusal);
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<LaneNumber, Gathering>> {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<LaneNumber, LaneBuffer>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -204,16 +206,16 @@ impl Shared {
         self.promised.park(promised);
         if !refused.is_empty() {
             let outcome = Outcome::Refused(refusal);
-            self.inbox.deliver(refused.iter().map(|entry| (entry.command.id(), outcome)).collect());
+            self.reply_sink.deliver(refused.iter().map(|entry| (entry.command.id(), outcome)).collect());
         }
     }
 
     /// Says that commands are queued, to those who wait for no more.
     fn confirm(&self, entries: &[Entry]) {
         let detached = entries.iter().map(|entry| &entry.command).filter(|command| command.is_detached());
-        let queued: Vec<_> = detached.map(|command| (command.id(), Outcome::InLine)).collect();
+        let queued: Vec<_> = detached.map(|command| (command.id(), Outcome::Queued)).collect();
         if !queued.is_empty() {
-            self.inbox.deliver(queued);
+            self.reply_sink.deliver(queued);
             self.promised.kept(entries.iter().filter(|entry| entry.is_promised()).count());
         }
     }
@@ -237,7 +239,7 @@ impl Shared {
                  QUEUE_PREFIX. Give each its own; the orders are among the dead letters"
             );
         }
-        self.inbox.deliver(outcomes);
+        self.reply_sink.deliver(outcomes);
     }
 
     async fn submit_parked(self: Arc<Self>) {
@@ -299,7 +301,7 @@ impl Shared {
 
     /// Publishes one message until it is known what became of it. Returns whether it is queued.
     async fn publish(self: &Arc<Self>, lane: LaneNumber, entries: Vec<Entry>, reply_to: Address) -> bool {
-        let payload = message::encode_commands(entries.iter().map(|entry| &entry.command));
+        let payload = wire::encode_commands(entries.iter().map(|entry| &entry.command));
         let was_in_trouble = self.lanes().get(&lane).is_some_and(|gathering| gathering.trouble.is_some());
         let published = match was_in_trouble {
             true => self.publisher.publish_aside(lane, &payload, &reply_to).await,
@@ -397,7 +399,7 @@ impl Shared {
     ) -> bool {
         tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
         let kind = returned.delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-        let commands = match message::decode_commands(&returned.delivery.data, kind) {
+        let commands = match wire::decode_commands(&returned.delivery.data, kind) {
             Ok(commands) => commands,
             Err(error) => {
                 tracing::error!(%error, "a returned message");

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::within;
 use crate::{
-    product::ProductId,
+    domain::ids::ProductId,
     queue::{LaneSet, QueueError},
 };
 

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use antre::{
-    batch::Event,
-    command::{Change, ChangeOrder, CommandId},
-    order::IdempotencyKey,
+    domain::{
+        command::ChangeOrder,
+        event::Event,
+        ids::{CommandId, IdempotencyKey},
+        order::Change,
+    },
     store::{Due, Page},
 };
 
@@ -40,7 +43,7 @@ suite! {
 const NO_TIME: Duration = Duration::ZERO;
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
-    let (id, reply) = (CommandId::mint(), ReplyMode::Until(now()));
+    let (id, reply) = (CommandId::generate(), ReplyMode::Until(now()));
     ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, reply }.into()
 }
 
@@ -229,7 +232,7 @@ async fn times_are_the_databases(database: Database) {
     let expires_at = database.store.order(order.id).await.unwrap().unwrap().expires_at().unwrap();
     let ttl_ms = expires_at.as_millisecond() - before.as_millisecond();
     assert!((60_000 - 5_000..60_000 + 5_000).contains(&ttl_ms), "{ttl_ms} ms: one machine, one clock");
-    let mut bytes = OrderId::mint().uuid().into_bytes();
+    let mut bytes = OrderId::generate().uuid().into_bytes();
     bytes[..6].copy_from_slice(&(now().as_millisecond() + 3_600_000).to_be_bytes()[2..]);
     let ahead = NewOrder { id: uuid::Uuid::from_bytes(bytes).into(), ..super::order(id, 1) };
     let verdict = database.settle_within(&commands(slice::from_ref(&ahead)), NO_TIME).await[0];
@@ -473,7 +476,7 @@ async fn an_order_that_was_given_two_ids_is_found_under_both(database: Database)
     assert_eq!(database.store.order(late.id).await.unwrap(), Some(on_record));
     // The client of this one has its answer and was never given that id.
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
-    let ids = [first.id, late.id, in_time.id, OrderId::mint()];
+    let ids = [first.id, late.id, in_time.id, OrderId::generate()];
     let found = database.store.orders_by_id(&ids).await.unwrap();
     assert_eq!(found, [(first.id, on_record), (late.id, on_record)].into());
     assert_eq!(database.orders_of(id).await, [on_record]);

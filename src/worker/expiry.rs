@@ -5,26 +5,30 @@
 //! A reservation that cannot expire, and a lane that does not answer, are asked again with growing delays, and the sweep goes
 //! on behind them: however many there are, all others expire.
 
-mod asked;
-
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use self::asked::Asked;
 use crate::{
     queue::{Queue, Submitter},
     store::{Due, Store, StoreError},
     telemetry::{Sparse, first_time},
+    worker::expiry::asked::Asked,
 };
+
+mod asked;
 
 /// How often it looks.
 const SWEEP: Duration = Duration::from_millis(500);
+
 /// How many reservations one page of them has.
 const PAGE: u32 = 1_000;
+
 /// How many pages one sweep reads at most, and how many reservations it puts in line.
 const MAX_PAGES: usize = 10;
+
 const MAX_SWEEP: usize = 1_000;
+
 /// How long it waits after a failure of the store or the queue before it looks again.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -122,15 +126,19 @@ mod tests {
     use tokio::time;
 
     use super::{
-        asked::{MAX_DELAY, MAX_IN_LINE, MAX_OF_PRODUCT, PATIENCE, PROBE},
+        asked::{MAX_DELAY, MAX_OF_PRODUCT, MAX_QUEUED, PATIENCE, PROBE},
         *,
     };
     use crate::{
-        command::{Change, ChangeOrder, Command, ReplyMode},
-        inventory::Stock,
-        order::{NewOrder, OrderId, OrderStatus, Quantity, Verdict, now},
-        product::ProductId,
-        queue::{Inbox, Outcome, Ping, QueueError, Refusal, in_process::InProcessQueue},
+        clock::now,
+        domain::{
+            command::{ChangeOrder, Command, NewOrder, ReplyMode},
+            ids::{OrderId, ProductId},
+            inventory::Stock,
+            order::{Change, OrderStatus, Quantity},
+            verdict::Verdict,
+        },
+        queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
         store::sqlite::SqliteStore,
     };
 
@@ -194,7 +202,7 @@ mod tests {
                 store.recount(product.id, Stock::new(100_000).unwrap()).await.unwrap().unwrap().unwrap();
                 products.push(product.id);
             }
-            let expiry = Expiry { queue: Arc::new(InProcessQueue::new(1)), store };
+            let expiry = Expiry { queue: Arc::new(MemoryQueue::new(1)), store };
             Self {
                 _directory: directory,
                 expiry,
@@ -207,7 +215,7 @@ mod tests {
         /// Reservations that are overdue at once.
         async fn reserve(&self, product_id: ProductId, count: usize) {
             let order = || {
-                let (id, total) = (OrderId::mint(), Quantity::new(1).unwrap());
+                let (id, total) = (OrderId::generate(), Quantity::new(1).unwrap());
                 Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Until(now()), key: None })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
@@ -356,6 +364,6 @@ mod tests {
         }
         assert_eq!(submitted.iter().filter(|id| **id == many).count(), MAX_OF_PRODUCT);
         assert!(submitted.contains(&few));
-        assert!(submitted.len() < MAX_IN_LINE);
+        assert!(submitted.len() < MAX_QUEUED);
     }
 }

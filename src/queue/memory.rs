@@ -14,14 +14,17 @@ use tokio::{
     task::yield_now,
 };
 
-use super::{
-    Address, Consumer, Delivery, Inbox, Outcome, Ping, Queue, QueueError, Refusal, Reply, Submitter, Tidings,
-};
 use crate::{
-    batch::Event,
-    command::Command,
-    order::{OrderId, now},
-    product::ProductId,
+    clock::now,
+    domain::{
+        command::Command,
+        event::Event,
+        ids::{OrderId, ProductId},
+    },
+    queue::{
+        Address, Completion, Consumer, Delivery, Outcome, Ping, Queue, QueueError, Refusal, Reply, ReplySink,
+        Submitter,
+    },
 };
 
 /// How many events the slowest listener may be behind before it loses the oldest ones.
@@ -29,7 +32,7 @@ const EVENT_BACKLOG: usize = 16_384;
 
 /// Lanes in memory. Cloning it gives another handle to the same lanes.
 #[derive(Clone)]
-pub struct InProcessQueue(Arc<Shared>);
+pub struct MemoryQueue(Arc<Shared>);
 
 struct Shared {
     /// How many commands may wait in one lane.
@@ -48,7 +51,7 @@ struct State {
     lanes: HashMap<ProductId, Lane>,
     /// Lanes that nobody holds and in which commands wait, the longest waiting first.
     ready: VecDeque<ProductId>,
-    inboxes: HashMap<Address, Arc<dyn Inbox>>,
+    reply_sinks: HashMap<Address, Arc<dyn ReplySink>>,
     /// Deliveries held by consumers.
     held: usize,
     last_tag: u64,
@@ -61,7 +64,7 @@ struct Lane {
     held: usize,
 }
 
-impl InProcessQueue {
+impl MemoryQueue {
     /// Lanes in which up to `lane_capacity` commands may wait each.
     pub fn new(lane_capacity: usize) -> Self {
         Self(Arc::new(Shared {
@@ -98,7 +101,7 @@ impl Shared {
     }
 
     /// Puts deliveries back to the front of their lanes, in their order.
-    fn put_back(&self, mut held: Vec<(u64, Held)>) {
+    fn put_back(&self, mut held: Vec<(u64, HeldDelivery)>) {
         held.sort_unstable_by_key(|(tag, _)| *tag);
         let mut state = self.state();
         for (_, delivery) in held.iter_mut().rev() {
@@ -112,7 +115,7 @@ impl Shared {
     }
 
     /// Frees the lanes of finished deliveries.
-    fn finish(&self, deliveries: impl IntoIterator<Item = Held>) {
+    fn finish(&self, deliveries: impl IntoIterator<Item = HeldDelivery>) {
         let mut state = self.state();
         for delivery in deliveries {
             state.release(delivery.product_id);
@@ -163,27 +166,27 @@ impl State {
 }
 
 #[async_trait]
-impl Queue for InProcessQueue {
-    async fn submitter(&self, inbox: Arc<dyn Inbox>) -> Result<Arc<dyn Submitter>, QueueError> {
+impl Queue for MemoryQueue {
+    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
         let mut state = self.0.state();
-        let address = Address::from(format!("inbox {}", state.inboxes.len() + 1));
-        state.inboxes.insert(address.clone(), inbox.clone());
+        let address = Address::from(format!("inbox {}", state.reply_sinks.len() + 1));
+        state.reply_sinks.insert(address.clone(), reply_sink.clone());
         drop(state);
-        Ok(Arc::new(InProcessSubmitter { shared: self.0.clone(), inbox, address }))
+        Ok(Arc::new(MemorySubmitter { shared: self.0.clone(), reply_sink, address }))
     }
 
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
-        Ok(Box::new(InProcessConsumer { shared: self.0.clone(), held: HashMap::new() }))
+        Ok(Box::new(MemoryConsumer { shared: self.0.clone(), held: HashMap::new() }))
     }
 }
 
-struct InProcessSubmitter {
+struct MemorySubmitter {
     shared: Arc<Shared>,
-    inbox: Arc<dyn Inbox>,
+    reply_sink: Arc<dyn ReplySink>,
     address: Address,
 }
 
-impl InProcessSubmitter {
+impl MemorySubmitter {
     fn put_in(&self, command: Command, lane_capacity: usize) {
         let (id, product_id, is_detached) = (command.id(), command.product_id(), command.is_detached());
         let mut state = self.shared.state();
@@ -192,12 +195,12 @@ impl InProcessSubmitter {
         if is_detached && let Some((waiting, _)) = lane.waiting.iter_mut().find(|(one, _)| one.id() == id) {
             *waiting = command;
             drop(state);
-            self.inbox.deliver(vec![(id, Outcome::InLine)]);
+            self.reply_sink.deliver(vec![(id, Outcome::Queued)]);
             return;
         }
         if lane.waiting.len() >= lane_capacity {
             drop(state);
-            self.inbox.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
+            self.reply_sink.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
             return;
         }
         lane.waiting.push_back((command, self.address.clone()));
@@ -207,13 +210,13 @@ impl InProcessSubmitter {
             self.shared.arrived.notify_one();
         }
         if is_detached {
-            self.inbox.deliver(vec![(id, Outcome::InLine)]);
+            self.reply_sink.deliver(vec![(id, Outcome::Queued)]);
         }
     }
 }
 
 #[async_trait]
-impl Submitter for InProcessSubmitter {
+impl Submitter for MemorySubmitter {
     fn submit(&self, command: Command) {
         self.put_in(command, self.shared.lane_capacity);
     }
@@ -235,33 +238,33 @@ impl Submitter for InProcessSubmitter {
 }
 
 #[async_trait]
-impl Ping for InProcessSubmitter {
+impl Ping for MemorySubmitter {
     async fn ping(&self) -> Result<(), QueueError> {
         Ok(())
     }
 }
 
 #[async_trait]
-impl Ping for InProcessQueue {
+impl Ping for MemoryQueue {
     async fn ping(&self) -> Result<(), QueueError> {
         Ok(())
     }
 }
 
-struct InProcessConsumer {
+struct MemoryConsumer {
     shared: Arc<Shared>,
-    held: HashMap<u64, Held>,
+    held: HashMap<u64, HeldDelivery>,
 }
 
 /// What is needed to give a delivery back.
-struct Held {
+struct HeldDelivery {
     product_id: ProductId,
     commands: Vec<Command>,
     reply_to: Address,
 }
 
 #[async_trait]
-impl Consumer for InProcessConsumer {
+impl Consumer for MemoryConsumer {
     async fn serve(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
         Ok(()) // All lanes of the process are served.
     }
@@ -284,7 +287,7 @@ impl Consumer for InProcessConsumer {
                 }
             }
             if !taken.is_empty() {
-                self.held.extend(taken.iter().map(|delivery| (delivery.tag, Held::from(delivery))));
+                self.held.extend(taken.iter().map(|delivery| (delivery.tag, HeldDelivery::from(delivery))));
                 return Ok(taken);
             }
             arrived.await;
@@ -293,16 +296,16 @@ impl Consumer for InProcessConsumer {
         }
     }
 
-    async fn settle(&mut self, deliveries: Vec<Delivery>, tidings: Tidings) -> Result<(), QueueError> {
-        for Reply { to, verdicts } in tidings.replies {
-            let inbox = self.shared.state().inboxes.get(&to).cloned();
-            if let Some(inbox) = inbox {
-                inbox.deliver(
+    async fn settle(&mut self, deliveries: Vec<Delivery>, completion: Completion) -> Result<(), QueueError> {
+        for Reply { to, verdicts } in completion.replies {
+            let reply_sink = self.shared.state().reply_sinks.get(&to).cloned();
+            if let Some(reply_sink) = reply_sink {
+                reply_sink.deliver(
                     verdicts.into_iter().map(|(id, verdict)| (id, Outcome::Decided(verdict))).collect(),
                 );
             }
         }
-        for event in tidings.events {
+        for event in completion.events {
             let _ = self.shared.events.send(event); // nobody has to listen
         }
         let done: Vec<_> = deliveries.iter().filter_map(|delivery| self.held.remove(&delivery.tag)).collect();
@@ -333,7 +336,7 @@ impl Delivery {
     }
 }
 
-impl From<&Delivery> for Held {
+impl From<&Delivery> for HeldDelivery {
     fn from(delivery: &Delivery) -> Self {
         Self {
             product_id: delivery.lane(),
@@ -343,7 +346,7 @@ impl From<&Delivery> for Held {
     }
 }
 
-impl Drop for InProcessConsumer {
+impl Drop for MemoryConsumer {
     /// Gives back what is held, each lane in its old order.
     fn drop(&mut self) {
         self.shared.put_back(mem::take(&mut self.held).into_iter().collect());
@@ -353,28 +356,29 @@ impl Drop for InProcessConsumer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        command::{CommandId, ReplyMode},
-        order::{NewOrder, Order, OrderState, OrderStatus, Quantity},
+    use crate::domain::{
+        command::{NewOrder, ReplyMode},
+        ids::CommandId,
+        order::{Order, OrderState, OrderStatus, Quantity},
     };
 
     /// Hears nothing.
     struct Deaf;
 
-    impl Inbox for Deaf {
+    impl ReplySink for Deaf {
         fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
     }
 
     #[tokio::test]
     async fn it_holds_no_order_when_nothing_is_in_line() {
-        let before = OrderId::mint();
+        let before = OrderId::generate();
         // Ids tell whole milliseconds.
         while now() <= before.created_at() {
             yield_now().await;
         }
-        let queue = InProcessQueue::new(1);
+        let queue = MemoryQueue::new(1);
         let submitter = queue.submitter(Arc::new(Deaf)).await.unwrap();
-        let id = OrderId::mint();
+        let id = OrderId::generate();
         assert!(!submitter.may_hold(id));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         submitter.submit(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into());
@@ -387,20 +391,20 @@ mod tests {
         assert!(submitter.may_hold(id), "it came back");
         let mut consumer = queue.consumer().await.unwrap();
         let taken = consumer.take(1).await.unwrap();
-        consumer.settle(taken, Tidings::default()).await.unwrap();
+        consumer.settle(taken, Completion::default()).await.unwrap();
         assert!(!submitter.may_hold(id), "it is decided");
     }
 
     #[tokio::test]
     async fn events_are_a_live_stream_in_their_order() {
-        let queue = InProcessQueue::new(1);
+        let queue = MemoryQueue::new(1);
         let event = |status| {
-            let (id, product_id) = (OrderId::mint(), ProductId::new(1).unwrap());
+            let (id, product_id) = (OrderId::generate(), ProductId::new(1).unwrap());
             let state = OrderState::Accepted { status, expires_at: now() };
             Event { order: Order { id, product_id, total: Quantity::new(1).unwrap(), state } }
         };
         let mut consumer = queue.consumer().await.unwrap();
-        let publish = |events: &[Event]| Tidings { events: events.to_vec(), ..Tidings::default() };
+        let publish = |events: &[Event]| Completion { events: events.to_vec(), ..Completion::default() };
         // Nobody listens.
         consumer.settle(Vec::new(), publish(&[event(OrderStatus::Reserved)])).await.unwrap();
         let mut listeners = [queue.events(), queue.events()];

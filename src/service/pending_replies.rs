@@ -11,8 +11,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    command::CommandId,
-    queue::{Inbox, Outcome},
+    domain::ids::CommandId,
+    queue::{Outcome, ReplySink},
 };
 
 /// How many commands of one process may wait for their replies.
@@ -65,7 +65,7 @@ impl PendingReplies {
     }
 }
 
-impl Inbox for PendingReplies {
+impl ReplySink for PendingReplies {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         let waiting: Vec<_> = {
             let mut state = self.state();

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
-use crate::{
-    command::{ChangeOrder, Command, ReplyMode},
+use crate::domain::{
+    command::{ChangeOrder, Command, NewOrder, ReplyMode},
+    event::Event,
+    ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventory},
-    order::{
-        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Rejection, Verdict, on_record,
-    },
-    product::ProductId,
+    order::{Order, OrderState, OrderStatus},
+    rejection::Rejection,
+    verdict::Verdict,
 };
 
 /// The inventories of a batch, by product.
@@ -21,7 +22,7 @@ pub type Inventories = BTreeMap<ProductId, Inventory>;
 
 /// Those orders on record that commands of a batch may be about.
 #[derive(Clone, Debug, Default)]
-pub struct OnRecord {
+pub struct StoredOrders {
     /// By their ids.
     pub orders: HashMap<OrderId, Order>,
     /// What their clients call them.
@@ -88,30 +89,23 @@ pub struct Writes {
     pub freed_keys: Vec<(IdempotencyKey, OrderId)>,
 }
 
-/// Something became of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The order, at the stage that it came to.
-    pub order: Order,
-}
-
 /// First come, first served: each order gets all its pieces if as many are available when its turn comes, and
 /// none otherwise; a reservation is paid, cancelled or expired by whoever comes first. Commands of different products
 /// never touch each other. A product without an inventory does not exist.
 ///
-/// `on_record` is `None` for a batch of new orders none of which is on record or stands in it twice, under its id or its
+/// `stored` is `None` for a batch of new orders none of which is on record or stands in it twice, under its id or its
 /// key.
 ///
 /// What cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(
     inventories: Inventories,
-    on_record: Option<OnRecord>,
+    stored: Option<StoredOrders>,
     commands: &[Command],
     times: Times,
 ) -> Decision {
     let decision =
         Decision { inventories, verdicts: Vec::with_capacity(commands.len()), ..Decision::default() };
-    let mut batch = Batch { decision, on_record, times, placed: HashMap::new() };
+    let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
         let verdict = match command {
             Command::Place(order) => batch.place(order),
@@ -131,7 +125,7 @@ type Decided = Result<Verdict, String>;
 
 struct Batch {
     decision: Decision,
-    on_record: Option<OnRecord>,
+    stored: Option<StoredOrders>,
     times: Times,
     /// What orders of this batch were answered with: an order that stands in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
@@ -139,14 +133,14 @@ struct Batch {
 
 impl Batch {
     fn place(&mut self, order: &NewOrder) -> Decided {
-        if self.on_record.is_none() {
+        if self.stored.is_none() {
             return Ok(self.place_new(order));
         }
         if let Some(verdict) = self.placed.get(&order.id).copied() {
             self.store_for_copy(order, verdict);
             return Ok(verdict);
         }
-        let verdict = match self.verdict_on_record(order)? {
+        let verdict = match self.stored_verdict(order)? {
             Some(verdict) => verdict,
             None => {
                 self.check_product(order.product_id)?;
@@ -158,12 +152,12 @@ impl Batch {
     }
 
     fn check_product(&self, id: ProductId) -> Result<(), String> {
-        let unreadable = self.on_record.as_ref().and_then(|record| record.unreadable.products.get(&id));
+        let unreadable = self.stored.as_ref().and_then(|record| record.unreadable.products.get(&id));
         unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
     fn check_order(&self, id: OrderId) -> Result<(), String> {
-        let unreadable = self.on_record.as_ref().and_then(|record| record.unreadable.orders.get(&id));
+        let unreadable = self.stored.as_ref().and_then(|record| record.unreadable.orders.get(&id));
         unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
@@ -178,14 +172,14 @@ impl Batch {
                 Verdict::Rejected(Rejection::InsufficientStock { available })
             }
         };
-        self.put_on_record(order, verdict, order.key.clone());
+        self.store_order(order, verdict, order.key.clone());
         verdict
     }
 
     /// What an order is answered with that was decided before, under its own id or as its client calls it.
-    fn verdict_on_record(&mut self, order: &NewOrder) -> Result<Option<Verdict>, String> {
+    fn stored_verdict(&mut self, order: &NewOrder) -> Result<Option<Verdict>, String> {
         self.check_order(order.id)?;
-        let Some(OnRecord { orders, keys, .. }) = &self.on_record else { return Ok(None) };
+        let Some(StoredOrders { orders, keys, .. }) = &self.stored else { return Ok(None) };
         if let Some(known) = orders.get(&order.id) {
             let (known, verdict) = (*known, known.verdict());
             self.tell(known.with_status(OrderStatus::Reserved));
@@ -196,7 +190,7 @@ impl Batch {
         let Some(known) = orders.get(&id).copied() else { return Ok(None) };
         if !known.is_for(order.product_id, order.total) {
             let verdict = Verdict::Rejected(Rejection::KeyReused);
-            self.put_on_record(order, verdict, None);
+            self.store_order(order, verdict, None);
             return Ok(Some(verdict));
         }
         if order.reply == ReplyMode::Detached {
@@ -208,18 +202,18 @@ impl Batch {
     /// An order stands in a batch twice when its client stopped waiting meanwhile: then the verdict on the first copy, which
     /// was only to be sent, is stored.
     fn store_for_copy(&mut self, order: &NewOrder, verdict: Verdict) {
-        let is_stored = |record: &OnRecord| record.orders.contains_key(&order.id);
+        let is_stored = |record: &StoredOrders| record.orders.contains_key(&order.id);
         match verdict {
-            _ if order.reply != ReplyMode::Detached || self.on_record.as_ref().is_some_and(is_stored) => {}
+            _ if order.reply != ReplyMode::Detached || self.stored.as_ref().is_some_and(is_stored) => {}
             Verdict::AlreadyPlaced(known) => self.decision.writes.aliases.push((order.id, known.id)),
-            Verdict::Rejected(Rejection::KeyReused) => self.put_on_record(order, verdict, None),
-            _ => self.put_on_record(order, verdict, order.key.clone()),
+            Verdict::Rejected(Rejection::KeyReused) => self.store_order(order, verdict, None),
+            _ => self.store_order(order, verdict, order.key.clone()),
         }
     }
 
-    fn put_on_record(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
-        let Some(order) = on_record(order, verdict) else { return };
-        if let Some(OnRecord { orders, keys, orphaned_keys, .. }) = &mut self.on_record {
+    fn store_order(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
+        let Some(order) = stored(order, verdict) else { return };
+        if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored {
             orders.insert(order.id, order);
             if let Some(key) = &key {
                 keys.insert(key.clone(), order.id);
@@ -233,7 +227,7 @@ impl Batch {
     fn change(&mut self, command: &ChangeOrder) -> Decided {
         self.check_order(command.order_id)?;
         self.check_product(command.product_id)?;
-        let order = self.on_record.as_mut().and_then(|record| record.orders.get_mut(&command.order_id));
+        let order = self.stored.as_mut().and_then(|record| record.orders.get_mut(&command.order_id));
         let Some(order) = order else { return Ok(Verdict::OrderNotFound) };
         if order.product_id != command.product_id {
             return Ok(Verdict::OrderNotFound); // the wrong lane, and the wrong inventory
@@ -264,15 +258,38 @@ impl Batch {
     }
 }
 
+/// The order as it goes on record with this verdict; `None` when it does not.
+///
+/// A reservation always does. A rejection does only when nobody waits for it; any other is sent and forgotten, so that a
+/// sold-out storm writes nothing.
+pub fn stored(order: &NewOrder, verdict: Verdict) -> Option<Order> {
+    let state = match verdict {
+        Verdict::Reserved { expires_at } => {
+            OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
+        }
+        Verdict::Rejected(rejection @ (Rejection::InsufficientStock { .. } | Rejection::KeyReused))
+            if order.reply == ReplyMode::Detached =>
+        {
+            OrderState::Rejected(rejection)
+        }
+        _ => return None,
+    };
+    Some(Order { id: order.id, product_id: order.product_id, total: order.total, state })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
+    use crate::domain::time::from_millis;
     use crate::{
-        command::{Change, CommandId},
-        inventory::Stock,
-        order::{OrderId, Quantity, now},
+        clock::now,
+        domain::{
+            ids::{CommandId, OrderId},
+            inventory::Stock,
+            order::{Change, Quantity},
+        },
     };
 
     fn product(number: u64) -> ProductId {
@@ -293,7 +310,7 @@ mod tests {
 
     fn order(number: u64, total: u32) -> NewOrder {
         NewOrder {
-            id: OrderId::mint(),
+            id: OrderId::generate(),
             product_id: product(number),
             total: Quantity::new(total).unwrap(),
             reply: ReplyMode::Until(now()),
@@ -409,14 +426,14 @@ mod tests {
     struct World {
         stock: u32,
         inventories: Inventories,
-        record: OnRecord,
+        record: StoredOrders,
         ids: Vec<OrderId>,
     }
 
     impl World {
         fn new(stock: u32) -> Self {
             let inventories = [(product(1), inventory(stock))].into();
-            Self { stock, inventories, record: OnRecord::default(), ids: Vec::new() }
+            Self { stock, inventories, record: StoredOrders::default(), ids: Vec::new() }
         }
 
         fn command(&self, step: &Step) -> Vec<Command> {
@@ -426,7 +443,7 @@ mod tests {
                     (NewOrder { key, ..order(1, *total) }.into(), *again)
                 }
                 Step::Change { of, change, again } if !self.ids.is_empty() => {
-                    let (id, reply) = (CommandId::mint(), ReplyMode::Until(now()));
+                    let (id, reply) = (CommandId::generate(), ReplyMode::Until(now()));
                     let order_id = *of.get(&self.ids);
                     let change = ChangeOrder { id, order_id, product_id: product(1), change: *change, reply };
                     (change.into(), *again)
@@ -481,5 +498,25 @@ mod tests {
             prop_assert_eq!(inventory.stored(), self.stock - pieces(OrderStatus::Paid));
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_rejection_is_stored_exactly_when_nobody_waits_for_it() {
+        let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
+        let reserved = Verdict::Reserved { expires_at: now() };
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
+        let order = |reply| NewOrder { id: OrderId::generate(), product_id, total, reply, key: None };
+        // No clock plays a part: a deadline that is long over changes nothing.
+        for answer_by in [from_millis(0), now(), Timestamp::MAX] {
+            let waited_for = order(ReplyMode::Until(answer_by));
+            assert_eq!(stored(&waited_for, rejected), None);
+            assert_eq!(stored(&waited_for, reserved).unwrap().verdict(), reserved);
+        }
+        let detached = order(ReplyMode::Detached);
+        for verdict in [rejected, reserved] {
+            assert_eq!(stored(&detached, verdict).unwrap().verdict(), verdict);
+        }
+        let not_found = Verdict::Rejected(Rejection::ProductNotFound);
+        assert_eq!(stored(&detached, not_found), None, "it has no product to be stored with");
     }
 }

@@ -1,15 +1,11 @@
 //! What stands in a lane: new orders, and changes of orders on record. Every move of an order travels its product's
 //! lane, so that all of them are decided in turn.
 
-use std::fmt;
-
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::{
-    order::{NewOrder, OrderId, OrderStatus},
-    product::ProductId,
+use crate::domain::{
+    ids::{CommandId, IdempotencyKey, OrderId, ProductId},
+    order::{Change, Quantity},
 };
 
 /// What somebody asks for: a new order, or a change of one.
@@ -45,57 +41,6 @@ pub enum ReplyMode {
     Until(Timestamp),
     /// The client has left, with the URL at which the verdict will be.
     Detached,
-}
-
-/// What can become of a reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// The buyer paid.
-    Pay,
-    /// The buyer gives it up.
-    Cancel,
-    /// Its time is over, if it is.
-    Expire,
-}
-
-impl Change {
-    /// What the order is afterwards, if the change is possible.
-    pub const fn leads_to(self) -> OrderStatus {
-        match self {
-            Self::Pay => OrderStatus::Paid,
-            Self::Cancel => OrderStatus::Cancelled,
-            Self::Expire => OrderStatus::Expired,
-        }
-    }
-}
-
-/// The name of one command: a new order's own id, or a new UUID for each request to change one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct CommandId(Uuid);
-
-impl CommandId {
-    /// A new one.
-    pub fn mint() -> Self {
-        Self(Uuid::now_v7())
-    }
-
-    /// The order that has this name, when it is the name of a new order.
-    pub fn as_order(self) -> OrderId {
-        self.0.into()
-    }
-}
-
-impl From<OrderId> for CommandId {
-    fn from(id: OrderId) -> Self {
-        Self(id.uuid())
-    }
-}
-
-impl fmt::Display for CommandId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 impl Command {
@@ -148,4 +93,19 @@ impl From<ChangeOrder> for Command {
     fn from(change: ChangeOrder) -> Self {
         Self::Change(change)
     }
+}
+
+/// An order on its way to its verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewOrder {
+    /// Its name, which also says when it was created.
+    pub id: OrderId,
+    /// What is ordered.
+    pub product_id: ProductId,
+    /// How many pieces.
+    pub total: Quantity,
+    /// Whether the client waits for the verdict.
+    pub reply: ReplyMode,
+    /// What the client calls it.
+    pub key: Option<IdempotencyKey>,
 }

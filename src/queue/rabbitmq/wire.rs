@@ -7,24 +7,30 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    batch::Event,
-    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
-    order::{
-        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
-        from_millis,
+    domain::time::from_millis,
+    domain::{
+        command::{ChangeOrder, Command, NewOrder, ReplyMode},
+        event::Event,
+        ids::{CommandId, IdempotencyKey, OrderId, ProductId},
+        order::{Change, Order, OrderState, OrderStatus, Quantity},
+        rejection::Rejection,
+        verdict::Verdict,
     },
-    product::ProductId,
     queue::{Outcome, Refusal},
 };
 
 /// The `content-type` property of every message.
 pub(super) const JSON: &str = "application/json";
+
 /// The `type` property of a message to a lane.
 pub(super) const ORDERS_V1: &str = "antre.orders.v1";
+
 /// The `type` property of a message to an API.
 pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
+
 /// The `type` property of a message that tells what became of orders.
 pub(super) const EVENTS_V1: &str = "antre.events.v1";
+
 /// The `type` property of a message that tells of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
@@ -41,7 +47,7 @@ struct Orders<O> {
 
 /// A new order, or a change of one on record: then it names the `change` and the `order_id`.
 #[derive(Serialize)]
-struct OneCommand<'a> {
+struct CommandFields<'a> {
     id: CommandId,
     product_id: ProductId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,7 +67,7 @@ struct OneCommand<'a> {
 
 /// The same, as it arrives.
 #[derive(Deserialize)]
-struct GivenCommand {
+struct ReceivedCommand {
     id: CommandId,
     product_id: ProductId,
     total: Option<Quantity>,
@@ -74,7 +80,7 @@ struct GivenCommand {
     detached: bool,
 }
 
-impl GivenCommand {
+impl ReceivedCommand {
     /// An earlier release does not say `detached`: it sends a deadline that is over from birth.
     fn reply(&self) -> ReplyMode {
         match self.detached || self.answer_by <= self.id.as_order().created_at() {
@@ -84,7 +90,7 @@ impl GivenCommand {
     }
 }
 
-impl<'a> From<&'a Command> for OneCommand<'a> {
+impl<'a> From<&'a Command> for CommandFields<'a> {
     fn from(command: &'a Command) -> Self {
         let (total, idempotency_key, change, order_id) = match command {
             Command::Place(order) => (Some(order.total), order.key.as_ref(), None, None),
@@ -99,12 +105,12 @@ impl<'a> From<&'a Command> for OneCommand<'a> {
     }
 }
 
-impl TryFrom<GivenCommand> for Command {
+impl TryFrom<ReceivedCommand> for Command {
     type Error = Undecodable;
 
-    fn try_from(given: GivenCommand) -> Result<Self, Undecodable> {
+    fn try_from(given: ReceivedCommand) -> Result<Self, Undecodable> {
         let reply = given.reply();
-        let GivenCommand { id, product_id, total, idempotency_key: key, change, order_id, .. } = given;
+        let ReceivedCommand { id, product_id, total, idempotency_key: key, change, order_id, .. } = given;
         match (total, change, order_id) {
             (Some(total), None, None) => {
                 Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, reply, key }))
@@ -120,11 +126,11 @@ impl TryFrom<GivenCommand> for Command {
 /// `antre.verdicts.v1`
 #[derive(Serialize, Deserialize)]
 struct Verdicts {
-    verdicts: Vec<OneVerdict>,
+    verdicts: Vec<VerdictFields>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct OneVerdict {
+struct VerdictFields {
     id: CommandId,
     verdict: Word,
     /// Unix milliseconds.
@@ -134,7 +140,7 @@ struct OneVerdict {
     available_stock: Option<u32>,
     /// With `already_placed`: which order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    order: Option<OneOrder>,
+    order: Option<OrderFields>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,7 +165,7 @@ enum Word {
 
 /// An order on record, as verdicts and events tell of it.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct OneOrder {
+struct OrderFields {
     order_id: OrderId,
     product_id: ProductId,
     total: Quantity,
@@ -172,7 +178,7 @@ struct OneOrder {
     available_stock: Option<u32>,
 }
 
-impl From<Order> for OneOrder {
+impl From<Order> for OrderFields {
     fn from(order: Order) -> Self {
         let expires_at = order.expires_at().map(Timestamp::as_millisecond);
         let available_stock = order.rejection().and_then(Rejection::available);
@@ -181,8 +187,8 @@ impl From<Order> for OneOrder {
     }
 }
 
-impl From<OneOrder> for Order {
-    fn from(one: OneOrder) -> Self {
+impl From<OrderFields> for Order {
+    fn from(one: OrderFields) -> Self {
         let state = match (one.expires_at, one.available_stock) {
             (Some(expires_at), _) => {
                 OrderState::Accepted { status: one.status, expires_at: from_millis(expires_at) }
@@ -197,7 +203,7 @@ impl From<OneOrder> for Order {
 /// `antre.events.v1`: orders that came to the same stage.
 #[derive(Serialize)]
 struct Events {
-    events: Vec<OneOrder>,
+    events: Vec<OrderFields>,
 }
 
 /// `antre.product.v1`
@@ -223,12 +229,12 @@ fn decode<'a, T: Deserialize<'a>>(
 }
 
 pub(super) fn encode_commands<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Vec<u8> {
-    encode(&Orders { orders: commands.into_iter().map(OneCommand::from).collect() })
+    encode(&Orders { orders: commands.into_iter().map(CommandFields::from).collect() })
 }
 
 /// At least one command, in order.
 pub(super) fn decode_commands(bytes: &[u8], kind: Option<&str>) -> Result<Vec<Command>, Undecodable> {
-    let Orders { orders } = decode::<Orders<GivenCommand>>(bytes, kind, ORDERS_V1)?;
+    let Orders { orders } = decode::<Orders<ReceivedCommand>>(bytes, kind, ORDERS_V1)?;
     if orders.is_empty() {
         return Err(Undecodable("it has no orders".to_owned()));
     }
@@ -236,10 +242,10 @@ pub(super) fn decode_commands(bytes: &[u8], kind: Option<&str>) -> Result<Vec<Co
 }
 
 pub(super) fn encode_verdicts(verdicts: Vec<(CommandId, Verdict)>) -> Vec<u8> {
-    encode(&Verdicts { verdicts: verdicts.into_iter().map(OneVerdict::from).collect() })
+    encode(&Verdicts { verdicts: verdicts.into_iter().map(VerdictFields::from).collect() })
 }
 
-impl From<(CommandId, Verdict)> for OneVerdict {
+impl From<(CommandId, Verdict)> for VerdictFields {
     fn from((id, verdict): (CommandId, Verdict)) -> Self {
         let plain = |verdict| Self { id, verdict, expires_at: None, available_stock: None, order: None };
         match verdict {
@@ -263,10 +269,10 @@ impl From<(CommandId, Verdict)> for OneVerdict {
     }
 }
 
-impl TryFrom<OneVerdict> for (CommandId, Outcome) {
+impl TryFrom<VerdictFields> for (CommandId, Outcome) {
     type Error = Undecodable;
 
-    fn try_from(one: OneVerdict) -> Result<Self, Undecodable> {
+    fn try_from(one: VerdictFields) -> Result<Self, Undecodable> {
         let verdict = match (one.verdict, one.expires_at, one.available_stock, one.order) {
             (Word::Reserved, Some(expires_at), ..) => {
                 Verdict::Reserved { expires_at: from_millis(expires_at) }
@@ -304,7 +310,7 @@ const MAX_PRODUCTS_PER_MESSAGE: usize = 100;
 pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
     // A product's events change their status again and again; what has the same number of changes before it goes together.
     let mut last = HashMap::<ProductId, (usize, &str)>::new();
-    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<OneOrder>>>::new();
+    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<OrderFields>>>::new();
     for Event { order } in events {
         let status = order.status().as_str();
         let stage = last.entry(order.product_id).or_insert((0, status));
@@ -328,7 +334,7 @@ pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
 
 /// What a worker of another database replies.
 pub(super) fn encode_refusals(commands: &[Command]) -> Vec<u8> {
-    let refusal = |command: &Command| OneVerdict {
+    let refusal = |command: &Command| VerdictFields {
         id: command.id(),
         verdict: Word::OtherInstallation,
         expires_at: None,
@@ -357,7 +363,7 @@ pub(super) fn decode_product(bytes: &[u8], kind: Option<&str>) -> Result<Product
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::now;
+    use crate::clock::now;
 
     fn product(number: u64) -> ProductId {
         ProductId::new(number).unwrap()
@@ -391,10 +397,10 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         let commands: Vec<_> = [Change::Pay, Change::Cancel, Change::Expire]
             .into_iter()
-            .map(|one| change(CommandId::mint(), one))
-            .chain((1..=3).map(|number| new_order(OrderId::mint(), number, None)))
-            .chain([new_order(OrderId::mint(), 4, Some("a-key"))])
-            .chain([new_order(OrderId::mint(), 5, None).detached()])
+            .map(|one| change(CommandId::generate(), one))
+            .chain((1..=3).map(|number| new_order(OrderId::generate(), number, None)))
+            .chain([new_order(OrderId::generate(), 4, Some("a-key"))])
+            .chain([new_order(OrderId::generate(), 5, None).detached()])
             .collect();
         assert_eq!(decode_commands(&encode_commands(&commands), Some(ORDERS_V1)).unwrap(), commands);
 
@@ -412,7 +418,7 @@ mod tests {
                 Verdict::AlreadyPlaced(rejected(rejections[0])),
                 Verdict::AlreadyPlaced(rejected(rejections[1])),
             ])
-            .map(|verdict| (CommandId::mint(), verdict))
+            .map(|verdict| (CommandId::generate(), verdict))
             .collect();
         let encoded = encode_verdicts(verdicts.clone());
         let outcomes: Vec<_> =

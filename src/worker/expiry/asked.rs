@@ -10,26 +10,38 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    command::{Change, ChangeOrder, CommandId, ReplyMode},
-    order::{Order, OrderId, OrderStatus, Verdict, from_millis, now},
-    product::ProductId,
-    queue::{Inbox, Outcome, Submitter},
+    clock::now,
+    domain::time::from_millis,
+    domain::{
+        command::{ChangeOrder, ReplyMode},
+        ids::{CommandId, OrderId, ProductId},
+        order::{Change, Order, OrderStatus},
+        verdict::Verdict,
+    },
+    queue::{Outcome, ReplySink, Submitter},
 };
 
 /// How many expiries are undecided at most: half of what a lane takes, so that buyers still get in line.
-pub(super) const MAX_IN_LINE: usize = 5_000;
+pub(super) const MAX_QUEUED: usize = 5_000;
+
 /// The same for one product, so that others have room.
 pub(super) const MAX_OF_PRODUCT: usize = 1_000;
+
 /// With so many a product that did not answer is tried again.
 pub(super) const PROBE: usize = 10;
+
 /// How long it waits for the verdict on an expiry before it asks again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The first of the growing delays.
 pub(super) const PAUSE: Duration = Duration::from_secs(2);
+
 /// The longest delay for a lane that takes nothing or does not answer.
 const MAX_LANE_DELAY: Duration = Duration::from_secs(60);
+
 /// The longest delay for a reservation that cannot be decided.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(3_600);
+
 /// How many delays are remembered. With more, the first of them are asked for again early.
 const MAX_DELAYS: usize = 100_000;
 
@@ -39,13 +51,13 @@ pub(super) struct Asked(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    in_line: HashMap<CommandId, InLine>,
+    in_line: HashMap<CommandId, Queued>,
     of_products: HashMap<ProductId, usize>,
     delayed: HashMap<OrderId, Delay>,
     delayed_products: HashMap<ProductId, Delay>,
 }
 
-struct InLine {
+struct Queued {
     order_id: OrderId,
     product_id: ProductId,
     /// When it is taken for lost.
@@ -75,7 +87,7 @@ impl Delay {
 }
 
 impl State {
-    fn take(&mut self, id: CommandId) -> Option<InLine> {
+    fn take(&mut self, id: CommandId) -> Option<Queued> {
         let taken = self.in_line.remove(&id)?;
         if let Some(count) = self.of_products.get_mut(&taken.product_id) {
             *count -= 1;
@@ -93,7 +105,7 @@ impl State {
             Some(_) => PROBE,
             None => MAX_OF_PRODUCT,
         };
-        self.in_line.len() < MAX_IN_LINE && self.of_products.get(&product_id).copied().unwrap_or(0) < most
+        self.in_line.len() < MAX_QUEUED && self.of_products.get(&product_id).copied().unwrap_or(0) < most
     }
 }
 
@@ -145,7 +157,7 @@ impl Asked {
         {
             let state = &mut *self.state();
             for order in due {
-                if expiries.len() == most || state.in_line.len() == MAX_IN_LINE {
+                if expiries.len() == most || state.in_line.len() == MAX_QUEUED {
                     break;
                 }
                 let is_delayed = state.delayed.get(&order.id).is_some_and(|delay| delay.until > now);
@@ -153,9 +165,9 @@ impl Asked {
                     continue;
                 }
                 let Order { id: order_id, product_id, .. } = *order;
-                let id = CommandId::mint();
+                let id = CommandId::generate();
                 // Before it is submitted: the answer may be there at once.
-                state.in_line.insert(id, InLine { order_id, product_id, lost_at: now + PATIENCE });
+                state.in_line.insert(id, Queued { order_id, product_id, lost_at: now + PATIENCE });
                 *state.of_products.entry(product_id).or_default() += 1;
                 expiries.push(ChangeOrder { id, order_id, product_id, change: Change::Expire, reply });
             }
@@ -171,16 +183,16 @@ impl Asked {
     }
 }
 
-impl Inbox for Asked {
+impl ReplySink for Asked {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         let mut state = self.state();
         for (id, outcome) in outcomes {
-            if outcome == Outcome::InLine {
+            if outcome == Outcome::Queued {
                 continue;
             }
-            let Some(InLine { order_id, product_id, .. }) = state.take(id) else { continue };
+            let Some(Queued { order_id, product_id, .. }) = state.take(id) else { continue };
             match outcome {
-                Outcome::InLine => {}
+                Outcome::Queued => {}
                 Outcome::Refused(_) => Delay::grow(&mut state.delayed_products, product_id, MAX_LANE_DELAY),
                 Outcome::Decided(verdict) => {
                     state.delayed_products.remove(&product_id);

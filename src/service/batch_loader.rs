@@ -1,5 +1,5 @@
 //! Looks things up in the store, many with one statement: what is asked for while a read is under way is read together
-//! when it is done. A lone question never waits for others; and a storm of payments, each of which must know its order's product, or
+//! when it is done. A lone request never waits for others; and a storm of payments, each of which must know its order's product, or
 //! the thousands of first orders of a sale, each of which must know whether its product exists, do not become a storm of
 //! statements.
 
@@ -16,17 +16,19 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::{
-    order::{IdempotencyKey, Order, OrderId},
-    product::ProductId,
+    domain::{
+        ids::{IdempotencyKey, OrderId, ProductId},
+        order::Order,
+    },
     store::{Store, StoreError, in_time},
 };
 
 /// How many things one statement reads at most.
-const MAX_NAMES: usize = 1_000;
+const MAX_KEYS: usize = 1_000;
 
 /// What something is found by.
 #[async_trait]
-pub trait Name: Clone + Eq + Hash + Send + Sync + 'static {
+pub trait LoadKey: Clone + Eq + Hash + Send + Sync + 'static {
     /// What is found.
     type Found: Copy + Send;
 
@@ -35,7 +37,7 @@ pub trait Name: Clone + Eq + Hash + Send + Sync + 'static {
 }
 
 #[async_trait]
-impl Name for OrderId {
+impl LoadKey for OrderId {
     type Found = Order;
 
     async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
@@ -44,7 +46,7 @@ impl Name for OrderId {
 }
 
 #[async_trait]
-impl Name for IdempotencyKey {
+impl LoadKey for IdempotencyKey {
     type Found = Order;
 
     async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
@@ -54,7 +56,7 @@ impl Name for IdempotencyKey {
 
 /// That it exists is all that is found of a product.
 #[async_trait]
-impl Name for ProductId {
+impl LoadKey for ProductId {
     type Found = ();
 
     async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
@@ -63,25 +65,25 @@ impl Name for ProductId {
 }
 
 /// The desk where one kind of name is looked up.
-pub struct Lookup<N: Name> {
+pub struct BatchLoader<N: LoadKey> {
     store: Arc<dyn Store>,
     gathering: Mutex<Gathering<N>>,
 }
 
-struct Gathering<N: Name> {
-    questions: Vec<Question<N>>,
+struct Gathering<N: LoadKey> {
+    requests: Vec<Request<N>>,
     is_reading: bool,
 }
 
-struct Question<N: Name> {
+struct Request<N: LoadKey> {
     name: N,
     answer: oneshot::Sender<Result<Option<N::Found>, StoreError>>,
 }
 
-impl<N: Name> Lookup<N> {
+impl<N: LoadKey> BatchLoader<N> {
     /// Asks this store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        let gathering = Gathering { questions: Vec::new(), is_reading: false };
+        let gathering = Gathering { requests: Vec::new(), is_reading: false };
         Self { store, gathering: Mutex::new(gathering) }
     }
 
@@ -90,11 +92,11 @@ impl<N: Name> Lookup<N> {
         let (answer, answered) = oneshot::channel();
         let is_first = {
             let mut gathering = self.gathering();
-            gathering.questions.push(Question { name: name.clone(), answer });
+            gathering.requests.push(Request { name: name.clone(), answer });
             !mem::replace(&mut gathering.is_reading, true)
         };
         if is_first {
-            // On its own: the client of the first question may leave, and the others still wait.
+            // On its own: the client of the first request may leave, and the others still wait.
             tokio::spawn(self.clone().read());
         }
         let answer = async {
@@ -110,33 +112,33 @@ impl<N: Name> Lookup<N> {
     /// Reads until nobody asks.
     async fn read(self: Arc<Self>) {
         loop {
-            let questions = {
+            let requests = {
                 let mut gathering = self.gathering();
-                if gathering.questions.is_empty() {
+                if gathering.requests.is_empty() {
                     gathering.is_reading = false;
                     return;
                 }
-                let count = gathering.questions.len().min(MAX_NAMES);
-                let rest = gathering.questions.split_off(count);
-                mem::replace(&mut gathering.questions, rest)
+                let count = gathering.requests.len().min(MAX_KEYS);
+                let rest = gathering.requests.split_off(count);
+                mem::replace(&mut gathering.requests, rest)
             };
-            let names: Vec<_> = questions.iter().map(|question| question.name.clone()).collect();
+            let names: Vec<_> = requests.iter().map(|request| request.name.clone()).collect();
             let reading = in_time(N::read(&*self.store, &names));
             match AssertUnwindSafe(reading).catch_unwind().await {
                 Ok(Ok(found)) => {
-                    for Question { name, answer } in questions {
+                    for Request { name, answer } in requests {
                         let _ = answer.send(Ok(found.get(&name).copied())); // who asked may have left
                     }
                 }
                 Ok(Err(error)) if error.is_transient() => {
-                    for Question { answer, .. } in questions {
+                    for Request { answer, .. } in requests {
                         let _ = answer.send(Err(StoreError::Unavailable(error.to_string())));
                     }
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, questions = questions.len(), "a common read failed")
+                    tracing::debug!(%error, requests = requests.len(), "a common read failed")
                 }
-                Err(_) => tracing::debug!(questions = questions.len(), "a common read panicked"),
+                Err(_) => tracing::debug!(requests = requests.len(), "a common read panicked"),
             }
         }
     }
@@ -159,18 +161,18 @@ mod tests {
     use super::*;
     use crate::store::sqlite::SqliteStore;
 
-    async fn lookup() -> (tempfile::TempDir, Arc<Lookup<ProductId>>, ProductId) {
+    async fn lookup() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        (directory, Arc::new(Lookup::new(store)), product.id)
+        (directory, Arc::new(BatchLoader::new(store)), product.id)
     }
 
     #[tokio::test]
     async fn everybody_gets_the_answer_to_his_own_question() {
         let (_directory, lookup, known) = lookup().await;
-        let ids = (1..=3 * MAX_NAMES as u64).map(|number| ProductId::new(number).unwrap());
+        let ids = (1..=3 * MAX_KEYS as u64).map(|number| ProductId::new(number).unwrap());
         let answers = join_all(ids.map(|id| {
             let lookup = lookup.clone();
             async move { (id, lookup.find(id).await.unwrap()) }
@@ -178,7 +180,7 @@ mod tests {
         for (id, found) in answers.await {
             assert_eq!(found.is_some(), id == known, "{id}");
         }
-        assert!(!lookup.gathering().is_reading && lookup.gathering().questions.is_empty());
+        assert!(!lookup.gathering().is_reading && lookup.gathering().requests.is_empty());
     }
 
     #[tokio::test]
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl Name for Strange {
+    impl LoadKey for Strange {
         type Found = ();
 
         async fn read(_: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
@@ -235,9 +237,9 @@ mod tests {
         }
     }
 
-    async fn strange() -> (tempfile::TempDir, Arc<Lookup<Strange>>) {
+    async fn strange() -> (tempfile::TempDir, Arc<BatchLoader<Strange>>) {
         let (directory, lookup, _) = lookup().await;
-        (directory, Arc::new(Lookup::new(lookup.store.clone())))
+        (directory, Arc::new(BatchLoader::new(lookup.store.clone())))
     }
 
     #[tokio::test]
@@ -292,7 +294,7 @@ mod tests {
     }
 
     fn spawn_find(
-        lookup: &Arc<Lookup<Strange>>,
+        lookup: &Arc<BatchLoader<Strange>>,
         name: Strange,
     ) -> JoinHandle<Result<Option<()>, StoreError>> {
         let lookup = lookup.clone();

@@ -1,9 +1,9 @@
 //! The gate before the lanes: while nothing of a product is left, its orders are refused at once, so that the storm after
 //! the last piece does not stand in line for nothing. Orders with an idempotency key are let through: see
-//! [`crate::placement::Placement::place`].
+//! [`crate::service::ordering::Placement::place`].
 //!
 //! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. This counts for
-//! one [`Gate::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
+//! one [`SoldOutCache::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
 //! that counts for him. So it may be trusted:
 //!
 //! - it refuses an order only if nothing of the product was left at some moment less than a lease before the order came;
@@ -26,40 +26,40 @@ use tokio::{
 };
 
 use crate::{
-    product::ProductId,
+    domain::ids::ProductId,
     store::{Store, StoreError, within},
 };
 
 /// What one API knows of products of which nothing is left.
-pub struct Gate {
+pub struct SoldOutCache {
     store: Arc<dyn Store>,
-    shelves: Mutex<Shelves>,
+    entries: Mutex<Entries>,
     /// Told to all who wait whenever a read is done.
-    is_read: Notify,
+    refreshed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Shelves {
+struct Entries {
     /// What is not in here has pieces, or nobody has heard otherwise.
-    empty: HashMap<ProductId, Shelf>,
-    is_reading: bool,
+    empty: HashMap<ProductId, Entry>,
+    is_refreshing: bool,
     /// Until when nothing is suspected, because a read failed.
-    is_blind_until: Option<Instant>,
-    /// When [`Gate::look_soon`] was last heeded.
+    open_until: Option<Instant>,
+    /// When [`SoldOutCache::look_soon`] was last heeded.
     looked_for: HashMap<ProductId, Instant>,
 }
 
 #[derive(Debug)]
-struct Shelf {
+struct Entry {
     /// The end of the lease.
     until: Instant,
     /// Where the end will be if the newest read that has begun finds nothing.
     will_be_until: Instant,
     /// Has to be read again.
-    is_wanted: bool,
+    needs_refresh: bool,
 }
 
-impl Gate {
+impl SoldOutCache {
     /// How long a read counts that found nothing, from when it began. All APIs have to agree on it: a longer one of some
     /// would outlast the others' waiting. Short, because whoever brings pieces back waits for so long; long enough for a
     /// read, at half of it, to be back in time. A slower database makes orders wait for reads, and changes nothing else.
@@ -68,7 +68,7 @@ impl Gate {
     /// How long a read may take before the gate opens.
     const PATIENCE: Duration = Duration::from_millis(250);
     /// How long it stays open after a read that failed.
-    const BLINDNESS: Duration = Duration::from_secs(1);
+    const OPEN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
     /// How often the gate looks at most for orders of which nobody tells what became of them.
     const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -77,25 +77,25 @@ impl Gate {
 
     /// Open for all, to begin with.
     pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, shelves: Mutex::default(), is_read: Notify::new() })
+        Arc::new(Self { store, entries: Mutex::default(), refreshed: Notify::new() })
     }
 
     /// Some lane said that nothing of this product was left. That was a while ago: the next order has it looked up.
-    pub fn suspect(&self, product_id: ProductId) {
+    pub fn report_sold_out(&self, product_id: ProductId) {
         let now = Instant::now();
-        let mut shelves = self.shelves();
-        if shelves.is_blind_until.is_none_or(|until| until <= now) {
-            let shelf = Shelf { until: now, will_be_until: now, is_wanted: false };
-            shelves.empty.entry(product_id).or_insert(shelf);
+        let mut entries = self.entries();
+        if entries.open_until.is_none_or(|until| until <= now) {
+            let entry = Entry { until: now, will_be_until: now, needs_refresh: false };
+            entries.empty.entry(product_id).or_insert(entry);
         }
     }
 
-    /// An order of this product was queued of which no API will hear. The next one has it looked up, but not each.
+    /// An order of this product was queued of which no API will apply_refresh. The next one has it looked up, but not each.
     pub fn look_soon(&self, product_id: ProductId) {
         let now = Instant::now();
         {
-            let mut shelves = self.shelves();
-            let looked_for = &mut shelves.looked_for;
+            let mut entries = self.entries();
+            let looked_for = &mut entries.looked_for;
             if looked_for.get(&product_id).is_some_and(|at| now.duration_since(*at) < Self::LOOK_EVERY) {
                 return;
             }
@@ -104,14 +104,14 @@ impl Gate {
             }
             looked_for.insert(product_id, now);
         }
-        self.suspect(product_id);
+        self.report_sold_out(product_id);
     }
 
     /// Whether nothing of the product is left: now, or less than a lease ago.
     pub async fn is_closed(self: &Arc<Self>, product_id: ProductId) -> bool {
         let came = Instant::now();
         loop {
-            let read = self.is_read.notified();
+            let read = self.refreshed.notified();
             if let Some(known) = self.look(product_id, came) {
                 return known;
             }
@@ -121,12 +121,12 @@ impl Gate {
 
     /// What is known for an order that came then; `None`: it has to wait for a read.
     fn look(self: &Arc<Self>, product_id: ProductId, came: Instant) -> Option<bool> {
-        let mut shelves = self.shelves();
-        let Some(shelf) = shelves.empty.get_mut(&product_id) else { return Some(false) };
-        let is_closed = shelf.until > came;
-        if shelf.will_be_until <= came + Self::LEASE / 2 {
-            shelf.is_wanted = true;
-            if !mem::replace(&mut shelves.is_reading, true) {
+        let mut entries = self.entries();
+        let Some(entry) = entries.empty.get_mut(&product_id) else { return Some(false) };
+        let is_closed = entry.until > came;
+        if entry.will_be_until <= came + Self::LEASE / 2 {
+            entry.needs_refresh = true;
+            if !mem::replace(&mut entries.is_refreshing, true) {
                 tokio::spawn(self.clone().read());
             }
         }
@@ -142,43 +142,48 @@ impl Gate {
             // On its own: should it panic, who waits here still hears of it.
             let read = tokio::spawn(async move { within(Self::PATIENCE, store.sold_out(&ids)).await });
             let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
-            self.hear(wanted, until, sold_out);
-            self.is_read.notify_waiters();
+            self.apply_refresh(wanted, until, sold_out);
+            self.refreshed.notify_waiters();
         }
     }
 
     /// What is to be read now.
     fn wanted(&self, until: Instant) -> Option<Vec<ProductId>> {
-        let mut shelves = self.shelves();
+        let mut entries = self.entries();
         let mut wanted = Vec::new();
-        for (id, shelf) in &mut shelves.empty {
-            if mem::take(&mut shelf.is_wanted) {
-                shelf.will_be_until = until;
+        for (id, entry) in &mut entries.empty {
+            if mem::take(&mut entry.needs_refresh) {
+                entry.will_be_until = until;
                 wanted.push(*id);
             }
         }
-        shelves.is_reading = !wanted.is_empty();
-        shelves.is_reading.then_some(wanted)
+        entries.is_refreshing = !wanted.is_empty();
+        entries.is_refreshing.then_some(wanted)
     }
 
     /// Renews leases, or opens the gate.
-    fn hear(&self, wanted: Vec<ProductId>, until: Instant, sold_out: Result<Vec<ProductId>, StoreError>) {
-        let mut shelves = self.shelves();
+    fn apply_refresh(
+        &self,
+        wanted: Vec<ProductId>,
+        until: Instant,
+        sold_out: Result<Vec<ProductId>, StoreError>,
+    ) {
+        let mut entries = self.entries();
         if let Err(error) = &sold_out {
             tracing::warn!(%error, "could not read what is sold out; such orders stand in line");
-            shelves.is_blind_until = Some(Instant::now() + Self::BLINDNESS);
+            entries.open_until = Some(Instant::now() + Self::OPEN_AFTER_FAILURE);
         }
         let sold_out: HashSet<_> = sold_out.into_iter().flatten().collect();
         for id in wanted {
-            match shelves.empty.get_mut(&id) {
-                Some(shelf) if sold_out.contains(&id) => shelf.until = until,
-                _ => drop(shelves.empty.remove(&id)),
+            match entries.empty.get_mut(&id) {
+                Some(entry) if sold_out.contains(&id) => entry.until = until,
+                _ => drop(entries.empty.remove(&id)),
             }
         }
     }
 
-    fn shelves(&self) -> MutexGuard<'_, Shelves> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until no gate of any API refuses orders that come from now on by a read that began before this was called.
@@ -192,13 +197,13 @@ mod tests {
     use tokio::task::{JoinHandle, yield_now};
 
     use super::*;
-    use crate::{inventory::Stock, store::sqlite::SqliteStore};
+    use crate::{domain::inventory::Stock, store::sqlite::SqliteStore};
 
     struct Shop {
         _directory: tempfile::TempDir,
         store: Arc<SqliteStore>,
         product: ProductId,
-        gate: Arc<Gate>,
+        gate: Arc<SoldOutCache>,
     }
 
     impl Shop {
@@ -207,7 +212,7 @@ mod tests {
             let url = format!("sqlite://{}", directory.path().join("antre.db").display());
             let store = Arc::new(SqliteStore::open(&url).await.unwrap());
             let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
-            let gate = Gate::new(store.clone());
+            let gate = SoldOutCache::new(store.clone());
             Self { _directory: directory, store, product, gate }
         }
 
@@ -215,7 +220,7 @@ mod tests {
         async fn reading() -> (Self, Instant) {
             let shop = Self::open().await;
             tokio::time::pause();
-            shop.gate.suspect(shop.product);
+            shop.gate.report_sold_out(shop.product);
             let began = shop.begin_to_read();
             (shop, began)
         }
@@ -241,21 +246,21 @@ mod tests {
         fn begin_to_read(&self) -> Instant {
             let began = Instant::now();
             {
-                let mut shelves = self.gate.shelves();
-                shelves.is_reading = true;
-                shelves.empty.get_mut(&self.product).unwrap().is_wanted = true;
+                let mut entries = self.gate.entries();
+                entries.is_refreshing = true;
+                entries.empty.get_mut(&self.product).unwrap().needs_refresh = true;
             }
-            assert_eq!(self.gate.wanted(began + Gate::LEASE), Some(vec![self.product]));
+            assert_eq!(self.gate.wanted(began + SoldOutCache::LEASE), Some(vec![self.product]));
             began
         }
 
         fn end_reading(&self, began: Instant, sold_out: Result<Vec<ProductId>, StoreError>) {
-            self.gate.hear(vec![self.product], began + Gate::LEASE, sold_out);
-            self.gate.is_read.notify_waiters();
+            self.gate.apply_refresh(vec![self.product], began + SoldOutCache::LEASE, sold_out);
+            self.gate.refreshed.notify_waiters();
         }
 
-        fn is_wanted(&self) -> bool {
-            self.gate.shelves().empty[&self.product].is_wanted
+        fn needs_refresh(&self) -> bool {
+            self.gate.entries().empty[&self.product].needs_refresh
         }
     }
 
@@ -263,14 +268,14 @@ mod tests {
     async fn it_closes_on_what_a_read_says_and_on_nothing_else() {
         let shop = Shop::open().await;
         assert!(!shop.is_closed().await, "nobody said anything");
-        shop.gate.suspect(shop.product);
+        shop.gate.report_sold_out(shop.product);
         assert!(shop.is_closed().await);
         shop.count(1).await;
-        shop.gate.suspect(shop.product); // by what somebody said earlier
-        Gate::lease_is_over().await;
+        shop.gate.report_sold_out(shop.product); // by what somebody said earlier
+        SoldOutCache::lease_is_over().await;
         assert!(!shop.is_closed().await);
-        assert!(shop.gate.shelves().empty.is_empty(), "it is forgotten");
-        shop.gate.suspect(shop.product);
+        assert!(shop.gate.entries().empty.is_empty(), "it is forgotten");
+        shop.gate.report_sold_out(shop.product);
         assert!(!shop.is_closed().await, "one piece is left");
     }
 
@@ -280,14 +285,14 @@ mod tests {
         shop.gate.look_soon(shop.product);
         assert!(shop.is_closed().await);
         shop.count(1).await;
-        Gate::lease_is_over().await;
-        assert!(!shop.is_closed().await && shop.gate.shelves().empty.is_empty());
+        SoldOutCache::lease_is_over().await;
+        assert!(!shop.is_closed().await && shop.gate.entries().empty.is_empty());
         shop.gate.look_soon(shop.product);
-        assert!(shop.gate.shelves().empty.is_empty(), "it has just looked");
+        assert!(shop.gate.entries().empty.is_empty(), "it has just looked");
         tokio::time::pause();
-        tokio::time::advance(Gate::LOOK_EVERY).await;
+        tokio::time::advance(SoldOutCache::LOOK_EVERY).await;
         shop.gate.look_soon(shop.product);
-        assert!(!shop.gate.shelves().empty.is_empty());
+        assert!(!shop.gate.entries().empty.is_empty());
     }
 
     #[tokio::test]
@@ -295,7 +300,7 @@ mod tests {
         let shop = Shop::open().await;
         for pieces in 1..=50 {
             shop.count(0).await;
-            shop.gate.suspect(shop.product);
+            shop.gate.report_sold_out(shop.product);
             // In all states of a lease: new, halfway, being renewed, over.
             let closed_at = Instant::now();
             while closed_at.elapsed() < Duration::from_millis(1) * pieces {
@@ -303,7 +308,7 @@ mod tests {
                 yield_now().await;
             }
             shop.count(pieces).await;
-            Gate::lease_is_over().await;
+            SoldOutCache::lease_is_over().await;
             assert!(!shop.is_closed().await, "{pieces}");
         }
     }
@@ -312,28 +317,28 @@ mod tests {
     async fn who_comes_within_a_lease_does_not_wait() {
         let (shop, began) = Shop::reading().await;
         shop.end_reading(began, Ok(vec![shop.product]));
-        tokio::time::advance(Gate::LEASE / 4).await;
-        assert!(shop.come().await.await.unwrap() && !shop.is_wanted());
-        tokio::time::advance(Gate::LEASE / 2).await;
-        assert!(shop.come().await.await.unwrap() && shop.is_wanted());
+        tokio::time::advance(SoldOutCache::LEASE / 4).await;
+        assert!(shop.come().await.await.unwrap() && !shop.needs_refresh());
+        tokio::time::advance(SoldOutCache::LEASE / 2).await;
+        assert!(shop.come().await.await.unwrap() && shop.needs_refresh());
         shop.begin_to_read();
-        assert!(shop.come().await.await.unwrap() && !shop.is_wanted(), "it is being read");
+        assert!(shop.come().await.await.unwrap() && !shop.needs_refresh(), "it is being read");
     }
 
     #[tokio::test]
     async fn a_read_counts_for_those_who_come_within_a_lease_of_its_beginning() {
         let (shop, began) = Shop::reading().await;
         let early = shop.come().await;
-        tokio::time::advance(Gate::LEASE * 3 / 4).await;
+        tokio::time::advance(SoldOutCache::LEASE * 3 / 4).await;
         let later = shop.come().await;
-        tokio::time::advance(Gate::LEASE / 4).await;
+        tokio::time::advance(SoldOutCache::LEASE / 4).await;
         assert!(!early.is_finished() && !later.is_finished());
         let late = shop.come().await;
-        tokio::time::advance(Gate::LEASE).await;
+        tokio::time::advance(SoldOutCache::LEASE).await;
         shop.end_reading(began, Ok(vec![shop.product]));
         assert!(early.await.unwrap() && later.await.unwrap());
         yield_now().await;
-        assert!(!late.is_finished() && shop.is_wanted());
+        assert!(!late.is_finished() && shop.needs_refresh());
         let began = shop.begin_to_read();
         shop.end_reading(began, Ok(vec![]));
         assert!(!late.await.unwrap(), "there are pieces");
@@ -345,21 +350,21 @@ mod tests {
         let order = shop.come().await;
         shop.end_reading(began, Err(StoreError::Unavailable("it is away".to_owned())));
         assert!(!order.await.unwrap());
-        shop.gate.suspect(shop.product);
-        assert!(shop.gate.shelves().empty.is_empty());
-        tokio::time::advance(Gate::BLINDNESS).await;
-        shop.gate.suspect(shop.product);
-        assert!(!shop.gate.shelves().empty.is_empty());
+        shop.gate.report_sold_out(shop.product);
+        assert!(shop.gate.entries().empty.is_empty());
+        tokio::time::advance(SoldOutCache::OPEN_AFTER_FAILURE).await;
+        shop.gate.report_sold_out(shop.product);
+        assert!(!shop.gate.entries().empty.is_empty());
     }
 
     #[tokio::test]
     async fn it_opens_when_the_database_does_not_answer() {
         let shop = Shop::open().await;
-        shop.gate.suspect(shop.product);
+        shop.gate.report_sold_out(shop.product);
         assert!(shop.is_closed().await);
         shop.store.close().await;
-        Gate::lease_is_over().await;
+        SoldOutCache::lease_is_over().await;
         assert!(!shop.is_closed().await);
-        assert!(!shop.gate.shelves().is_reading, "the next read begins anew");
+        assert!(!shop.gate.entries().is_refreshing, "the next read begins anew");
     }
 }

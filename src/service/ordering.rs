@@ -3,8 +3,6 @@
 //! Whoever is answered 202 finds the verdict later, and no clock decides whether that is so: before such an answer the
 //! command is submitted again, [detached](Command::detached), and the lane stores the verdict on that copy.
 
-mod pending_replies;
-
 use std::{
     collections::HashSet,
     sync::{Arc, PoisonError, RwLock},
@@ -14,17 +12,17 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::pending_replies::PendingReplies;
 use crate::{
-    command::{Change, ChangeOrder, Command, CommandId, ReplyMode},
-    gate::Gate,
-    lookup::Lookup,
-    order::{
-        IdempotencyKey, NewOrder, Order, OrderId, OrderState, OrderStatus, Quantity, Rejection, Verdict,
-        from_millis,
+    domain::time::from_millis,
+    domain::{
+        command::{ChangeOrder, Command, NewOrder, ReplyMode},
+        ids::{CommandId, IdempotencyKey, OrderId, ProductId},
+        order::{Change, Order, OrderState, OrderStatus, Quantity},
+        rejection::Rejection,
+        verdict::Verdict,
     },
-    product::ProductId,
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
+    service::{batch_loader::BatchLoader, pending_replies::PendingReplies, sold_out::SoldOutCache},
     store::{Store, StoreError},
     telemetry::Sparse,
 };
@@ -96,10 +94,10 @@ pub enum Changed {
 pub struct Placement {
     submitter: Arc<dyn Submitter>,
     pending: Arc<PendingReplies>,
-    gate: Arc<Gate>,
+    gate: Arc<SoldOutCache>,
     order_timeout: Duration,
-    keys: Arc<Lookup<IdempotencyKey>>,
-    products: Arc<Lookup<ProductId>>,
+    keys: Arc<BatchLoader<IdempotencyKey>>,
+    products: Arc<BatchLoader<ProductId>>,
     /// Products that exist. A product is never deleted, so what is in here stays true.
     known_products: RwLock<HashSet<ProductId>>,
     lanes_not_opened: Sparse,
@@ -127,10 +125,10 @@ impl Placement {
         Ok(Self {
             submitter,
             pending,
-            gate: Gate::new(store.clone()),
+            gate: SoldOutCache::new(store.clone()),
             order_timeout,
-            keys: Arc::new(Lookup::new(store.clone())),
-            products: Arc::new(Lookup::new(store)),
+            keys: Arc::new(BatchLoader::new(store.clone())),
+            products: Arc::new(BatchLoader::new(store)),
             known_products: RwLock::default(),
             lanes_not_opened: Sparse::default(),
             _closing: AbortOnDropHandle::new(closing),
@@ -164,13 +162,13 @@ impl Placement {
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(came.elapsed()).max(LEAST_WAIT));
-        let id = OrderId::mint();
+        let id = OrderId::generate();
         let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
         let outcome = self.ask(order.into(), wait).await;
         match outcome {
-            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => self.gate.suspect(product_id),
+            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => self.gate.report_sold_out(product_id),
             // No API hears what the lane says of detached orders: the gate looks for itself.
-            Some(Outcome::InLine) => self.gate.look_soon(product_id),
+            Some(Outcome::Queued) => self.gate.look_soon(product_id),
             _ => {}
         }
         Ok(match outcome {
@@ -187,7 +185,7 @@ impl Placement {
                 .placed_earlier(key.as_ref(), product_id, total)
                 .await?
                 .unwrap_or(Placed::Refused(refusal)),
-            Some(Outcome::InLine | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
+            Some(Outcome::Queued | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
                 Placed::Pending(id)
             }
         })
@@ -214,7 +212,7 @@ impl Placement {
         if let Changed::Now(order) = changed
             && matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired)
         {
-            Gate::lease_is_over().await;
+            SoldOutCache::lease_is_over().await;
         }
         changed
     }
@@ -224,7 +222,7 @@ impl Placement {
             return Changed::Now(order);
         }
         let wait = self.waiting_time(wait);
-        let id = CommandId::mint();
+        let id = CommandId::generate();
         let change = ChangeOrder {
             id,
             order_id: order.id,
@@ -238,7 +236,7 @@ impl Placement {
             Some(Outcome::Decided(Verdict::OrderNotFound)) => Changed::NotFound,
             Some(Outcome::Decided(Verdict::Undecidable)) => Changed::Undecidable,
             Some(Outcome::Refused(refusal)) => Changed::Refused(refusal),
-            Some(Outcome::InLine | Outcome::Decided(_)) | None => Changed::Pending,
+            Some(Outcome::Queued | Outcome::Decided(_)) | None => Changed::Pending,
         }
     }
 
@@ -273,7 +271,7 @@ impl Placement {
         self.submitter.submit_surely(command);
         match timeout(QUEUED_WITHIN, reply).await.ok().flatten() {
             // The lane decides the detached copy by itself, and pieces may have come back meanwhile: that verdict counts.
-            Some(Outcome::Decided(Verdict::Rejected(_)) | Outcome::Refused(_) | Outcome::InLine) | None => {
+            Some(Outcome::Decided(Verdict::Rejected(_)) | Outcome::Refused(_) | Outcome::Queued) | None => {
                 None
             }
             decided => decided,
@@ -288,7 +286,7 @@ impl Placement {
     /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago and not in times
     /// to come.
     pub fn may_be_pending(&self, id: OrderId) -> bool {
-        id.was_given_out() && !id.is_from_the_future() && self.submitter.may_hold(id)
+        id.is_genuine() && !id.is_from_the_future() && self.submitter.may_hold(id)
     }
 
     /// Opens the lane of a new product. A failure is no more than a delay, see [`Submitter::open_lane`].
@@ -342,21 +340,21 @@ fn reply_mode(id: CommandId, wait: Duration) -> ReplyMode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{queue::in_process::InProcessQueue, store::sqlite::SqliteStore};
+    use crate::{queue::memory::MemoryQueue, store::sqlite::SqliteStore};
 
-    async fn placement(order_timeout: Duration) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
+    async fn placement(order_timeout: Duration) -> (tempfile::TempDir, MemoryQueue, Placement, ProductId) {
         placement_with(order_timeout, 2).await
     }
 
     async fn placement_with(
         order_timeout: Duration,
         lane_capacity: usize,
-    ) -> (tempfile::TempDir, InProcessQueue, Placement, ProductId) {
+    ) -> (tempfile::TempDir, MemoryQueue, Placement, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        let queue = InProcessQueue::new(lane_capacity);
+        let queue = MemoryQueue::new(lane_capacity);
         let placement = Placement::new(store, &queue, order_timeout, CancellationToken::new()).await.unwrap();
         (directory, queue, placement, product.id)
     }
@@ -373,7 +371,7 @@ mod tests {
 
     #[test]
     fn only_who_does_not_wait_at_all_is_detached() {
-        let id = CommandId::mint();
+        let id = CommandId::generate();
         assert_eq!(reply_mode(id, Duration::ZERO), ReplyMode::Detached);
         for wait in [Duration::from_nanos(1), Duration::from_secs(10), Duration::MAX] {
             assert!(matches!(reply_mode(id, wait), ReplyMode::Until(_)), "{wait:?}");
@@ -416,7 +414,7 @@ mod tests {
     #[tokio::test]
     async fn the_closed_gate_lets_orders_with_a_key_through() {
         let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
-        placement.gate.suspect(product_id); // rightly: it is new
+        placement.gate.report_sold_out(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
         assert_eq!(placement.place(product_id, one, None, None).await.unwrap(), Placed::rejected(SOLD_OUT));
         let key = Some("a-key".to_owned().try_into().unwrap());
@@ -424,7 +422,7 @@ mod tests {
     }
 
     /// The command that a worker takes next.
-    async fn next_command(queue: &InProcessQueue) -> Command {
+    async fn next_command(queue: &MemoryQueue) -> Command {
         let deliveries = queue.consumer().await.unwrap().take(1).await.unwrap();
         deliveries[0].commands[0].clone()
     }
@@ -439,7 +437,7 @@ mod tests {
         let Placed::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
-        worker.settle(held, crate::queue::Tidings::default()).await.unwrap();
+        worker.settle(held, crate::queue::Completion::default()).await.unwrap();
         let copy = next_command(&queue).await;
         assert!(copy.is_detached() && copy.id() == id.into());
     }

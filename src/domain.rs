@@ -1,0 +1,12 @@
+//! The words of the shop and the one decision, pure: no database, no network, no runtime.
+
+pub mod time;
+pub mod ids;
+pub mod product;
+pub mod inventory;
+pub mod order;
+pub mod rejection;
+pub mod command;
+pub mod verdict;
+pub mod event;
+pub mod decide;

@@ -1,0 +1,250 @@
+//! Ids, and the names that clients give to orders.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::time::from_millis;
+
+/// An order's name from birth: a UUIDv7 (RFC 9562), so ids sort by creation time.
+///
+/// The last two bytes are a checksum over the others (the RFC leaves what stands there to the maker). It tells
+/// an id that antre gave out from any other UUID, without keeping a list: see [`OrderId::is_genuine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OrderId(Uuid);
+
+impl OrderId {
+    /// The id with these first 14 bytes: the last two become its checksum.
+    pub fn with_checksum(uuid: Uuid) -> Self {
+        let mut bytes = uuid.into_bytes();
+        let checksum = Self::checksum(&bytes);
+        bytes[14..].copy_from_slice(&checksum);
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// Whether [`OrderId::generate`] made it. Another UUID passes by accident once in 65,536 times.
+    pub fn is_genuine(self) -> bool {
+        self.0.get_version_num() == 7 && self.0.as_bytes()[14..] == Self::checksum(self.0.as_bytes())
+    }
+
+    /// When it was made, in whole milliseconds. An id that is no UUIDv7 is as old as time.
+    pub fn created_at(self) -> Timestamp {
+        let Some(since_1970) = self.0.get_timestamp() else { return Timestamp::UNIX_EPOCH };
+        let (seconds, nanos) = since_1970.to_unix();
+        from_millis(
+            i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000) + i64::from(nanos / 1_000_000),
+        )
+    }
+
+    /// The UUID.
+    pub fn uuid(self) -> Uuid {
+        self.0
+    }
+
+    /// FNV-1a over the first 14 bytes, folded to 16 bits. Part of the format: ids outlive a release.
+    fn checksum(bytes: &[u8; 16]) -> [u8; 2] {
+        let hash = bytes[..14]
+            .iter()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        let [a, b, c, d] = hash.to_be_bytes();
+        [a ^ c, b ^ d]
+    }
+}
+
+impl From<Uuid> for OrderId {
+    fn from(uuid: Uuid) -> Self {
+        Self(uuid)
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for OrderId {
+    type Err = uuid::Error;
+
+    /// Only the hyphenated form: an id has one spelling in URLs.
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        uuid::fmt::Hyphenated::from_str(text).map(|uuid| Self(uuid.into_uuid()))
+    }
+}
+
+/// What a client calls its order, so that it can ask again without ordering twice: 1 to
+/// [`IdempotencyKey::MAX_LENGTH`] visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct IdempotencyKey(Arc<str>);
+
+impl IdempotencyKey {
+    /// The most characters.
+    pub const MAX_LENGTH: usize = 255;
+    /// What a key looks like, for error messages.
+    pub const EXPECTED: &str = "1 to 255 visible ASCII characters, with or without double quotes around them";
+
+    /// The key.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for IdempotencyKey {
+    type Error = String;
+
+    fn try_from(key: String) -> Result<Self, String> {
+        if (1..=Self::MAX_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(key.into()))
+        } else {
+            Err(format!("an idempotency key is {}", Self::EXPECTED))
+        }
+    }
+}
+
+/// The name of one command: a new order's own id, or a new UUID for each request to change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CommandId(Uuid);
+
+impl CommandId {
+    /// The order that has this name, when it is the name of a new order.
+    pub fn as_order(self) -> OrderId {
+        self.0.into()
+    }
+}
+
+impl From<OrderId> for CommandId {
+    fn from(id: OrderId) -> Self {
+        Self(id.uuid())
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A product's number, from 1 to [`ProductId::MAX`]. The database hands it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct ProductId(u64);
+
+impl ProductId {
+    /// 2^53 − 1: the largest integer that every JSON client reads exactly (RFC 8259, section 6).
+    pub const MAX: u64 = (1 << 53) - 1;
+    /// What a product id looks like, for error messages.
+    pub const EXPECTED: &str = "an integer from 1 to 9007199254740991";
+
+    /// `None` when the number is out of range.
+    pub const fn new(number: u64) -> Option<Self> {
+        if number >= 1 && number <= Self::MAX { Some(Self(number)) } else { None }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ProductId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The text or number is not a product id; the message says what one looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a product id is {}", ProductId::EXPECTED)]
+pub struct InvalidProductId;
+
+impl TryFrom<u64> for ProductId {
+    type Error = InvalidProductId;
+
+    fn try_from(number: u64) -> Result<Self, InvalidProductId> {
+        Self::new(number).ok_or(InvalidProductId)
+    }
+}
+
+impl FromStr for ProductId {
+    type Err = InvalidProductId;
+
+    /// Decimal digits only: no sign, no blanks, no zeros in front. An id has one spelling in URLs.
+    fn from_str(text: &str) -> Result<Self, InvalidProductId> {
+        if text.starts_with('0') || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(InvalidProductId);
+        }
+        text.parse().ok().and_then(Self::new).ok_or(InvalidProductId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::now;
+
+    #[test]
+    fn a_minted_id_is_a_uuid_v7_that_ascends_and_is_recognised() {
+        let mut last = OrderId::generate();
+        for _ in 0..10_000 {
+            let id = OrderId::generate();
+            assert!(id > last, "{id} after {last}");
+            assert!(id.is_genuine());
+            last = id;
+        }
+        let age = now().as_millisecond() - last.created_at().as_millisecond();
+        assert!((0..10_000).contains(&age), "{age} ms");
+        let strangers = (0..1000).filter(|_| OrderId(Uuid::now_v7()).is_genuine()).count();
+        assert!(strangers <= 3, "{strangers} of 1,000 strangers recognised");
+        assert!(!OrderId(Uuid::nil()).is_genuine());
+    }
+
+    #[test]
+    fn an_id_that_nobody_can_have_made_yet_is_from_the_future() {
+        let of = |ahead_ms: i64| {
+            let mut bytes = OrderId::generate().uuid().into_bytes();
+            bytes[..6].copy_from_slice(&(now().as_millisecond() + ahead_ms).to_be_bytes()[2..]);
+            OrderId(Uuid::from_bytes(bytes))
+        };
+        assert!(![of(-1_000), of(0), of(5_000)].into_iter().any(OrderId::is_from_the_future));
+        assert!(
+            [of(15_000), of(3_600_000), OrderId(Uuid::max())]
+                .into_iter()
+                .all(|id| { id.is_from_the_future() || id.created_at() == Timestamp::UNIX_EPOCH })
+        );
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let id = OrderId::generate();
+        assert_eq!(id.to_string().parse::<OrderId>().unwrap(), id);
+        for bad in
+            ["", "17", "urn:uuid:0193ab5e-0000-7000-8000-000000000000", &id.uuid().simple().to_string()]
+        {
+            assert!(bad.parse::<OrderId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_product_id_is_digits_in_range() {
+        assert_eq!("17".parse(), Ok(ProductId(17)));
+        assert_eq!("9007199254740991".parse(), Ok(ProductId(ProductId::MAX)));
+        for bad in [
+            "",
+            "0",
+            "017",
+            "-1",
+            "+1",
+            " 1",
+            "1.0",
+            "1e3",
+            "abc",
+            "9007199254740992",
+            "99999999999999999999",
+        ] {
+            assert_eq!(bad.parse::<ProductId>(), Err(InvalidProductId), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The words of an order, which everything else uses.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    ids::{OrderId, ProductId},
+    inventory::{BooksDoNotBalance, Inventory},
+    rejection::Rejection,
+    verdict::Verdict,
+};
+
+/// How many pieces an order asks for: 1 to [`Quantity::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Quantity(u32);
+
+impl Quantity {
+    /// 2^31 − 1, so that every client's and database's 32-bit integer holds it.
+    pub const MAX: u32 = i32::MAX as u32;
+    /// What a quantity looks like, for error messages.
+    pub const EXPECTED: &str = "an integer from 1 to 2147483647";
+
+    /// `None` when the number is out of range.
+    pub const fn new(pieces: u32) -> Option<Self> {
+        if pieces >= 1 && pieces <= Self::MAX { Some(Self(pieces)) } else { None }
+    }
+
+    /// The number of pieces.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Quantity {
+    type Error = String;
+
+    fn try_from(pieces: u32) -> Result<Self, String> {
+        Self::new(pieces).ok_or_else(|| format!("a quantity is {}", Self::EXPECTED))
+    }
+}
+
+/// How far an order has come. `pending`, the stage before its verdict, is not on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderStatus {
+    /// Its pieces are set aside for the buyer.
+    Reserved,
+    /// Paid; the pieces left the stock.
+    Paid,
+    /// The buyer gave it up; its pieces are available again.
+    Cancelled,
+    /// Not paid in time; its pieces are available again.
+    Expired,
+    /// Nothing was ever reserved.
+    Rejected,
+}
+
+impl OrderStatus {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 5] = [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Rejected];
+
+    /// The word for it, in answers and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reserved => "reserved",
+            Self::Paid => "paid",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// The status of that word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+}
+
+/// An order on record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Its name, which also says when it was created.
+    pub id: OrderId,
+    /// What was ordered.
+    pub product_id: ProductId,
+    /// How many pieces.
+    pub total: Quantity,
+    /// How far it has come, with what belongs to that stage.
+    pub state: OrderState,
+}
+
+/// How far an order on record has come, with what belongs to that stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderState {
+    /// Its pieces were reserved once.
+    Accepted {
+        /// What became of it since; never [`OrderStatus::Rejected`].
+        status: OrderStatus,
+        /// When the reservation ends, or would have ended.
+        expires_at: Timestamp,
+    },
+    /// Rejected after its buyer had stopped waiting.
+    Rejected(Rejection),
+}
+
+impl Order {
+    /// How far it has come.
+    pub fn status(&self) -> OrderStatus {
+        match self.state {
+            OrderState::Accepted { status, .. } => status,
+            OrderState::Rejected(_) => OrderStatus::Rejected,
+        }
+    }
+
+    /// When its reservation ends, if it was ever reserved.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        match self.state {
+            OrderState::Accepted { expires_at, .. } => Some(expires_at),
+            OrderState::Rejected(_) => None,
+        }
+    }
+
+    /// Why it was rejected, if it was.
+    pub fn rejection(&self) -> Option<Rejection> {
+        match self.state {
+            OrderState::Accepted { .. } => None,
+            OrderState::Rejected(rejection) => Some(rejection),
+        }
+    }
+
+    /// Whether it is of this product and total: what an idempotency key stands for.
+    pub fn is_for(&self, product_id: ProductId, total: Quantity) -> bool {
+        (self.product_id, self.total) == (product_id, total)
+    }
+
+    /// The same order at another stage. One that was rejected stays so.
+    pub fn with_status(self, status: OrderStatus) -> Self {
+        let state = match self.state {
+            OrderState::Accepted { expires_at, .. } => OrderState::Accepted { status, expires_at },
+            rejected => rejected,
+        };
+        Self { state, ..self }
+    }
+
+    /// Takes a reservation further, and its pieces with it. All other stages are final: nothing happens, as with an
+    /// expiry before its time. Whether anything changed is what it returns.
+    pub fn change(
+        &mut self,
+        change: Change,
+        inventory: &mut Inventory,
+        at: Timestamp,
+    ) -> Result<bool, BooksDoNotBalance> {
+        let OrderState::Accepted { status: OrderStatus::Reserved, expires_at } = self.state else {
+            return Ok(false);
+        };
+        match change {
+            Change::Pay => inventory.pay(self.total)?,
+            Change::Expire if expires_at > at => return Ok(false),
+            Change::Cancel | Change::Expire => inventory.release(self.total)?,
+        }
+        *self = self.with_status(change.leads_to());
+        Ok(true)
+    }
+
+    /// The verdict that put it on record: what a redelivered order is answered with.
+    pub fn verdict(&self) -> Verdict {
+        match self.state {
+            OrderState::Accepted { expires_at, .. } => Verdict::Reserved { expires_at },
+            OrderState::Rejected(rejection) => Verdict::Rejected(rejection),
+        }
+    }
+}
+
+/// What can become of a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// The buyer paid.
+    Pay,
+    /// The buyer gives it up.
+    Cancel,
+    /// Its time is over, if it is.
+    Expire,
+}
+
+impl Change {
+    /// What the order is afterwards, if the change is possible.
+    pub const fn leads_to(self) -> OrderStatus {
+        match self {
+            Self::Pay => OrderStatus::Paid,
+            Self::Cancel => OrderStatus::Cancelled,
+            Self::Expire => OrderStatus::Expired,
+        }
+    }
+}

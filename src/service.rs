@@ -1,0 +1,6 @@
+//! What an API does between HTTP and the ports.
+
+pub mod ordering;
+mod pending_replies;
+pub mod sold_out;
+pub mod batch_loader;
