@@ -23,7 +23,7 @@ use crate::{
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
     server_url::{self, shown},
-    service::{batch_loader::BatchLoader, ordering::Placement},
+    service::{batch_loader::BatchLoader, ordering::OrderService},
     settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
@@ -175,12 +175,12 @@ async fn run_on_servers(
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());
-    let mut placement = None;
+    let mut ordering = None;
     let site = match role {
         Role::Worker => http::health_site(Probes::new(store.clone(), queue, health)),
         _ => {
             let api = api(settings, &store, &*queue, health, &stop).await?;
-            placement = Some(api.placement.clone());
+            ordering = Some(api.ordering.clone());
             http::site(api, links(settings))
         }
     };
@@ -205,8 +205,8 @@ async fn run_on_servers(
         }
     };
     // Nobody else knows of what could not be queued yet.
-    if let Some(placement) = placement
-        && timeout_at(deadline - GRACE / 8, placement.flush()).await.is_err()
+    if let Some(ordering) = ordering
+        && timeout_at(deadline - GRACE / 8, ordering.flush()).await.is_err()
     {
         tracing::error!("ends before all is queued of which clients were told that there will be a verdict");
     }
@@ -224,12 +224,12 @@ async fn api(
     worker: Option<Arc<WorkerHealth>>,
     stop: &CancellationToken,
 ) -> Result<Api, AppError> {
-    let placement = Placement::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
+    let ordering = OrderService::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
         .await
         .map_err(|error| AppError::Start(error.to_string()))?;
-    let lookup = Arc::new(BatchLoader::new(store.clone()));
-    let probes = Probes::new(store.clone(), placement.probe(), worker);
-    Ok(Api { store: store.clone(), lookup, placement: Arc::new(placement), probes })
+    let loader = Arc::new(BatchLoader::new(store.clone()));
+    let probes = Probes::new(store.clone(), ordering.probe(), worker);
+    Ok(Api { store: store.clone(), loader, ordering: Arc::new(ordering), probes })
 }
 
 struct RunningWorker {

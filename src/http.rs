@@ -25,7 +25,7 @@ use axum::{
 
 use crate::{
     domain::ids::OrderId,
-    service::{batch_loader::BatchLoader, ordering::Placement},
+    service::{batch_loader::BatchLoader, ordering::OrderService},
     store::Store,
 };
 use envelope::{ApiError, Reason};
@@ -42,9 +42,9 @@ pub struct Api {
     /// Products, inventories and orders on record.
     pub store: Arc<dyn Store>,
     /// Finds orders on record.
-    pub lookup: Arc<BatchLoader<OrderId>>,
+    pub loader: Arc<BatchLoader<OrderId>>,
     /// The way into the lanes.
-    pub placement: Arc<Placement>,
+    pub ordering: Arc<OrderService>,
     /// Whether the process can do its work.
     pub probes: Probes,
 }

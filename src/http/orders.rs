@@ -49,7 +49,7 @@ pub(super) async fn place(
 ) -> Response {
     let wait = preferences.wait();
     let answer = placed(&api, order, key, wait).await;
-    preferences.applied(api.placement.waiting_time(wait), answer)
+    preferences.applied(api.ordering.waiting_time(wait), answer)
 }
 
 async fn placed(
@@ -58,7 +58,7 @@ async fn placed(
     key: Option<IdempotencyKey>,
     wait: Option<Duration>,
 ) -> Result<Response, ApiError> {
-    match api.placement.place(product_id, total, key, wait).await? {
+    match api.ordering.place(product_id, total, key, wait).await? {
         Placed::Accepted { order, replayed } => {
             let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
             Ok(mark(replayed, answer.into_response()))
@@ -124,7 +124,7 @@ pub(super) async fn cancel(
 async fn change(api: &Api, id: OrderId, change: Change, preferences: Preferences) -> Response {
     let wait = preferences.wait();
     let answer = changed(api, id, change, wait).await;
-    preferences.applied(api.placement.waiting_time(wait), answer)
+    preferences.applied(api.ordering.waiting_time(wait), answer)
 }
 
 async fn changed(
@@ -134,11 +134,11 @@ async fn changed(
     wait: Option<Duration>,
 ) -> Result<Response, ApiError> {
     // Asked before the database: what is decided in between is found there.
-    let may_be_pending = api.placement.may_be_pending(id);
-    let Some(order) = api.lookup.find(id).await? else {
+    let may_be_pending = api.ordering.may_be_pending(id);
+    let Some(order) = api.loader.find(id).await? else {
         return Err(if may_be_pending { still_pending() } else { ApiError::order_not_found(id) });
     };
-    match api.placement.change(order, change, wait).await {
+    match api.ordering.change(order, change, wait).await {
         Changed::Now(order) if order.status() == change.leads_to() => {
             Ok(success(StatusCode::OK, OrderView::from(order)))
         }
@@ -180,8 +180,8 @@ fn too_late(status: OrderStatus) -> ApiError {
 /// `GET /api/orders/{orderId}`
 pub(super) async fn show(State(api): State<Api>, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
     // Asked before the database: what is decided in between is found there.
-    let may_be_pending = api.placement.may_be_pending(id);
-    match api.lookup.find(id).await? {
+    let may_be_pending = api.ordering.may_be_pending(id);
+    match api.loader.find(id).await? {
         Some(order) => Ok(success(StatusCode::OK, OrderView::from(order))),
         None if may_be_pending => Ok(success(StatusCode::OK, OrderView::pending(id))),
         None => Err(ApiError::order_not_found(id)),

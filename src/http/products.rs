@@ -39,7 +39,7 @@ pub(super) async fn create(
     JsonBody(new): JsonBody<ProductRequest>,
 ) -> Result<Response, ApiError> {
     let product = api.store.create_product(new.name).await?;
-    api.placement.open_lane(product.id).await;
+    api.ordering.open_lane(product.id).await;
     let location = [(header::LOCATION, format!("/api/products/{}", product.id))];
     Ok((location, success(StatusCode::CREATED, product)).into_response())
 }

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::store::sqlite::SqliteStore;
 
-    async fn lookup() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
+    async fn loader() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
@@ -171,35 +171,35 @@ mod tests {
 
     #[tokio::test]
     async fn everybody_gets_the_answer_to_his_own_question() {
-        let (_directory, lookup, known) = lookup().await;
+        let (_directory, loader, known) = loader().await;
         let ids = (1..=3 * MAX_KEYS as u64).map(|number| ProductId::new(number).unwrap());
         let answers = join_all(ids.map(|id| {
-            let lookup = lookup.clone();
-            async move { (id, lookup.find(id).await.unwrap()) }
+            let loader = loader.clone();
+            async move { (id, loader.find(id).await.unwrap()) }
         }));
         for (id, found) in answers.await {
             assert_eq!(found.is_some(), id == known, "{id}");
         }
-        assert!(!lookup.gathering().is_reading && lookup.gathering().requests.is_empty());
+        assert!(!loader.gathering().is_reading && loader.gathering().requests.is_empty());
     }
 
     #[tokio::test]
     async fn who_leaves_keeps_nobody_from_his_answer() {
-        let (_directory, lookup, known) = lookup().await;
+        let (_directory, loader, known) = loader().await;
         let leaving = tokio::spawn({
-            let lookup = lookup.clone();
-            async move { lookup.find(known).await }
+            let loader = loader.clone();
+            async move { loader.find(known).await }
         });
         tokio::task::yield_now().await;
         leaving.abort();
-        assert_eq!(lookup.find(known).await.unwrap(), Some(()));
+        assert_eq!(loader.find(known).await.unwrap(), Some(()));
     }
 
     #[tokio::test]
     async fn a_read_that_fails_is_told_to_everybody() {
-        let (_directory, lookup, known) = lookup().await;
-        lookup.store.close().await;
-        let answers = join_all((0..5).map(|_| lookup.find(known))).await;
+        let (_directory, loader, known) = loader().await;
+        loader.store.close().await;
+        let answers = join_all((0..5).map(|_| loader.find(known))).await;
         assert!(answers.iter().all(Result::is_err));
     }
 
@@ -238,66 +238,66 @@ mod tests {
     }
 
     async fn strange() -> (tempfile::TempDir, Arc<BatchLoader<Strange>>) {
-        let (directory, lookup, _) = lookup().await;
-        (directory, Arc::new(BatchLoader::new(lookup.store.clone())))
+        let (directory, loader, _) = loader().await;
+        (directory, Arc::new(BatchLoader::new(loader.store.clone())))
     }
 
     #[tokio::test]
     async fn a_read_that_is_stuck_ends_and_the_next_one_begins() {
-        let (_directory, lookup) = strange().await;
+        let (_directory, loader) = strange().await;
         tokio::time::pause();
         let began = Instant::now();
-        let stuck = spawn_find(&lookup, Strange::Silent);
+        let stuck = spawn_find(&loader, Strange::Silent);
         yield_now().await;
-        let answers = [stuck.await.unwrap(), lookup.find(Strange::Silent).await];
+        let answers = [stuck.await.unwrap(), loader.find(Strange::Silent).await];
         for answer in answers {
             assert!(answer.unwrap_err().is_transient());
         }
         assert_eq!(began.elapsed().as_secs(), 6);
-        assert_eq!(lookup.find(Strange::Good).await.unwrap(), Some(()));
+        assert_eq!(loader.find(Strange::Good).await.unwrap(), Some(()));
         assert_eq!(READS.get(), 3);
     }
 
     #[tokio::test]
     async fn nobody_waits_for_more_than_one_read_that_is_stuck() {
-        let (_directory, lookup) = strange().await;
+        let (_directory, loader) = strange().await;
         tokio::time::pause();
-        let stuck = spawn_find(&lookup, Strange::Silent);
+        let stuck = spawn_find(&loader, Strange::Silent);
         advance(Duration::from_secs(2)).await;
         let began = Instant::now();
-        assert!(lookup.find(Strange::Silent).await.unwrap_err().is_transient());
+        assert!(loader.find(Strange::Silent).await.unwrap_err().is_transient());
         assert_eq!(began.elapsed().as_secs(), 3);
         assert!(stuck.await.unwrap().is_err());
     }
 
     #[tokio::test]
     async fn a_database_that_is_away_is_asked_once_for_everybody() {
-        let (_directory, lookup) = strange().await;
-        let answers = join_all((0..5).map(|_| lookup.find(Strange::Away))).await;
+        let (_directory, loader) = strange().await;
+        let answers = join_all((0..5).map(|_| loader.find(Strange::Away))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap_err().is_transient()));
         assert_eq!(READS.get(), 1);
     }
 
     #[tokio::test]
     async fn what_is_wrong_with_one_is_his_own_affair() {
-        let (_directory, lookup) = strange().await;
+        let (_directory, loader) = strange().await;
         for strange in [Strange::Corrupt, Strange::Panics] {
-            let wrong = spawn_find(&lookup, strange);
-            let right = spawn_find(&lookup, Strange::Good);
+            let wrong = spawn_find(&loader, strange);
+            let right = spawn_find(&loader, Strange::Good);
             assert_eq!(right.await.unwrap().unwrap(), Some(()));
             match wrong.await {
                 Ok(answer) => assert!(matches!(answer, Err(StoreError::Corrupt(_)))),
                 Err(error) => assert!(error.is_panic() && strange == Strange::Panics),
             }
-            assert_eq!(lookup.find(Strange::Good).await.unwrap(), Some(()), "it goes on");
+            assert_eq!(loader.find(Strange::Good).await.unwrap(), Some(()), "it goes on");
         }
     }
 
     fn spawn_find(
-        lookup: &Arc<BatchLoader<Strange>>,
+        loader: &Arc<BatchLoader<Strange>>,
         name: Strange,
     ) -> JoinHandle<Result<Option<()>, StoreError>> {
-        let lookup = lookup.clone();
-        tokio::spawn(async move { lookup.find(name).await })
+        let loader = loader.clone();
+        tokio::spawn(async move { loader.find(name).await })
     }
 }

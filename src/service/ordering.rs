@@ -91,10 +91,10 @@ pub enum Changed {
 }
 
 /// Queues commands, and hands their verdicts to those who wait for them.
-pub struct Placement {
+pub struct OrderService {
     submitter: Arc<dyn Submitter>,
     pending: Arc<PendingReplies>,
-    gate: Arc<SoldOutCache>,
+    sold_out_cache: Arc<SoldOutCache>,
     order_timeout: Duration,
     keys: Arc<BatchLoader<IdempotencyKey>>,
     products: Arc<BatchLoader<ProductId>>,
@@ -104,7 +104,7 @@ pub struct Placement {
     _closing: AbortOnDropHandle<()>,
 }
 
-impl Placement {
+impl OrderService {
     /// Gets an end of the queue for itself. Once `stop` is cancelled, clients wait for a short time only.
     pub async fn new(
         store: Arc<dyn Store>,
@@ -125,7 +125,7 @@ impl Placement {
         Ok(Self {
             submitter,
             pending,
-            gate: SoldOutCache::new(store.clone()),
+            sold_out_cache: SoldOutCache::new(store.clone()),
             order_timeout,
             keys: Arc::new(BatchLoader::new(store.clone())),
             products: Arc::new(BatchLoader::new(store)),
@@ -148,7 +148,7 @@ impl Placement {
         let (wait, came) = (self.waiting_time(wait), Instant::now());
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
-        if key.is_none() && self.gate.is_closed(product_id).await {
+        if key.is_none() && self.sold_out_cache.is_sold_out(product_id).await {
             return Ok(Placed::rejected(SOLD_OUT));
         }
         if !self.is_product(product_id).await? {
@@ -166,9 +166,11 @@ impl Placement {
         let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
         let outcome = self.ask(order.into(), wait).await;
         match outcome {
-            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => self.gate.report_sold_out(product_id),
-            // No API hears what the lane says of detached orders: the gate looks for itself.
-            Some(Outcome::Queued) => self.gate.look_soon(product_id),
+            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => {
+                self.sold_out_cache.report_sold_out(product_id)
+            }
+            // No API hears what the lane says of detached orders: the sold-out cache looks for itself.
+            Some(Outcome::Queued) => self.sold_out_cache.look_soon(product_id),
             _ => {}
         }
         Ok(match outcome {
@@ -205,7 +207,7 @@ impl Placement {
         }))
     }
 
-    /// Takes an order on record further and waits for the verdict, as [`Placement::place`] does. What is final is
+    /// Takes an order on record further and waits for the verdict, as [`OrderService::place`] does. What is final is
     /// answered without the lane. Who hears that an order gave its pieces back can order them, wherever he does.
     pub async fn change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
         let changed = self.decide_change(order, change, wait).await;
@@ -342,31 +344,32 @@ mod tests {
     use super::*;
     use crate::{queue::memory::MemoryQueue, store::sqlite::SqliteStore};
 
-    async fn placement(order_timeout: Duration) -> (tempfile::TempDir, MemoryQueue, Placement, ProductId) {
-        placement_with(order_timeout, 2).await
+    async fn ordering(order_timeout: Duration) -> (tempfile::TempDir, MemoryQueue, OrderService, ProductId) {
+        ordering_with(order_timeout, 2).await
     }
 
-    async fn placement_with(
+    async fn ordering_with(
         order_timeout: Duration,
         lane_capacity: usize,
-    ) -> (tempfile::TempDir, MemoryQueue, Placement, ProductId) {
+    ) -> (tempfile::TempDir, MemoryQueue, OrderService, ProductId) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
         let queue = MemoryQueue::new(lane_capacity);
-        let placement = Placement::new(store, &queue, order_timeout, CancellationToken::new()).await.unwrap();
-        (directory, queue, placement, product.id)
+        let ordering =
+            OrderService::new(store, &queue, order_timeout, CancellationToken::new()).await.unwrap();
+        (directory, queue, ordering, product.id)
     }
 
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_nothing_behind() {
-        let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
-        let placed = placement.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
         let Placed::Pending(id) = placed else { panic!("{placed:?}") };
-        assert!(placement.may_be_pending(id));
-        assert!(!placement.may_be_pending(uuid::Uuid::now_v7().into()));
-        assert_eq!(placement.pending.count(), 0);
+        assert!(ordering.may_be_pending(id));
+        assert!(!ordering.may_be_pending(uuid::Uuid::now_v7().into()));
+        assert_eq!(ordering.pending.count(), 0);
     }
 
     #[test]
@@ -380,45 +383,42 @@ mod tests {
 
     #[tokio::test]
     async fn a_buyer_who_leaves_leaves_nothing_behind() {
-        let (_directory, _queue, placement, product_id) = placement(Duration::from_secs(60)).await;
-        let placement = Arc::new(placement);
+        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
+        let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
-            let placement = placement.clone();
-            async move { placement.place(product_id, Quantity::new(1).unwrap(), None, None).await }
+            let ordering = ordering.clone();
+            async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await }
         });
-        while placement.pending.count() == 0 {
+        while ordering.pending.count() == 0 {
             tokio::task::yield_now().await;
         }
         buyer.abort();
         assert!(buyer.await.unwrap_err().is_cancelled());
-        assert_eq!(placement.pending.count(), 0);
+        assert_eq!(ordering.pending.count(), 0);
     }
 
     #[tokio::test]
     async fn a_full_lane_refuses_at_once() {
-        let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
+        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
-            assert!(matches!(
-                placement.place(product_id, one, None, None).await.unwrap(),
-                Placed::Pending(_)
-            ));
+            assert!(matches!(ordering.place(product_id, one, None, None).await.unwrap(), Placed::Pending(_)));
         }
         assert_eq!(
-            placement.place(product_id, one, None, None).await.unwrap(),
+            ordering.place(product_id, one, None, None).await.unwrap(),
             Placed::Refused(Refusal::LaneFull)
         );
-        assert_eq!(placement.pending.count(), 0);
+        assert_eq!(ordering.pending.count(), 0);
     }
 
     #[tokio::test]
     async fn the_closed_gate_lets_orders_with_a_key_through() {
-        let (_directory, _queue, placement, product_id) = placement(Duration::from_millis(20)).await;
-        placement.gate.report_sold_out(product_id); // rightly: it is new
+        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
-        assert_eq!(placement.place(product_id, one, None, None).await.unwrap(), Placed::rejected(SOLD_OUT));
+        assert_eq!(ordering.place(product_id, one, None, None).await.unwrap(), Placed::rejected(SOLD_OUT));
         let key = Some("a-key".to_owned().try_into().unwrap());
-        assert!(matches!(placement.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
+        assert!(matches!(ordering.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
     }
 
     /// The command that a worker takes next.
@@ -429,11 +429,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_told_to_look_later_leaves_a_detached_copy() {
-        let (_directory, queue, placement, product_id) = placement(Duration::from_millis(20)).await;
+        let (_directory, queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
-        let (placed, held) = tokio::join!(placement.place(product_id, one, None, None), worker.take(1));
+        let (placed, held) = tokio::join!(ordering.place(product_id, one, None, None), worker.take(1));
         let Placed::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
@@ -444,32 +444,32 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_when_the_process_stops_is_told_to_look_later() {
-        let (directory, queue, _, product_id) = placement(Duration::from_secs(60)).await;
+        let (directory, queue, _, product_id) = ordering(Duration::from_secs(60)).await;
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let stop = CancellationToken::new();
-        let placement = Placement::new(store, &queue, Duration::from_secs(60), stop.clone()).await.unwrap();
+        let ordering = OrderService::new(store, &queue, Duration::from_secs(60), stop.clone()).await.unwrap();
         let one = Quantity::new(1).unwrap();
-        assert!(placement.is_product(product_id).await.unwrap());
+        assert!(ordering.is_product(product_id).await.unwrap());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();
-        let placed = placement.place(product_id, one, None, None).await.unwrap();
+        let placed = ordering.place(product_id, one, None, None).await.unwrap();
         assert!(matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + QUEUED_WITHIN);
         let began = Instant::now();
-        let placed = placement.place(product_id, one, None, None).await.unwrap();
+        let placed = ordering.place(product_id, one, None, None).await.unwrap();
         assert!(
             matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + QUEUED_WITHIN
         );
         assert!(next_command(&queue).await.is_detached());
-        assert_eq!(placement.pending.count(), 0);
+        assert_eq!(ordering.pending.count(), 0);
     }
 
     #[tokio::test]
     async fn an_unknown_product_gets_no_lane() {
-        let (_directory, queue, placement, _) = placement(Duration::from_secs(60)).await;
+        let (_directory, queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = placement.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
+        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
         assert_eq!(placed, Placed::rejected(Rejection::ProductNotFound));
         queue.drained().await;
     }

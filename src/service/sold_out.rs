@@ -1,6 +1,6 @@
-//! The gate before the lanes: while nothing of a product is left, its orders are refused at once, so that the storm after
+//! The sold-out cache before the lanes: while nothing of a product is left, its orders are refused at once, so that the storm after
 //! the last piece does not stand in line for nothing. Orders with an idempotency key are let through: see
-//! [`crate::service::ordering::Placement::place`].
+//! [`crate::service::ordering::OrderService::place`].
 //!
 //! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. This counts for
 //! one [`SoldOutCache::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
@@ -8,7 +8,7 @@
 //!
 //! - it refuses an order only if nothing of the product was left at some moment less than a lease before the order came;
 //! - whoever brings pieces back (a recount, a cancellation) waits out one lease between the commit and the answer. Then
-//!   no gate of any API refuses later orders on a read that began before the commit: who has that answer can order the
+//!   no sold-out cache of any API refuses later orders on a read that began before the commit: who has that answer can order the
 //!   pieces, wherever he does. No message has to arrive for that, and no clock has to agree with another;
 //! - who learns of them otherwise may be refused for one lease more;
 //! - when the database does not answer it is open: the orders stand in line.
@@ -65,12 +65,12 @@ impl SoldOutCache {
     /// read, at half of it, to be back in time. A slower database makes orders wait for reads, and changes nothing else.
     pub const LEASE: Duration = Duration::from_millis(20);
 
-    /// How long a read may take before the gate opens.
+    /// How long a read may take before the sold-out cache opens.
     const PATIENCE: Duration = Duration::from_millis(250);
     /// How long it stays open after a read that failed.
     const OPEN_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-    /// How often the gate looks at most for orders of which nobody tells what became of them.
+    /// How often the sold-out cache looks at most for orders of which nobody tells what became of them.
     const LOOK_EVERY: Duration = Duration::from_millis(100);
     /// Of how many products it remembers when it did.
     const MAX_LOOKED_FOR: usize = 10_000;
@@ -108,7 +108,7 @@ impl SoldOutCache {
     }
 
     /// Whether nothing of the product is left: now, or less than a lease ago.
-    pub async fn is_closed(self: &Arc<Self>, product_id: ProductId) -> bool {
+    pub async fn is_sold_out(self: &Arc<Self>, product_id: ProductId) -> bool {
         let came = Instant::now();
         loop {
             let read = self.refreshed.notified();
@@ -161,7 +161,7 @@ impl SoldOutCache {
         entries.is_refreshing.then_some(wanted)
     }
 
-    /// Renews leases, or opens the gate.
+    /// Renews leases, or opens the sold-out cache.
     fn apply_refresh(
         &self,
         wanted: Vec<ProductId>,
@@ -186,7 +186,7 @@ impl SoldOutCache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until no gate of any API refuses orders that come from now on by a read that began before this was called.
+    /// Waits until no sold-out cache of any API refuses orders that come from now on by a read that began before this was called.
     pub async fn lease_is_over() {
         sleep(Self::LEASE).await;
     }
@@ -203,7 +203,7 @@ mod tests {
         _directory: tempfile::TempDir,
         store: Arc<SqliteStore>,
         product: ProductId,
-        gate: Arc<SoldOutCache>,
+        sold_out_cache: Arc<SoldOutCache>,
     }
 
     impl Shop {
@@ -212,15 +212,15 @@ mod tests {
             let url = format!("sqlite://{}", directory.path().join("antre.db").display());
             let store = Arc::new(SqliteStore::open(&url).await.unwrap());
             let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
-            let gate = SoldOutCache::new(store.clone());
-            Self { _directory: directory, store, product, gate }
+            let sold_out_cache = SoldOutCache::new(store.clone());
+            Self { _directory: directory, store, product, sold_out_cache }
         }
 
         /// Nothing is left, and the read that finds it is under way since then. Time stands still.
         async fn reading() -> (Self, Instant) {
             let shop = Self::open().await;
             tokio::time::pause();
-            shop.gate.report_sold_out(shop.product);
+            shop.sold_out_cache.report_sold_out(shop.product);
             let began = shop.begin_to_read();
             (shop, began)
         }
@@ -230,14 +230,14 @@ mod tests {
             self.store.recount(self.product, stock).await.unwrap().unwrap().unwrap();
         }
 
-        async fn is_closed(&self) -> bool {
-            self.gate.is_closed(self.product).await
+        async fn is_sold_out(&self) -> bool {
+            self.sold_out_cache.is_sold_out(self.product).await
         }
 
         /// An order that comes now.
         async fn come(&self) -> JoinHandle<bool> {
-            let (gate, product) = (self.gate.clone(), self.product);
-            let order = tokio::spawn(async move { gate.is_closed(product).await });
+            let (sold_out_cache, product) = (self.sold_out_cache.clone(), self.product);
+            let order = tokio::spawn(async move { sold_out_cache.is_sold_out(product).await });
             yield_now().await;
             order
         }
@@ -246,53 +246,53 @@ mod tests {
         fn begin_to_read(&self) -> Instant {
             let began = Instant::now();
             {
-                let mut entries = self.gate.entries();
+                let mut entries = self.sold_out_cache.entries();
                 entries.is_refreshing = true;
                 entries.empty.get_mut(&self.product).unwrap().needs_refresh = true;
             }
-            assert_eq!(self.gate.wanted(began + SoldOutCache::LEASE), Some(vec![self.product]));
+            assert_eq!(self.sold_out_cache.wanted(began + SoldOutCache::LEASE), Some(vec![self.product]));
             began
         }
 
         fn end_reading(&self, began: Instant, sold_out: Result<Vec<ProductId>, StoreError>) {
-            self.gate.apply_refresh(vec![self.product], began + SoldOutCache::LEASE, sold_out);
-            self.gate.refreshed.notify_waiters();
+            self.sold_out_cache.apply_refresh(vec![self.product], began + SoldOutCache::LEASE, sold_out);
+            self.sold_out_cache.refreshed.notify_waiters();
         }
 
         fn needs_refresh(&self) -> bool {
-            self.gate.entries().empty[&self.product].needs_refresh
+            self.sold_out_cache.entries().empty[&self.product].needs_refresh
         }
     }
 
     #[tokio::test]
     async fn it_closes_on_what_a_read_says_and_on_nothing_else() {
         let shop = Shop::open().await;
-        assert!(!shop.is_closed().await, "nobody said anything");
-        shop.gate.report_sold_out(shop.product);
-        assert!(shop.is_closed().await);
+        assert!(!shop.is_sold_out().await, "nobody said anything");
+        shop.sold_out_cache.report_sold_out(shop.product);
+        assert!(shop.is_sold_out().await);
         shop.count(1).await;
-        shop.gate.report_sold_out(shop.product); // by what somebody said earlier
+        shop.sold_out_cache.report_sold_out(shop.product); // by what somebody said earlier
         SoldOutCache::lease_is_over().await;
-        assert!(!shop.is_closed().await);
-        assert!(shop.gate.entries().empty.is_empty(), "it is forgotten");
-        shop.gate.report_sold_out(shop.product);
-        assert!(!shop.is_closed().await, "one piece is left");
+        assert!(!shop.is_sold_out().await);
+        assert!(shop.sold_out_cache.entries().empty.is_empty(), "it is forgotten");
+        shop.sold_out_cache.report_sold_out(shop.product);
+        assert!(!shop.is_sold_out().await, "one piece is left");
     }
 
     #[tokio::test]
     async fn it_looks_for_itself_now_and_then() {
         let shop = Shop::open().await;
-        shop.gate.look_soon(shop.product);
-        assert!(shop.is_closed().await);
+        shop.sold_out_cache.look_soon(shop.product);
+        assert!(shop.is_sold_out().await);
         shop.count(1).await;
         SoldOutCache::lease_is_over().await;
-        assert!(!shop.is_closed().await && shop.gate.entries().empty.is_empty());
-        shop.gate.look_soon(shop.product);
-        assert!(shop.gate.entries().empty.is_empty(), "it has just looked");
+        assert!(!shop.is_sold_out().await && shop.sold_out_cache.entries().empty.is_empty());
+        shop.sold_out_cache.look_soon(shop.product);
+        assert!(shop.sold_out_cache.entries().empty.is_empty(), "it has just looked");
         tokio::time::pause();
         tokio::time::advance(SoldOutCache::LOOK_EVERY).await;
-        shop.gate.look_soon(shop.product);
-        assert!(!shop.gate.entries().empty.is_empty());
+        shop.sold_out_cache.look_soon(shop.product);
+        assert!(!shop.sold_out_cache.entries().empty.is_empty());
     }
 
     #[tokio::test]
@@ -300,16 +300,16 @@ mod tests {
         let shop = Shop::open().await;
         for pieces in 1..=50 {
             shop.count(0).await;
-            shop.gate.report_sold_out(shop.product);
+            shop.sold_out_cache.report_sold_out(shop.product);
             // In all states of a lease: new, halfway, being renewed, over.
             let closed_at = Instant::now();
             while closed_at.elapsed() < Duration::from_millis(1) * pieces {
-                assert!(shop.is_closed().await);
+                assert!(shop.is_sold_out().await);
                 yield_now().await;
             }
             shop.count(pieces).await;
             SoldOutCache::lease_is_over().await;
-            assert!(!shop.is_closed().await, "{pieces}");
+            assert!(!shop.is_sold_out().await, "{pieces}");
         }
     }
 
@@ -350,21 +350,21 @@ mod tests {
         let order = shop.come().await;
         shop.end_reading(began, Err(StoreError::Unavailable("it is away".to_owned())));
         assert!(!order.await.unwrap());
-        shop.gate.report_sold_out(shop.product);
-        assert!(shop.gate.entries().empty.is_empty());
+        shop.sold_out_cache.report_sold_out(shop.product);
+        assert!(shop.sold_out_cache.entries().empty.is_empty());
         tokio::time::advance(SoldOutCache::OPEN_AFTER_FAILURE).await;
-        shop.gate.report_sold_out(shop.product);
-        assert!(!shop.gate.entries().empty.is_empty());
+        shop.sold_out_cache.report_sold_out(shop.product);
+        assert!(!shop.sold_out_cache.entries().empty.is_empty());
     }
 
     #[tokio::test]
     async fn it_opens_when_the_database_does_not_answer() {
         let shop = Shop::open().await;
-        shop.gate.report_sold_out(shop.product);
-        assert!(shop.is_closed().await);
+        shop.sold_out_cache.report_sold_out(shop.product);
+        assert!(shop.is_sold_out().await);
         shop.store.close().await;
         SoldOutCache::lease_is_over().await;
-        assert!(!shop.is_closed().await);
-        assert!(!shop.gate.entries().is_refreshing, "the next read begins anew");
+        assert!(!shop.is_sold_out().await);
+        assert!(!shop.sold_out_cache.entries().is_refreshing, "the next read begins anew");
     }
 }

@@ -30,6 +30,23 @@ fn each_library_stays_in_its_layer() {
     assert_eq!(used, [true; LAYERS.len()], "a library of the list is not used any more");
 }
 
+/// What is pure names no runtime, no driver and no clock: the decision can be tested, and replayed, by itself.
+#[test]
+fn the_domain_is_pure() {
+    const FOREIGN: [&str; 9] =
+        ["tokio", "sqlx", "lapin", "axum", "hyper", "clock", "now_v7", "service", "store"];
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/domain");
+    let files = files(&source, "");
+    assert!(files.len() > 5, "{}", files.len());
+    for (file, text) in files {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for foreign in FOREIGN {
+            let line = code.lines().find(|line| names(line, foreign));
+            assert_eq!(line, None, "src/domain/{file} names {foreign}");
+        }
+    }
+}
+
 /// Whether code in the line names the library; comments may.
 fn names(line: &str, library: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
