@@ -1,6 +1,6 @@
 //! The queue contract: a lane for each product, in which commands stand in line, and the way back for verdicts.
 //!
-//! Two adapters, [`memory`] and [`rabbitmq`], stand behind it; `tests/it/queue_contract.rs` is what both must
+//! Two adapters, [`memory`] and [`rabbitmq`], stand behind it; `tests/it/ports/queue_contract.rs` is what both must
 //! pass. What they promise:
 //!
 //! - Commands of one lane that one [`Submitter`] submitted one after the other are taken in that order.

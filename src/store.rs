@@ -1,6 +1,6 @@
 //! The store contract: where products, inventories and orders are kept, and the one place that decides.
 //!
-//! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/store_contract.rs` is what both must pass.
+//! Two adapters, [`sqlite`] and [`mysql`], stand behind it; `tests/it/ports/store_contract.rs` is what both must pass.
 //! The transaction itself is written once, in [`transaction`]; an adapter brings the statements.
 
 mod error;

@@ -3,22 +3,32 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test says no")]
 
 #[macro_use]
-mod harness;
+mod support;
 
-mod bad_input;
-mod cli;
-mod cluster;
-mod contract;
-mod edge;
-mod faults;
-mod http;
+/// One suite for each port, which every adapter must pass.
+mod ports {
+    mod migrations;
+    mod queue_contract;
+    mod store_contract;
+}
+
+/// The REST API of one process.
+mod api {
+    mod bad_input;
+    pub(crate) mod contract;
+    mod edge;
+    mod http;
+    pub(crate) mod life;
+    pub(crate) mod race;
+    mod routes;
+}
+
+/// Processes: their command line, their faults, and several of them together.
+mod processes {
+    pub(crate) mod cli;
+    mod cluster;
+    mod faults;
+    mod secrets;
+}
+
 mod layers;
-mod life;
-mod migrations;
-mod mysql_proxy;
-mod race;
-mod routes;
-mod secrets;
-mod queue_contract;
-mod servers;
-mod store_contract;

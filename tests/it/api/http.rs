@@ -6,7 +6,7 @@ use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::harness::{App, MAX_TOTAL, Pair, Wire, eventually};
+use crate::support::harness::{App, MAX_TOTAL, Pair, Wire, eventually};
 
 on_both_pairs!(
     a_product_is_created_and_found,
@@ -346,7 +346,7 @@ async fn the_program_tells_its_contract_and_its_health(pair: Pair) {
     let app = App::start(pair).await;
     let contract = app.get("/apispec.json").await;
     assert_eq!(contract.header(CONTENT_TYPE.as_str()), "application/json");
-    assert!(contract.body == include_bytes!("../../apispec.json").as_slice());
+    assert!(contract.body == include_bytes!("../../../apispec.json").as_slice());
     assert_eq!(app.get("/health/live").await.data(), &json!({"live": true}));
     // The worker connects while the API answers already.
     let ready = eventually("it never becomes ready", async || {

@@ -19,7 +19,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 use uuid::fmt::Hyphenated;
 
-const TEXT: &str = include_str!("../../apispec.json");
+const TEXT: &str = include_str!("../../../apispec.json");
 const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "patch", "trace"];
 
 /// Panics unless the contract allows this answer: it has the call, declares the status for it, and the answer's

@@ -29,9 +29,9 @@ use tokio::{
 };
 
 use crate::{
-    harness::{App, Client, MAX_TOTAL, PATIENCE, Wire, antre, eventually},
-    race,
-    servers::{ConsumerInfo, Place, Server, servers},
+    api::race,
+    support::harness::{App, Client, MAX_TOTAL, PATIENCE, Wire, antre, eventually},
+    support::servers::{ConsumerInfo, Place, Server, servers},
 };
 
 mod chaos;

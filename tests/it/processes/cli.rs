@@ -5,7 +5,7 @@ use std::{fs, net::TcpListener, path::Path, process::Output};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::harness::{App, PATIENCE, Pair, antre};
+use crate::support::harness::{App, PATIENCE, Pair, antre};
 
 /// Runs the program until it ends.
 pub(crate) async fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request},
-    servers::{QueueInfo, servers},
+    support::harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request},
+    support::servers::{QueueInfo, servers},
 };
 
 on_both_pairs!(

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::life;
+use crate::api::life;
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]

@@ -36,7 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::servers::{Place, Server, servers};
+use crate::support::servers::{Place, Server, servers};
 
 /// One test for each function and adapter, so that a failure says which of them it was. A function that is not in
 /// the list is dead code, and the compiler says so.
@@ -1002,7 +1002,7 @@ mod broker {
         }
         let mut last = consumer(&queue, &products(LANES)).await;
         let each_has_both =
-            |queues: &[crate::servers::QueueInfo]| queues.iter().all(|lane| lane.consumers >= 2);
+            |queues: &[crate::support::servers::QueueInfo]| queues.iter().all(|lane| lane.consumers >= 2);
         let lanes = format!("{}orders.product.", place.queue_prefix);
         servers().await.queues_when(&lanes, each_has_both).await;
         connection.close(200, "done".into()).await.unwrap();
@@ -1036,7 +1036,8 @@ mod broker {
         let mut submitted = api.submit_many(product(1), 50);
         // RabbitMQ can forget a queue that it made just before it was killed (seen in 4.3), with all that stood in it:
         // this lane is an old one by the time at which the broker tells of what is in it.
-        let told_of = |queues: &[crate::servers::QueueInfo]| queues.iter().any(|queue| queue.messages > 0);
+        let told_of =
+            |queues: &[crate::support::servers::QueueInfo]| queues.iter().any(|queue| queue.messages > 0);
         servers().await.queues_when(&alone.place.queue_prefix, told_of).await;
         submitted.extend(api.submit_many(product(1), 49));
         // Who does not wait hears when his order stands in line, and with it all that came before.

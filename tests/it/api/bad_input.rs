@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::json;
 
-use crate::harness::{Answer, App, Pair, Wire};
+use crate::support::harness::{Answer, App, Pair, Wire};
 
 on_both_pairs!(
     bodies_that_are_no_order,

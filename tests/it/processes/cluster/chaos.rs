@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::{Cluster, all_is_decided};
 use crate::{
-    harness::{Client, eventually},
-    mysql_proxy::MySqlProxy,
-    servers::servers,
+    support::harness::{Client, eventually},
+    support::mysql_proxy::MySqlProxy,
+    support::servers::servers,
 };
 
 /// How long the database makes trouble.

@@ -8,9 +8,9 @@ use sqlx::{
 use tempfile::TempDir;
 
 use crate::{
-    cli::{complaint, directory, run},
-    harness::{App, antre},
-    servers::{Place, servers},
+    processes::cli::{complaint, directory, run},
+    support::harness::{App, antre},
+    support::servers::{Place, servers},
 };
 
 /// A database without tables.

@@ -8,7 +8,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::harness::{App, PATIENCE, Pair, Wire, eventually, order_request};
+use crate::support::harness::{App, PATIENCE, Pair, Wire, eventually, order_request};
 
 const LIVE: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n";
 

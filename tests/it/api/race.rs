@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, App, Client, Pair, Wire, order_request};
+use crate::support::harness::{Answer, App, Client, Pair, Wire, order_request};
 
 on_both_pairs!(
     two_thousand_orders_for_a_hundred_pieces,

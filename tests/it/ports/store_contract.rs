@@ -31,7 +31,7 @@ use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestRunn
 use sqlx::{Connection, Executor, MySqlConnection, SqliteConnection};
 use tokio::task::{JoinSet, block_in_place};
 
-use crate::servers::{Place, servers};
+use crate::support::servers::{Place, servers};
 
 /// One test for each function and adapter, so that a failure says which of them it was. A function that is not in
 /// the list is dead code, and the compiler says so.

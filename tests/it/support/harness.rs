@@ -30,8 +30,8 @@ use tokio::{
 };
 
 use crate::{
-    contract,
-    servers::{Place, servers},
+    api::contract,
+    support::servers::{Place, servers},
 };
 
 /// After this long a test gives up waiting. Far more than anything takes, so that a slow machine fails nothing.
@@ -98,7 +98,7 @@ macro_rules! test_on_pair {
         $(#[$attribute])*
         #[tokio::test]
         async fn $test() {
-            super::$test($crate::harness::Pair::$pair).await;
+            super::$test($crate::support::harness::Pair::$pair).await;
         }
     };
 }

@@ -10,9 +10,9 @@ use tokio::{
 };
 
 use crate::{
-    cli::{complaint, directory, run},
-    harness::{App, Pair},
-    servers::servers,
+    processes::cli::{complaint, directory, run},
+    support::harness::{App, Pair},
+    support::servers::servers,
 };
 
 /// Every character that somebody may type into a password.

@@ -138,7 +138,7 @@ async fn each_move_is_told() {
     assert_eq!(api.pay(cancelled.id()).await.status, 409);
     expired.until(|heard| !heard.is_empty()).await;
 
-    let told = |order: &crate::harness::Answer, status: &str| {
+    let told = |order: &crate::support::harness::Answer, status: &str| {
         let expires_at: jiff::Timestamp = order.data()["expires_at"].as_str().unwrap().parse().unwrap();
         let event = json!({
             "order_id": order.id(), "product_id": product, "total": order.data()["total"], "status": status,

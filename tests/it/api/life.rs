@@ -11,7 +11,7 @@ use reqwest::{Method, header::HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::harness::{Answer, App, Client, Pair, Wire, eventually};
+use crate::support::harness::{Answer, App, Client, Pair, Wire, eventually};
 
 on_both_pairs!(
     a_paid_order_leaves_the_stock,

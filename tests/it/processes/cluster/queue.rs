@@ -16,8 +16,8 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{Cluster, all_is_decided, workers_are_there};
 use crate::{
-    harness::{Answer, App, Client, eventually},
-    servers::{Place, Server, servers},
+    support::harness::{Answer, App, Client, eventually},
+    support::servers::{Place, Server, servers},
 };
 
 /// The answer comes at once: nobody waited for anything.

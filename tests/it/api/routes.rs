@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    contract,
-    harness::{App, Pair},
+    api::contract,
+    support::harness::{App, Pair},
 };
 
 /// Methods by path, as the contract has them.
