@@ -15,10 +15,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    domain::lane_set::LaneSet,
     http::{self, Api, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
     queue::{
-        LaneSet, Queue,
+        Queue,
         memory::MemoryQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },

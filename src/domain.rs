@@ -6,6 +6,7 @@ pub mod product;
 pub mod inventory;
 pub mod order;
 pub mod rejection;
+pub mod lane_set;
 pub mod command;
 pub mod verdict;
 pub mod event;

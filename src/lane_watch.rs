@@ -7,7 +7,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    queue::{LaneSet, rabbitmq::RabbitMqQueue},
+    domain::lane_set::LaneSet,
+    queue::rabbitmq::RabbitMqQueue,
     store::{Store, StoreError, in_time},
     telemetry::Sparse,
 };

@@ -9,11 +9,8 @@
 //! - A delivery that is not settled comes back when its consumer ends, in its old place.
 //! - A lane is bounded. What it does not take is refused at once.
 
-mod lane_set;
 pub mod memory;
 pub mod rabbitmq;
-
-pub use lane_set::{LaneMode, LaneSet};
 
 use std::sync::Arc;
 

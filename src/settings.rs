@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    domain::lane_set::LaneMode,
     http::{PublicUrl, TrustedProxies},
-    queue::LaneMode,
     server_url,
 };
 

@@ -25,18 +25,16 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::{
-    domain::{
-        command::Command,
-        decide::Undecidable,
-        event::Event,
-        ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
-        order::{Order, OrderStatus},
-        product::{Product, ProductName},
-        verdict::Verdict,
-    },
-    queue::LaneSet,
+use crate::domain::{
+    command::Command,
+    decide::Undecidable,
+    event::Event,
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock, StockBelowReserved},
+    lane_set::LaneSet,
+    order::{Order, OrderStatus},
+    product::{Product, ProductName},
+    verdict::Verdict,
 };
 
 /// What a database must be able to do. Every method may be called from many tasks at once.

@@ -28,7 +28,9 @@ use self::{
     consumer::RabbitMqConsumer, opener::LaneTroubles, publisher::Publisher, submitter::RabbitMqSubmitter,
     topology::Topology,
 };
-use super::{Consumer, LaneSet, Ping, Queue, QueueError, ReplySink, Submitter};
+use super::{Consumer, Ping, Queue, QueueError, ReplySink, Submitter};
+
+use crate::domain::lane_set::LaneSet;
 
 pub use topology::RabbitMqSettings;
 

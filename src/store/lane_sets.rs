@@ -3,7 +3,7 @@
 use sqlx::{MySql, mysql::MySqlArguments, query::Query};
 
 use super::rows::Text;
-use crate::queue::LaneSet;
+use crate::domain::lane_set::LaneSet;
 
 pub(super) fn put(lanes: &LaneSet) -> Query<'_, MySql, MySqlArguments> {
     sqlx::query(

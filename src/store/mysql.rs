@@ -26,15 +26,13 @@ use super::{
     },
     transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
-use crate::{
-    domain::{
-        command::Command,
-        ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
-        order::Order,
-        product::{Product, ProductName},
-    },
-    queue::LaneSet,
+use crate::domain::{
+    command::Command,
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock, StockBelowReserved},
+    lane_set::LaneSet,
+    order::Order,
+    product::{Product, ProductName},
 };
 
 /// Connections of one process that read: enough for an API's flood, because what many ask for is read together.

@@ -25,11 +25,11 @@ use super::{
     DATABASE_HEADER,
     declarer::{Declarer, NotDeclared},
     failed, properties, silent,
-    topology::{LaneNumber, Topology},
+    topology::Topology,
     within,
 };
 use crate::{
-    domain::ids::ProductId,
+    domain::{ids::ProductId, lane_set::LaneNumber},
     queue::{
         Address, QueueError,
         rabbitmq::wire::{self, ORDERS_V1, PRODUCT_V1},

@@ -23,13 +23,14 @@ use super::{
     publisher::{Published, Publisher},
     replies::Replies,
     retries,
-    topology::{LaneNumber, MAX_AGE, Topology},
+    topology::{MAX_AGE, Topology},
 };
 use crate::{
     clock::now,
     domain::{
         command::Command,
         ids::{CommandId, OrderId, ProductId},
+        lane_set::LaneNumber,
     },
     queue::{Address, Outcome, Ping, QueueError, Refusal, ReplySink, Submitter, rabbitmq::wire},
     telemetry::Sparse,

@@ -18,8 +18,11 @@ use uuid::Uuid;
 
 use super::within;
 use crate::{
-    domain::ids::ProductId,
-    queue::{LaneSet, QueueError},
+    domain::{
+        ids::ProductId,
+        lane_set::{LaneMode, LaneNumber, LaneSet},
+    },
+    queue::QueueError,
 };
 
 /// How RabbitMQ is used.
@@ -58,12 +61,16 @@ pub(super) struct Lane {
 impl Lane {
     /// The name of its queue.
     pub(super) fn name(&self) -> ShortString {
-        self.set.lane_name(self.number).into()
+        let (prefix, number) = (&self.set.prefix, self.number);
+        match self.set.mode {
+            LaneMode::Product => format!("{prefix}orders.product.{number}").into(),
+            LaneMode::Hash(_) => format!("{prefix}orders.lane.{number}").into(),
+        }
     }
 
     /// The dead letters: messages that nobody could decode or decide, or that exhausted their deliveries or their time.
     fn dead_name(&self) -> ShortString {
-        self.set.name(DEAD).into()
+        format!("{}{DEAD}", self.set.prefix).into()
     }
 }
 
@@ -72,8 +79,6 @@ impl fmt::Display for Lane {
         f.write_str(self.name().as_str())
     }
 }
-
-pub(super) use crate::queue::lane_set::LaneNumber;
 
 const DEAD: &str = "orders.dead";
 
@@ -175,7 +180,7 @@ impl Topology {
     }
 
     fn name(&self, name: &str) -> ShortString {
-        self.own.name(name).into()
+        format!("{}{name}", self.own.prefix).into()
     }
 
     /// What all lanes share. Must be there before the first lane.

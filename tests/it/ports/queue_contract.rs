@@ -17,13 +17,13 @@ use antre::{
     domain::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
+        lane_set::{LaneMode, LaneSet},
         order::{Change, OrderStatus, Quantity},
         rejection::Rejection,
         verdict::Verdict,
     },
     queue::{
-        Completion, Consumer, Delivery, LaneMode, LaneSet, Outcome, Queue, Refusal, Reply, ReplySink,
-        Submitter,
+        Completion, Consumer, Delivery, Outcome, Queue, Refusal, Reply, ReplySink, Submitter,
         memory::MemoryQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },

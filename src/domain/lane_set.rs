@@ -1,59 +1,45 @@
-//! Which lanes there are on a broker: the settings `QUEUE_PREFIX` and `LANES`.
+//! Which lanes a process uses: the settings `QUEUE_PREFIX` and `LANES`.
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
 use crate::domain::ids::ProductId;
 
-/// A lane's number: the product's id, or its remainder.
-pub(super) type LaneNumber = u64;
+/// A lane within its set: the product's id, or its remainder.
+pub type LaneNumber = u64;
 
-/// The lanes that a process uses. Those who differ in it do not meet: so each tells the database which set it uses, and
-/// workers serve all that were used lately.
+/// The lanes that a process uses. Processes with different sets do not meet in the queue, so each stores its set in the
+/// database, and workers serve all sets that were used lately.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LaneSet {
-    /// What every queue and exchange name begins with; may be empty.
+    /// The prefix of every queue and exchange name; may be empty.
     pub prefix: String,
-    /// Which orders stand in one lane.
     pub mode: LaneMode,
 }
 
 impl LaneSet {
-    /// Where orders of this product stand.
-    pub(super) fn number_of(&self, product_id: ProductId) -> LaneNumber {
+    /// The lane of a product's commands.
+    pub fn number_of(&self, product_id: ProductId) -> LaneNumber {
         match self.mode {
             LaneMode::Product => product_id.get(),
             LaneMode::Hash(lanes) => product_id.get() % u64::from(lanes.get()),
         }
     }
-
-    /// With the prefix.
-    pub(super) fn name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    /// The name of the queue behind a lane.
-    pub(super) fn lane_name(&self, number: LaneNumber) -> String {
-        match self.mode {
-            LaneMode::Product => self.name(&format!("orders.product.{number}")),
-            LaneMode::Hash(_) => self.name(&format!("orders.lane.{number}")),
-        }
-    }
 }
 
 impl fmt::Display for LaneSet {
-    /// As it is set.
+    /// As the settings are written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "QUEUE_PREFIX={} LANES={}", self.prefix, self.mode)
     }
 }
 
-/// Which orders stand in one lane.
+/// How commands are spread over lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LaneMode {
-    /// Those of one product.
+    /// A lane for each product.
     Product,
-    /// Those of all products whose id has the same remainder: for catalogues of more than some 5,000 live
-    /// products, where a queue each is too much for a broker.
+    /// So many lanes. Products whose ids have the same remainder share one. For catalogues of more than some 5,000 live
+    /// products, where a queue for each product is too much for a broker.
     Hash(NonZeroU32),
 }
 
