@@ -25,9 +25,10 @@ use crate::{
     },
     server_url::{self, shown},
     service::{batch_loader::BatchLoader, ordering::OrderService},
-    settings::{Backends, Database, LogFormat, Role, Settings, SettingsError, Switch},
+    settings::{Backends, Database, Role, Settings, SettingsError, Switch},
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
+    telemetry::LogFormat,
     worker::{Worker, WorkerHealth, expiry::Expiry},
 };
 

@@ -8,6 +8,7 @@ use crate::{
     domain::lane_set::LaneMode,
     http::{PublicUrl, TrustedProxies},
     server_url,
+    telemetry::LogSettings,
 };
 
 /// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
@@ -115,26 +116,6 @@ pub enum Switch {
     On,
     /// It is not.
     Off,
-}
-
-/// What it says about itself.
-#[derive(Args, Clone, Debug)]
-pub struct LogSettings {
-    /// What to log: a level, or `target=level` parted by commas
-    #[arg(long = "log", env = "RUST_LOG", value_name = "FILTER", default_value = "info", global = true)]
-    pub filter: String,
-    /// How log lines look
-    #[arg(long, env, value_enum, default_value = "text", global = true)]
-    pub log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// The pair of adapters to run on.

@@ -9,22 +9,42 @@ use std::{
     time::{Duration, Instant},
 };
 
+use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use crate::{
-    queue::rabbitmq::NOISE,
-    settings::{LogFormat, LogSettings},
-};
 use lines::PlainLines;
+
+/// Targets that are off unless the filter names them. lapin logs each message that the broker returns, with its payload
+/// byte by byte, and each channel that it closes; `queue::rabbitmq` says in one line what matters of that.
+const QUIET_TARGETS: [&str; 2] = ["lapin::returned_messages", "lapin::channel"];
+
+/// What to log, and how.
+#[derive(Args, Clone, Debug)]
+pub struct LogSettings {
+    /// What to log: a level, or `target=level` parted by commas
+    #[arg(long = "log", env = "RUST_LOG", value_name = "FILTER", default_value = "info", global = true)]
+    pub filter: String,
+    /// How log lines look
+    #[arg(long, env, value_enum, default_value = "text", global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Sends logs to stderr from now on. The error says what is wrong with the filter.
 pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
-    // Where nothing else is said of them.
-    let noise = NOISE.into_iter().filter(|target| !settings.filter.contains(target));
-    let filter = noise
+    let quiet = QUIET_TARGETS.into_iter().filter(|target| !settings.filter.contains(target));
+    let filter = quiet
         .filter_map(|target| format!("{target}=off").parse().ok())
         .fold(filter, EnvFilter::add_directive);
     let lines = fmt::layer().with_ansi(io::stderr().is_terminal());

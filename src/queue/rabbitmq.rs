@@ -34,10 +34,6 @@ use crate::domain::lane_set::LaneSet;
 
 pub use topology::RabbitMqSettings;
 
-/// What of lapin's log is left out: each message that the broker returns, with its payload byte by byte, and each channel
-/// that it closes. What is to be known of them is said here, in one line.
-pub const NOISE: [&str; 2] = ["lapin::returned_messages", "lapin::channel"];
-
 /// How long the broker may take for anything. While it is short of memory or disk it blocks publishers, and lapin
 /// writes nothing at all: without a limit a publish would hang as long as that lasts.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,70 +1,213 @@
-//! Who may know whom, read from the source: each of the large libraries stays behind the seam that it serves.
+//! Who may know whom, read from the source: layers import downwards, no import leads back to its file, and each large
+//! library stays behind the seam that it serves.
+
+mod imports;
 
 use std::{fs, path::Path};
 
-/// A library, and where its name may stand.
-const LAYERS: [(&str, &[&str]); 7] = [
-    ("sqlx", &["store.rs", "store/"]),
-    ("lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
-    ("deadpool_lapin", &["queue/rabbitmq.rs", "queue/rabbitmq/"]),
-    ("axum", &["http.rs", "http/"]),
-    ("hyper", &["http/"]),
-    ("hyper_util", &["http/"]),
-    ("tower", &["http/"]),
+use self::imports::{Crate, circles, imports};
+
+/// Small modules that every layer but the domain may use.
+const LEAVES: [&str; 4] = ["clock", "server_url", "supervise", "telemetry"];
+
+/// What each module at the top of `src` may import, besides the [`LEAVES`].
+const LAYERS: [(&str, &[&str]); 16] = [
+    ("domain", &[]),
+    ("clock", &["domain"]),
+    ("server_url", &[]),
+    ("supervise", &[]),
+    ("telemetry", &[]),
+    ("dotenv", &["settings"]),
+    ("store", &["domain"]),
+    ("queue", &["domain"]),
+    ("lane_watch", &["domain", "store", "queue"]),
+    ("worker", &["domain", "store", "queue"]),
+    ("service", &["domain", "store", "queue"]),
+    ("http", &["domain", "service"]),
+    ("settings", &["domain", "http"]),
+    ("app", &["domain", "store", "queue", "lane_watch", "worker", "service", "http", "settings", "dotenv"]),
+    ("lib", &[]),
+    ("main", &["app", "settings", "dotenv", "http"]),
 ];
+
+/// Layers whose files still import each other, and imports between layers that are still against [`LAYERS`]. An entry that
+/// is not needed any more fails the test.
+const CIRCLES: [&str; 5] = ["domain", "http", "queue", "store", "worker"];
+const UPWARDS: [(&str, &str); 3] = [("http", "queue"), ("http", "store"), ("http", "worker")];
+
+/// A library, and where its name may stand.
+const LIBRARIES: [(&str, &[&str]); 7] = [
+    ("sqlx", &["src/store.rs", "src/store/"]),
+    ("lapin", &["src/queue/rabbitmq.rs", "src/queue/rabbitmq/"]),
+    ("deadpool_lapin", &["src/queue/rabbitmq.rs", "src/queue/rabbitmq/"]),
+    ("axum", &["src/http.rs", "src/http/"]),
+    ("hyper", &["src/http/"]),
+    ("hyper_util", &["src/http/"]),
+    ("tower", &["src/http/"]),
+];
+
+/// What the domain does not name: the decision can be tested and replayed without a runtime, a driver and a clock.
+const IMPURE: [&str; 9] = ["tokio", "sqlx", "lapin", "axum", "hyper", "clock", "now_v7", "service", "store"];
+
+#[test]
+fn no_import_leads_back_to_its_file() {
+    let all = imports(&workspace());
+    assert!(all.len() > 50, "{}", all.len());
+    let (excused, found): (Vec<_>, Vec<_>) = circles(&all)
+        .into_iter()
+        .partition(|circle| CIRCLES.iter().any(|excused| circle.iter().all(|file| layer(file) == *excused)));
+    assert!(found.is_empty(), "files that import each other:\n{}", shown(&found));
+    for layer in CIRCLES {
+        let is_needed = excused.iter().any(|circle| self::layer(&circle[0]) == layer);
+        assert!(is_needed, "{layer} has no circles: remove it from CIRCLES");
+    }
+}
+
+#[test]
+fn layers_import_downwards() {
+    let all = imports(&[Crate::read("antre", "src")]);
+    let all = all.iter().flat_map(|(file, targets)| targets.iter().map(move |target| (file, target)));
+    let upwards: Vec<_> = all.filter(|(file, target)| !may_import(file, target)).collect();
+    let found: Vec<_> =
+        upwards.iter().filter(|(file, target)| !UPWARDS.contains(&(layer(file), layer(target)))).collect();
+    assert!(found.is_empty(), "imports against the layers: {found:#?}");
+    for exception in UPWARDS {
+        let is_needed = upwards.iter().any(|(file, target)| (layer(file), layer(target)) == exception);
+        assert!(is_needed, "{exception:?} is not needed: remove it from UPWARDS");
+    }
+}
 
 #[test]
 fn each_library_stays_in_its_layer() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut used = [false; LAYERS.len()];
-    for (file, text) in files(&source, "") {
-        for ((library, places), used) in LAYERS.iter().zip(&mut used) {
-            let mut lines = text.lines().enumerate().filter(|(_, line)| names(line, library));
-            if places.iter().any(|place| file.starts_with(place)) {
-                *used |= lines.next().is_some();
-            } else if let Some((n, line)) = lines.next() {
-                panic!("src/{file}:{}: {library} belongs to {places:?}: {line}", n + 1);
-            }
+    let antre = Crate::read("antre", "src");
+    for (library, places) in LIBRARIES {
+        let users: Vec<_> =
+            antre.words().filter(|(_, words)| words.contains(library)).map(|(file, _)| file).collect();
+        assert!(!users.is_empty(), "{library} is not used any more");
+        for file in users {
+            assert!(
+                places.iter().any(|place| file.starts_with(place)),
+                "{file}: {library} belongs to {places:?}"
+            );
         }
     }
-    assert_eq!(used, [true; LAYERS.len()], "a library of the list is not used any more");
 }
 
-/// What is pure names no runtime, no driver and no clock: the decision can be tested, and replayed, by itself.
 #[test]
 fn the_domain_is_pure() {
-    const FOREIGN: [&str; 9] =
-        ["tokio", "sqlx", "lapin", "axum", "hyper", "clock", "now_v7", "service", "store"];
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/domain");
-    let files = files(&source, "");
-    assert!(files.len() > 5, "{}", files.len());
-    for (file, text) in files {
-        let code = text.split("#[cfg(test)]").next().unwrap();
-        for foreign in FOREIGN {
-            let line = code.lines().find(|line| names(line, foreign));
-            assert_eq!(line, None, "src/domain/{file} names {foreign}");
-        }
+    let domain = Crate::read("domain", "src/domain");
+    assert!(domain.words().count() > 5);
+    for (file, words) in domain.words() {
+        let impure: Vec<_> = IMPURE.into_iter().filter(|word| words.contains(*word)).collect();
+        assert!(impure.is_empty(), "{file} names {impure:?}");
     }
 }
 
-/// Whether code in the line names the library; comments may.
-fn names(line: &str, library: &str) -> bool {
-    let code = line.split("//").next().unwrap_or_default();
-    let mut words = code.split(|character: char| !character.is_alphanumeric() && character != '_');
-    words.any(|word| word == library)
+#[test]
+fn imports_are_found_in_code_only() {
+    let files = [
+        ("lib.rs", "pub mod a; pub mod b; mod c;"),
+        ("a.rs", "mod child; pub use child::Child; use crate::{b::{self, B as Other}, c::*};"),
+        ("a/child.rs", "use super::super::c::C; fn f() -> crate::b::B { super::g(std::iter::empty()) }"),
+        (
+            "b.rs",
+            "//! See [`crate::a`].\n/* use crate::a; */\nconst TEXT: &str = \"crate::a::A\"; pub(in crate::a) struct B;",
+        ),
+        (
+            "b/macros.rs",
+            "fn f() { assert!(crate::a::A == 1, \"{}\", self::inner::x()); mod inner { use super::super::X; } }",
+        ),
+        (
+            "c.rs",
+            "#[cfg(test)]\n#[allow(unused)]\nmod tests { use crate::a::A; }\n#[cfg(test)] use crate::a::A;\nuse crate::b;",
+        ),
+        ("main.rs", "use antre::{a::A, b}; fn main() { antre::c::run() }"),
+    ];
+    let found = imports(&[
+        Crate::new("antre", "src", files),
+        Crate::new(
+            "bench",
+            "bench",
+            [("main.rs", "mod x; use antre::a::child::Child;"), ("x.rs", "use crate::Y;")],
+        ),
+    ]);
+    let found: Vec<_> = found
+        .iter()
+        .map(|(file, targets)| format!("{file}: {}", Vec::from_iter(targets.clone()).join(" ")))
+        .collect();
+    let expected = [
+        "bench/main.rs: src/a/child.rs",
+        "bench/x.rs: bench/main.rs",
+        "src/a.rs: src/a/child.rs src/b.rs src/c.rs",
+        "src/a/child.rs: src/a.rs src/b.rs src/c.rs",
+        "src/b.rs: ",
+        "src/b/macros.rs: src/a.rs src/b.rs",
+        "src/c.rs: src/b.rs",
+        "src/lib.rs: ",
+        "src/main.rs: src/a.rs src/b.rs src/c.rs",
+    ];
+    assert_eq!(found, expected);
 }
 
-/// Paths below `src`, and what is in them.
-fn files(directory: &Path, prefix: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
-        if entry.file_type().unwrap().is_dir() {
-            found.append(&mut files(&entry.path(), &format!("{name}/")));
-        } else {
-            found.push((name, fs::read_to_string(entry.path()).unwrap()));
-        }
+#[test]
+fn circles_are_found_once_and_short() {
+    let files = [
+        ("a.rs", "use crate::b::B;"),
+        ("b.rs", "use crate::c::C; use crate::d::D;"),
+        ("c.rs", "use crate::a::A;"),
+        ("d.rs", "use crate::e;"),
+        ("e.rs", "use super::d::D;"),
+        ("f.rs", "use crate::a::A;"),
+    ];
+    let all = imports(&[Crate::new("antre", "src", files)]);
+    let expected = "src/a.rs → src/b.rs → src/c.rs → src/a.rs\nsrc/d.rs → src/e.rs → src/d.rs";
+    assert_eq!(shown(&circles(&all)), expected);
+}
+
+#[test]
+fn what_imports_upwards_is_found() {
+    for (file, target) in [
+        ("src/domain/order.rs", "src/clock.rs"),
+        ("src/store/mysql.rs", "src/queue.rs"),
+        ("src/service.rs", "src/http/body.rs"),
+        ("src/clock.rs", "src/store.rs"),
+    ] {
+        assert!(!may_import(file, target), "{file} {target}");
     }
-    found
+    for (file, target) in [
+        ("src/domain/order.rs", "src/domain/ids.rs"),
+        ("src/store/mysql.rs", "src/telemetry/lines.rs"),
+        ("src/app.rs", "src/http.rs"),
+    ] {
+        assert!(may_import(file, target), "{file} {target}");
+    }
+}
+
+/// The service, and the programs that import it.
+fn workspace() -> Vec<Crate> {
+    let mut crates = vec![Crate::read("antre", "src")];
+    let members = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates");
+    for member in fs::read_dir(members).into_iter().flatten() {
+        let name = member.unwrap().file_name().into_string().unwrap();
+        crates.push(Crate::read(&name.replace('-', "_"), &format!("crates/{name}/src")));
+    }
+    crates
+}
+
+fn shown(circles: &[Vec<String>]) -> String {
+    let circles: Vec<_> = circles.iter().map(|circle| circle.join(" → ")).collect();
+    circles.join("\n")
+}
+
+fn may_import(file: &str, target: &str) -> bool {
+    let (layer, below) = (layer(file), layer(target));
+    let allowed = LAYERS.iter().find(|(name, _)| *name == layer);
+    let (_, allowed) = allowed.unwrap_or_else(|| panic!("{file} is in no layer: add {layer} to LAYERS"));
+    layer == below || allowed.contains(&below) || (layer != "domain" && LEAVES.contains(&below))
+}
+
+/// `src/queue.rs` and all below `src/queue/` are `queue`.
+fn layer(file: &str) -> &str {
+    let path = file.trim_start_matches("src/").trim_end_matches(".rs");
+    path.split('/').next().unwrap_or(path)
 }
