@@ -142,7 +142,7 @@ async fn serve_embedded(
 
     // Nobody comes in any more, nor what is overdue. Those in line are served, then the worker may go.
     worker.expiry.abort();
-    let _ = timeout_at(deadline, queue.drained()).await;
+    let _ = timeout_at(deadline, queue.drain()).await;
     worker.stop(deadline).await;
     let _ = timeout_at(deadline, store.close()).await;
     Ok(())

@@ -70,7 +70,7 @@ impl LaneWatch {
             );
         }
         self.reported = sets.iter().cloned().collect();
-        self.queue.serve_also(sets);
+        self.queue.serve_lane_sets(sets);
         Ok(())
     }
 }

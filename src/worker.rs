@@ -110,14 +110,14 @@ impl Serving<'_> {
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.worker.stop.cancelled() => return self.consumer.finish().await,
+                () = self.worker.stop.cancelled() => return self.consumer.drain().await,
                 _ = rescan.tick() => {
                     self.stalled.forget_idle();
                     self.look_for_lanes().await?;
                 }
                 progress = self.stalled.progress() => match progress {
                     Progress::Decided(parts, decided) => self.tell(parts, decided).await?,
-                    Progress::GiveBack(deliveries) => self.consumer.give_back(deliveries).await?,
+                    Progress::Requeue(deliveries) => self.consumer.requeue(deliveries).await?,
                 },
                 taken = self.consumer.take(MAX_BATCH) => {
                     let deliveries = taken?;

@@ -1,8 +1,8 @@
-//! The queue contract within one process: the embedded mode. What stands in line is lost with the process;
-//! nobody was promised anything about it yet.
+//! The queue contract within one process, for the embedded mode. All of it is one lock over one state, so it reads as the
+//! model of what the contract promises. Commands in lanes are lost with the process; no client was answered 201 for them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -27,10 +27,10 @@ use crate::{
     },
 };
 
-/// How many events the slowest listener may be behind before it loses the oldest ones.
+/// How many events the slowest receiver may be behind before it loses the oldest ones.
 const EVENT_BACKLOG: usize = 16_384;
 
-/// Lanes in memory. Cloning it gives another handle to the same lanes.
+/// Lanes in memory. A clone is another handle to the same lanes.
 #[derive(Clone)]
 pub struct MemoryQueue(Arc<Shared>);
 
@@ -40,28 +40,28 @@ struct Shared {
     opened_at: Timestamp,
     events: broadcast::Sender<Event>,
     state: Mutex<State>,
-    /// Something can be taken.
+    /// A lane is ready.
     arrived: Notify,
-    /// Nothing waits and nothing is held.
+    /// No command waits, and none is unsettled.
     drained: Notify,
 }
 
 #[derive(Default)]
 struct State {
     lanes: HashMap<ProductId, Lane>,
-    /// Lanes that nobody holds and in which commands wait, the longest waiting first.
+    /// Lanes with commands that may be taken, the longest waiting first.
     ready: VecDeque<ProductId>,
     reply_sinks: HashMap<Address, Arc<dyn ReplySink>>,
-    /// Deliveries held by consumers.
-    held: usize,
+    /// Unsettled deliveries of all lanes.
+    unsettled: usize,
     last_tag: u64,
 }
 
 #[derive(Default)]
 struct Lane {
     waiting: VecDeque<(Command, Address)>,
-    /// Deliveries that its one consumer has not finished. While there are any, nobody takes from this lane.
-    held: usize,
+    /// Unsettled deliveries. While there are any, nothing is taken from this lane.
+    unsettled: usize,
 }
 
 impl MemoryQueue {
@@ -77,13 +77,13 @@ impl MemoryQueue {
         }))
     }
 
-    /// What becomes of orders from now on, live. A listener that is too slow is told how many events it lost.
+    /// A live stream of events. A receiver that is too slow learns how many events it lost.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
 
-    /// Waits until no command is in line or in anybody's hands.
-    pub async fn drained(&self) {
+    /// Waits until no command waits in a lane or is unsettled.
+    pub async fn drain(&self) {
         loop {
             let drained = self.0.drained.notified();
             if self.0.state().is_idle() {
@@ -94,38 +94,59 @@ impl MemoryQueue {
     }
 }
 
+#[async_trait]
+impl Queue for MemoryQueue {
+    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
+        let mut state = self.0.state();
+        let address = Address::from(format!("sink {}", state.reply_sinks.len() + 1));
+        state.reply_sinks.insert(address.clone(), reply_sink.clone());
+        drop(state);
+        Ok(Arc::new(MemorySubmitter { shared: self.0.clone(), reply_sink, address }))
+    }
+
+    async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
+        Ok(Box::new(MemoryConsumer { shared: self.0.clone(), unsettled: BTreeMap::new() }))
+    }
+}
+
+#[async_trait]
+impl Ping for MemoryQueue {
+    async fn ping(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics halfway through a change.
+        // No code panics halfway through a change of the state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts deliveries back to the front of their lanes, in their order.
-    fn put_back(&self, mut held: Vec<(u64, HeldDelivery)>) {
-        held.sort_unstable_by_key(|(tag, _)| *tag);
+    /// Puts deliveries, in the order of their tags, back to the front of their lanes.
+    fn requeue(&self, deliveries: Vec<Delivery>) {
         let mut state = self.state();
-        for (_, delivery) in held.iter_mut().rev() {
-            let lane = state.lanes.entry(delivery.product_id).or_default();
-            for command in mem::take(&mut delivery.commands).into_iter().rev() {
-                lane.waiting.push_front((command, delivery.reply_to.clone()));
+        for delivery in deliveries.iter().rev() {
+            let lane = state.lanes.entry(delivery.product_id()).or_default();
+            for command in delivery.commands.iter().rev() {
+                lane.waiting.push_front((command.clone(), delivery.reply_to.clone()));
             }
         }
         drop(state);
-        self.finish(held.into_iter().map(|(_, delivery)| delivery));
+        self.release(&deliveries);
     }
 
-    /// Frees the lanes of finished deliveries.
-    fn finish(&self, deliveries: impl IntoIterator<Item = HeldDelivery>) {
+    /// Deliveries are not unsettled any more: their lanes may become ready.
+    fn release(&self, deliveries: &[Delivery]) {
         let mut state = self.state();
         for delivery in deliveries {
-            state.release(delivery.product_id);
+            state.release(delivery.product_id());
         }
-        let (idle, ready) = (state.is_idle(), !state.ready.is_empty());
+        let (is_idle, is_ready) = (state.is_idle(), !state.ready.is_empty());
         drop(state);
-        if ready {
+        if is_ready {
             self.arrived.notify_one();
         }
-        if idle {
+        if is_idle {
             self.drained.notify_waiters();
         }
     }
@@ -133,50 +154,48 @@ impl Shared {
 
 impl State {
     fn is_idle(&self) -> bool {
-        self.held == 0 && self.ready.is_empty()
+        self.unsettled == 0 && self.ready.is_empty()
     }
 
-    fn release(&mut self, product_id: ProductId) {
-        let Some(lane) = self.lanes.get_mut(&product_id) else { return };
-        lane.held -= 1;
-        self.held -= 1;
-        if lane.held == 0 && !lane.waiting.is_empty() {
-            self.ready.push_back(product_id);
+    /// Takes up to `max_commands` from all lanes that are ready.
+    fn take(&mut self, max_commands: usize) -> Vec<Delivery> {
+        let (mut taken, mut room) = (Vec::new(), max_commands.max(1));
+        while room > 0
+            && let Some(product_id) = self.ready.pop_front()
+        {
+            room -= self.take_lane(product_id, room, &mut taken);
         }
+        taken
     }
 
-    /// Takes up to `max_commands` (at least one) from the front of a lane, and holds it.
-    fn take_lane(&mut self, product_id: ProductId, max_commands: usize, taken: &mut Vec<Delivery>) {
-        let Some(lane) = self.lanes.get_mut(&product_id) else { return };
+    /// Takes up to `max_commands` from the front of a lane. Returns how many.
+    fn take_lane(&mut self, product_id: ProductId, max_commands: usize, taken: &mut Vec<Delivery>) -> usize {
+        let Some(lane) = self.lanes.get_mut(&product_id) else { return 0 };
         let count = lane.waiting.len().min(max_commands);
         for (command, reply_to) in lane.waiting.drain(..count) {
             match taken.last_mut() {
-                Some(delivery) if delivery.lane() == product_id && delivery.reply_to == reply_to => {
-                    delivery.commands.push(command);
+                // Commands of one lane and one API are one delivery.
+                Some(last) if last.product_id() == product_id && last.reply_to == reply_to => {
+                    last.commands.push(command);
                 }
                 _ => {
                     self.last_tag += 1;
-                    lane.held += 1;
-                    self.held += 1;
+                    lane.unsettled += 1;
+                    self.unsettled += 1;
                     taken.push(Delivery { commands: vec![command], reply_to, tag: self.last_tag });
                 }
             }
         }
-    }
-}
-
-#[async_trait]
-impl Queue for MemoryQueue {
-    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
-        let mut state = self.0.state();
-        let address = Address::from(format!("inbox {}", state.reply_sinks.len() + 1));
-        state.reply_sinks.insert(address.clone(), reply_sink.clone());
-        drop(state);
-        Ok(Arc::new(MemorySubmitter { shared: self.0.clone(), reply_sink, address }))
+        count
     }
 
-    async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
-        Ok(Box::new(MemoryConsumer { shared: self.0.clone(), held: HashMap::new() }))
+    fn release(&mut self, product_id: ProductId) {
+        let Some(lane) = self.lanes.get_mut(&product_id) else { return };
+        lane.unsettled -= 1;
+        self.unsettled -= 1;
+        if lane.unsettled == 0 && !lane.waiting.is_empty() {
+            self.ready.push_back(product_id);
+        }
     }
 }
 
@@ -187,52 +206,65 @@ struct MemorySubmitter {
 }
 
 impl MemorySubmitter {
-    fn put_in(&self, command: Command, lane_capacity: usize) {
-        let (id, product_id, is_detached) = (command.id(), command.product_id(), command.is_detached());
+    fn push(&self, command: Command, lane_capacity: usize) {
+        let (id, is_detached) = (command.id(), command.is_detached());
+        // The lock is released before the outcome is delivered.
+        match self.push_to_lane(command, lane_capacity) {
+            Ok(is_ready) => {
+                if is_ready {
+                    self.shared.arrived.notify_one();
+                }
+                if is_detached {
+                    self.reply_sink.deliver(vec![(id, Outcome::Queued)]);
+                }
+            }
+            Err(refusal) => self.reply_sink.deliver(vec![(id, Outcome::Refused(refusal))]),
+        }
+    }
+
+    /// Returns whether the lane has become ready.
+    fn push_to_lane(&self, command: Command, lane_capacity: usize) -> Result<bool, Refusal> {
+        let product_id = command.product_id();
         let mut state = self.shared.state();
         let lane = state.lanes.entry(product_id).or_default();
-        // The client of a command that waits here has left: its copy takes its place.
-        if is_detached && let Some((waiting, _)) = lane.waiting.iter_mut().find(|(one, _)| one.id() == id) {
-            *waiting = command;
-            drop(state);
-            self.reply_sink.deliver(vec![(id, Outcome::Queued)]);
-            return;
+        if command.is_detached() {
+            // The client of a command that waits in the lane has left: the detached copy replaces it.
+            let same = |(waiting, _): &&mut (Command, Address)| waiting.id() == command.id();
+            if let Some((waiting, _)) = lane.waiting.iter_mut().find(same) {
+                *waiting = command;
+                return Ok(false);
+            }
         }
         if lane.waiting.len() >= lane_capacity {
-            drop(state);
-            self.reply_sink.deliver(vec![(id, Outcome::Refused(Refusal::LaneFull))]); // whoever submits waits
-            return;
+            return Err(Refusal::LaneFull);
         }
         lane.waiting.push_back((command, self.address.clone()));
-        if lane.waiting.len() == 1 && lane.held == 0 {
+        let is_ready = lane.waiting.len() == 1 && lane.unsettled == 0;
+        if is_ready {
             state.ready.push_back(product_id);
-            drop(state);
-            self.shared.arrived.notify_one();
         }
-        if is_detached {
-            self.reply_sink.deliver(vec![(id, Outcome::Queued)]);
-        }
+        Ok(is_ready)
     }
 }
 
 #[async_trait]
 impl Submitter for MemorySubmitter {
     fn submit(&self, command: Command) {
-        self.put_in(command, self.shared.lane_capacity);
+        self.push(command, self.shared.lane_capacity);
     }
 
-    /// Beyond the capacity if need be: there is at most one for each client that waited for a command which a worker holds.
-    fn submit_surely(&self, command: Command) {
-        self.put_in(command, usize::MAX);
+    /// Ignores the capacity: there is at most one such command for each client that waited for a command with a worker.
+    fn submit_or_park(&self, command: Command) {
+        self.push(command, usize::MAX);
     }
 
-    async fn flush(&self) {} // All that was submitted is in its lane.
+    async fn drain(&self) {} // Nothing is parked.
 
     async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
-        Ok(()) // A lane is there as soon as an order stands in it.
+        Ok(()) // The first command opens its lane.
     }
 
-    fn may_hold(&self, id: OrderId) -> bool {
+    fn may_be_pending(&self, id: OrderId) -> bool {
         id.created_at() >= self.shared.opened_at && !self.shared.state().is_idle()
     }
 }
@@ -244,23 +276,10 @@ impl Ping for MemorySubmitter {
     }
 }
 
-#[async_trait]
-impl Ping for MemoryQueue {
-    async fn ping(&self) -> Result<(), QueueError> {
-        Ok(())
-    }
-}
-
 struct MemoryConsumer {
     shared: Arc<Shared>,
-    held: HashMap<u64, HeldDelivery>,
-}
-
-/// What is needed to give a delivery back.
-struct HeldDelivery {
-    product_id: ProductId,
-    commands: Vec<Command>,
-    reply_to: Address,
+    /// By tag.
+    unsettled: BTreeMap<u64, Delivery>,
 }
 
 #[async_trait]
@@ -272,22 +291,15 @@ impl Consumer for MemoryConsumer {
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             let arrived = self.shared.arrived.notified();
-            let mut taken = Vec::new();
-            {
+            let (taken, has_more) = {
                 let mut state = self.shared.state();
-                let mut room = max_commands.max(1);
-                while room > 0 {
-                    let Some(product_id) = state.ready.pop_front() else { break };
-                    let first = taken.len();
-                    state.take_lane(product_id, room, &mut taken);
-                    room -= taken[first..].iter().map(|delivery| delivery.commands.len()).sum::<usize>();
-                }
-                if !state.ready.is_empty() {
-                    self.shared.arrived.notify_one(); // for another consumer
-                }
+                (state.take(max_commands), !state.ready.is_empty())
+            };
+            if has_more {
+                self.shared.arrived.notify_one(); // for another consumer
             }
             if !taken.is_empty() {
-                self.held.extend(taken.iter().map(|delivery| (delivery.tag, HeldDelivery::from(delivery))));
+                self.unsettled.extend(taken.iter().map(|delivery| (delivery.tag, delivery.clone())));
                 return Ok(taken);
             }
             arrived.await;
@@ -306,50 +318,47 @@ impl Consumer for MemoryConsumer {
             }
         }
         for event in completion.events {
-            let _ = self.shared.events.send(event); // nobody has to listen
+            let _ = self.shared.events.send(event); // there may be no receiver
         }
-        let done: Vec<_> = deliveries.iter().filter_map(|delivery| self.held.remove(&delivery.tag)).collect();
-        self.shared.finish(done);
+        let settled = self.remove(&deliveries);
+        self.shared.release(&settled);
         Ok(())
     }
 
-    async fn finish(&mut self) -> Result<(), QueueError> {
-        Ok(()) // Nothing is left for later.
+    async fn drain(&mut self) -> Result<(), QueueError> {
+        Ok(()) // Deliveries are acknowledged at once.
     }
 
-    async fn give_back(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
-        let held = deliveries.iter().filter_map(|one| Some((one.tag, self.held.remove(&one.tag)?)));
-        self.shared.put_back(held.collect());
+    async fn requeue(&mut self, deliveries: Vec<Delivery>) -> Result<(), QueueError> {
+        let mut deliveries = self.remove(&deliveries);
+        deliveries.sort_unstable_by_key(|delivery| delivery.tag);
+        self.shared.requeue(deliveries);
         Ok(())
     }
 
-    /// There is no place for them that outlives the process: the worker's log is what is left.
+    /// There is no place for them that outlives the process: the worker's log has them.
     async fn dead_letter(&mut self, _: Vec<Command>) -> Result<(), QueueError> {
         Ok(())
     }
 }
 
-impl Delivery {
-    /// In process, a lane is a product's.
-    fn lane(&self) -> ProductId {
-        self.commands[0].product_id()
-    }
-}
-
-impl From<&Delivery> for HeldDelivery {
-    fn from(delivery: &Delivery) -> Self {
-        Self {
-            product_id: delivery.lane(),
-            commands: delivery.commands.clone(),
-            reply_to: delivery.reply_to.clone(),
-        }
+impl MemoryConsumer {
+    /// Those of these deliveries that are unsettled, as they were taken.
+    fn remove(&mut self, deliveries: &[Delivery]) -> Vec<Delivery> {
+        deliveries.iter().filter_map(|delivery| self.unsettled.remove(&delivery.tag)).collect()
     }
 }
 
 impl Drop for MemoryConsumer {
-    /// Gives back what is held, each lane in its old order.
     fn drop(&mut self) {
-        self.shared.put_back(mem::take(&mut self.held).into_iter().collect());
+        self.shared.requeue(mem::take(&mut self.unsettled).into_values().collect());
+    }
+}
+
+impl Delivery {
+    /// All commands of a delivery are of one product: a lane in memory is a product's.
+    fn product_id(&self) -> ProductId {
+        self.commands[0].product_id()
     }
 }
 
@@ -362,37 +371,36 @@ mod tests {
         order::{Order, OrderState, OrderStatus, Quantity},
     };
 
-    /// Hears nothing.
-    struct Deaf;
+    struct Ignore;
 
-    impl ReplySink for Deaf {
+    impl ReplySink for Ignore {
         fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
     }
 
     #[tokio::test]
-    async fn it_holds_no_order_when_nothing_is_in_line() {
+    async fn no_order_may_be_pending_when_no_command_waits() {
         let before = OrderId::generate();
-        // Ids tell whole milliseconds.
+        // Ids have whole milliseconds.
         while now() <= before.created_at() {
             yield_now().await;
         }
         let queue = MemoryQueue::new(1);
-        let submitter = queue.submitter(Arc::new(Deaf)).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Ignore)).await.unwrap();
         let id = OrderId::generate();
-        assert!(!submitter.may_hold(id));
+        assert!(!submitter.may_be_pending(id));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         submitter.submit(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into());
-        assert!(submitter.may_hold(id), "it is in line");
-        assert!(!submitter.may_hold(before), "it is older than the line");
+        assert!(submitter.may_be_pending(id), "it waits in its lane");
+        assert!(!submitter.may_be_pending(before), "it is older than the queue");
         let mut consumer = queue.consumer().await.unwrap();
         consumer.take(1).await.unwrap();
-        assert!(submitter.may_hold(id), "it is in somebody's hands");
+        assert!(submitter.may_be_pending(id), "it is with a worker");
         drop(consumer);
-        assert!(submitter.may_hold(id), "it came back");
+        assert!(submitter.may_be_pending(id), "it is in its lane again");
         let mut consumer = queue.consumer().await.unwrap();
         let taken = consumer.take(1).await.unwrap();
         consumer.settle(taken, Completion::default()).await.unwrap();
-        assert!(!submitter.may_hold(id), "it is decided");
+        assert!(!submitter.may_be_pending(id), "it is decided");
     }
 
     #[tokio::test]
@@ -405,16 +413,16 @@ mod tests {
         };
         let mut consumer = queue.consumer().await.unwrap();
         let publish = |events: &[Event]| Completion { events: events.to_vec(), ..Completion::default() };
-        // Nobody listens.
+        // There is no receiver.
         consumer.settle(Vec::new(), publish(&[event(OrderStatus::Reserved)])).await.unwrap();
-        let mut listeners = [queue.events(), queue.events()];
+        let mut receivers = [queue.events(), queue.events()];
         let events = [OrderStatus::Reserved, OrderStatus::Paid, OrderStatus::Cancelled].map(event);
         consumer.settle(Vec::new(), publish(&events)).await.unwrap();
-        for listener in &mut listeners {
+        for receiver in &mut receivers {
             for event in &events {
-                assert_eq!(listener.recv().await.as_ref(), Ok(event));
+                assert_eq!(receiver.recv().await.as_ref(), Ok(event));
             }
-            assert!(listener.is_empty());
+            assert!(receiver.is_empty());
         }
     }
 }

@@ -267,10 +267,10 @@ impl OrderService {
     /// a worker's hands, decided with a reply that got lost. Waits until the second one is queued, but not for long.
     async fn detach(&self, command: Command) -> Option<Outcome> {
         let Some(reply) = self.pending.register(command.id()) else {
-            self.submitter.submit_surely(command);
+            self.submitter.submit_or_park(command);
             return None;
         };
-        self.submitter.submit_surely(command);
+        self.submitter.submit_or_park(command);
         match timeout(QUEUED_WITHIN, reply).await.ok().flatten() {
             // The lane decides the detached copy by itself, and pieces may have come back meanwhile: that verdict counts.
             Some(Outcome::Decided(Verdict::Rejected(_)) | Outcome::Refused(_) | Outcome::Queued) | None => {
@@ -282,13 +282,13 @@ impl OrderService {
 
     /// Waits until all is queued of which clients were told that there will be a verdict.
     pub async fn flush(&self) {
-        self.submitter.flush().await;
+        self.submitter.drain().await;
     }
 
     /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago and not in times
     /// to come.
     pub fn may_be_pending(&self, id: OrderId) -> bool {
-        id.is_genuine() && !id.is_from_the_future() && self.submitter.may_hold(id)
+        id.is_genuine() && !id.is_from_the_future() && self.submitter.may_be_pending(id)
     }
 
     /// Opens the lane of a new product. A failure is no more than a delay, see [`Submitter::open_lane`].
@@ -471,6 +471,6 @@ mod tests {
         let stranger = ProductId::new(4711).unwrap();
         let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
         assert_eq!(placed, Placed::rejected(Rejection::ProductNotFound));
-        queue.drained().await;
+        queue.drain().await;
     }
 }

@@ -160,17 +160,17 @@ mod tests {
             }
         }
 
-        fn submit_surely(&self, command: Command) {
+        fn submit_or_park(&self, command: Command) {
             self.submit(command);
         }
 
-        async fn flush(&self) {}
+        async fn drain(&self) {}
 
         async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {
             Ok(())
         }
 
-        fn may_hold(&self, _: OrderId) -> bool {
+        fn may_be_pending(&self, _: OrderId) -> bool {
             false
         }
     }

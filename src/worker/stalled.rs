@@ -71,7 +71,7 @@ pub(super) enum Progress {
     /// These are decided.
     Decided(Vec<Delivery>, Decided),
     /// These were held for long enough.
-    GiveBack(Vec<Delivery>),
+    Requeue(Vec<Delivery>),
 }
 
 /// What became of a try.
@@ -214,7 +214,7 @@ impl Stalled {
                     lane.waiting.splice(..0, parts);
                     if lane.held_since.elapsed() >= HOLD {
                         let held = mem::take(&mut lane.waiting);
-                        return Progress::GiveBack(self.whole(held));
+                        return Progress::Requeue(self.whole(held));
                     }
                     self.try_again(product_id);
                 }

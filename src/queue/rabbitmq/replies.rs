@@ -1,4 +1,5 @@
-//! Receives the verdicts for one process, in a queue that lives as long as its connection.
+//! Receives the verdicts for one API, in a reply queue that lives as long as its connection. While there is none, the API
+//! refuses commands: nobody would receive their verdicts.
 
 use std::{
     convert::Infallible,
@@ -15,22 +16,22 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use super::{failed, retries, topology::Topology, within};
+use super::{
+    connection::{backoff, failed, with_timeout},
+    topology::Topology,
+    wire::{self, Undecodable},
+};
 use crate::{
     domain::ids::{CommandId, OrderId},
-    queue::{
-        Address, Outcome, QueueError,
-        rabbitmq::wire::{self, Undecodable},
-    },
+    queue::{Address, Outcome, QueueError},
 };
 
-/// Longest pause before a new connection.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The longest delay before a new connection.
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// Where verdicts find this process.
 pub(super) struct Replies {
     topology: Arc<Topology>,
-    /// `None` while there is no connection to receive them on.
+    /// `None` while there is no connection to receive verdicts on.
     address: RwLock<Option<Address>>,
 }
 
@@ -47,8 +48,8 @@ impl Replies {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    /// Hands out what arrives, for ever. A connection that ends is made again, under a new name: the old queue may still be
-    /// there, locked by the connection that died.
+    /// Delivers what arrives, for ever. A connection that ends is replaced, with a reply queue of a new name: the old queue
+    /// may still exist, locked by the connection that died.
     pub(super) async fn receive_forever(
         &self,
         ready: oneshot::Sender<Result<(), QueueError>>,
@@ -56,20 +57,20 @@ impl Replies {
     ) {
         let instance = OrderId::generate().uuid().simple().to_string();
         let mut ready = Some(ready);
-        let mut delays = retries(MAX_PAUSE);
+        let mut delays = backoff(MAX_DELAY);
         for incarnation in 1.. {
             let name = self.topology.replies_name(&instance, incarnation);
             let Err(error) = self.receive(name.as_str(), &mut ready, &deliver).await;
             if self.address().is_some() {
                 self.set_address(None);
-                delays = retries(MAX_PAUSE);
+                delays = backoff(MAX_DELAY);
             }
             if let Some(ready) = ready.take() {
-                let _ = ready.send(Err(error)); // at the start, the caller decides
+                let _ = ready.send(Err(error)); // at the start, the caller handles it
                 return;
             }
             tracing::warn!(%error, "lost the queue; orders are refused until it is back");
-            sleep(delays.next().unwrap_or(MAX_PAUSE)).await;
+            sleep(delays.next().unwrap_or(MAX_DELAY)).await;
         }
     }
 
@@ -79,16 +80,16 @@ impl Replies {
         ready: &mut Option<oneshot::Sender<Result<(), QueueError>>>,
         deliver: &(impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync),
     ) -> Result<Infallible, QueueError> {
-        let connection = self.topology.connect("api: verdicts").await?;
-        let channel = within(connection.create_channel()).await?;
-        // It dies with its connection, as do those who wait for what is in it.
+        let connection = self.topology.broker().connect("api: verdicts").await?;
+        let channel = with_timeout(connection.create_channel()).await?;
+        // It is deleted with its connection.
         let options =
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        within(channel.queue_declare(name.into(), options, FieldTable::default())).await?;
-        // No acks: a verdict that is lost here is asked for by GET, and nobody else could use it.
+        with_timeout(channel.queue_declare(name.into(), options, FieldTable::default())).await?;
+        // No acks: nobody else could use a verdict that is lost here, and its client reads the order instead.
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let consuming = channel.basic_consume(name.into(), "verdicts".into(), options, FieldTable::default());
-        let mut verdicts = within(consuming).await?;
+        let mut verdicts = with_timeout(consuming).await?;
         self.set_address(Some(name.into()));
         match ready.take() {
             Some(ready) => drop(ready.send(Ok(()))),
@@ -105,6 +106,5 @@ impl Replies {
 }
 
 fn decode(delivery: &lapin::message::Delivery) -> Result<Vec<(CommandId, Outcome)>, Undecodable> {
-    let kind = delivery.properties.kind().as_ref().map(|kind| kind.as_str());
-    wire::decode_outcomes(&delivery.data, kind)
+    wire::decode_outcomes(&delivery.data, wire::kind_of(&delivery.properties))
 }

@@ -1,74 +1,112 @@
-//! Lets go of a batch: once the broker has all that was said of it, its deliveries are acknowledged.
+//! Settles a decided batch: publishes its replies and events, waits for the broker's confirms, and then acknowledges its
+//! deliveries. A reply that is returned has no receiver any more: its delivery is orphaned, and must be decided again.
 
-use std::{collections::HashSet, future::pending, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use futures_util::future::try_join_all;
-use lapin::{Acker, Confirmation, PublisherConfirm, options::BasicAckOptions};
-use tokio::task::JoinHandle;
+use lapin::{
+    Acker, BasicProperties, Confirmation, PublisherConfirm,
+    options::{BasicAckOptions, BasicPublishOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
 
-use super::{consumer::End, failed, topology::Lane, within, within_unless_blocked};
-use crate::queue::{Delivery, QueueError};
+use super::{
+    connection::{with_timeout, with_timeout_unless_blocked},
+    topology::Lane,
+    wire::{self, EVENTS_V1, VERDICTS_V1, properties},
+    worker_channels::WorkerChannels,
+};
+use crate::queue::{Completion, Delivery, QueueError, Reply};
 
-/// A delivery and the way to acknowledge it.
-pub(super) struct Held {
+/// A message that outlives the broker's restart, in a durable queue.
+pub(super) const PERSISTENT: u8 = 2;
+
+/// A delivery, and the way to acknowledge it.
+pub(super) struct Unsettled {
     pub(super) delivery: Delivery,
     pub(super) lane: Lane,
     pub(super) acker: Acker,
 }
 
-/// What was said of a batch, and what is to be acknowledged once the broker has it all.
+/// A completion that was published and is not confirmed yet.
 pub(super) struct Settlement {
-    pub(super) end: Arc<End>,
-    pub(super) to_apis: Vec<PublisherConfirm>,
-    pub(super) to_services: Vec<PublisherConfirm>,
-    pub(super) held: Vec<Held>,
+    channels: Arc<WorkerChannels>,
+    replies: Vec<PublisherConfirm>,
+    events: Vec<PublisherConfirm>,
 }
 
 impl Settlement {
-    /// Acknowledges what is settled. What comes back is not: the API that should have heard of it is gone.
-    pub(super) async fn finish(self) -> Result<Vec<Held>, QueueError> {
-        let status = self.end.publishing.status();
-        let (mut gone, mut refused) = (HashSet::new(), 0);
-        for confirm in self.to_apis {
-            // lapin hands a returned message out with whichever confirm comes next, so what it says about itself counts.
-            match within_unless_blocked(status, confirm).await? {
+    /// Publishes the replies, then the events.
+    pub(super) async fn publish(
+        channels: Arc<WorkerChannels>,
+        Completion { replies, events }: Completion,
+    ) -> Result<Self, QueueError> {
+        let replies =
+            replies.into_iter().filter(|reply| !reply.to.is_empty()).map(|Reply { to, verdicts }| {
+                (to.as_ref().into(), properties(VERDICTS_V1), wire::encode_verdicts(verdicts))
+            });
+        // Returned when the API, or its connection for replies, is gone.
+        let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let replies = channels.publish("".into(), mandatory, replies).await?;
+        let topology = &channels.topology;
+        let events = if topology.events_are_on() { wire::encode_events(&events) } else { Vec::new() };
+        let events = events.into_iter().map(|(keys, payload)| {
+            let (key, properties) = routing(keys);
+            (key, properties, payload)
+        });
+        let options = BasicPublishOptions::default();
+        let events = channels.publish(topology.events_name(), options, events).await?;
+        Ok(Self { channels, replies, events })
+    }
+
+    /// Waits for all confirms and acknowledges the deliveries. Returns the orphaned ones, which are not acknowledged.
+    pub(super) async fn acknowledge(self, unsettled: Vec<Unsettled>) -> Result<Vec<Unsettled>, QueueError> {
+        let status = self.channels.publish_status();
+        let mut gone = HashSet::new();
+        for confirm in self.replies {
+            // lapin attaches a returned message to whichever confirm comes next, so its routing key says which one it is.
+            match with_timeout_unless_blocked(status, confirm).await? {
                 Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                     gone.insert(returned.routing_key.clone());
                 }
-                // Its queue went while the broker was putting the message into it.
-                Confirmation::Nack(None) => {
-                    tracing::debug!("verdicts for an API that is gone")
-                }
+                // The reply queue was deleted while the broker put the message into it.
+                Confirmation::Nack(None) => tracing::debug!("verdicts for an API that is gone"),
                 Confirmation::Ack(None) | Confirmation::NotRequested => {}
             }
         }
-        for confirm in self.to_services {
-            refused +=
-                usize::from(matches!(within_unless_blocked(status, confirm).await?, Confirmation::Nack(_)));
+        let mut refused = 0;
+        for confirm in self.events {
+            let confirmation = with_timeout_unless_blocked(status, confirm).await?;
+            refused += usize::from(matches!(confirmation, Confirmation::Nack(_)));
         }
         if refused > 0 {
-            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose what comes then;
-            // the shop goes on selling.
+            // A queue that somebody bound to the exchange is full and refuses. Its owner chose to lose events then; the shop
+            // goes on selling.
             tracing::error!(refused, "a queue bound to the exchange of events refused messages: it is full");
         }
-        let (unheard, heard): (Vec<_>, Vec<_>) =
-            self.held.into_iter().partition(|held| gone.contains(&*held.delivery.reply_to));
-        // Each by itself: tags of several lanes interleave, and "multiple" would cover what is not done yet. All at
-        // once: to wait until one is written before the next would take as long as many lanes have orders.
-        let acks = heard.iter().map(|held| held.acker.ack(BasicAckOptions::default()));
-        if within(try_join_all(acks)).await?.contains(&false) {
+        let (orphaned, settled): (Vec<_>, Vec<_>) =
+            unsettled.into_iter().partition(|one| gone.contains(&*one.delivery.reply_to));
+        // One ack for each: the tags of several lanes interleave, and "multiple" would cover deliveries that are not decided.
+        // All at once: to wait until one is written before the next would take as long as many lanes have orders.
+        let acks = settled.iter().map(|one| one.acker.ack(BasicAckOptions::default()));
+        if with_timeout(try_join_all(acks)).await?.contains(&false) {
             return Err(QueueError("the channel was gone before the ack".to_owned()));
         }
-        Ok(unheard)
+        Ok(orphaned)
     }
 }
 
-/// Waits for the batch that is being settled; for ever if there is none. Cancel safe.
-pub(super) async fn settled(
-    settling: &mut Option<JoinHandle<Result<Vec<Held>, QueueError>>>,
-) -> Result<Vec<Held>, QueueError> {
-    let Some(handle) = settling else { return pending().await };
-    let result = handle.await.map_err(failed);
-    *settling = None;
-    result?
+/// A message of events reaches each queue that is bound to any of its keys, once. Receivers see the first key; the broker
+/// takes the others off (its "sender-selected distribution").
+fn routing(keys: Vec<String>) -> (ShortString, BasicProperties) {
+    let properties = properties(EVENTS_V1).with_delivery_mode(PERSISTENT);
+    let mut keys = keys.into_iter();
+    let first = keys.next().unwrap_or_default().into();
+    let others: Vec<_> = keys.map(|key| AMQPValue::LongString(key.into())).collect();
+    if others.is_empty() {
+        return (first, properties);
+    }
+    let mut headers = FieldTable::default();
+    headers.insert("BCC".into(), AMQPValue::FieldArray(others.into()));
+    (first, properties.with_headers(headers))
 }

@@ -1,22 +1,20 @@
-//! The queues and exchanges, each option with its reason. Every name begins with the prefix.
+//! The queues and exchanges, each option with its reason. Every name begins with `QUEUE_PREFIX`.
 
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    str::FromStr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
 use lapin::{
-    Channel, Connection, ConnectionProperties, ExchangeKind,
+    Channel, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
-    uri::AMQPUri,
 };
 use uuid::Uuid;
 
-use super::within;
+use super::connection::Broker;
 use crate::{
     domain::{
         ids::ProductId,
@@ -30,24 +28,23 @@ use crate::{
 pub struct RabbitMqSettings {
     /// `amqp://user:password@host/vhost`
     pub url: String,
-    /// Which lanes there are, and what every queue and exchange name begins with.
+    /// The lanes of this process. Workers serve those of [other processes](super::RabbitMqQueue::serve_lane_sets) too.
     pub lanes: LaneSet,
-    /// The database whose orders these are. Workers of another one refuse them.
+    /// The installation id of the database. Workers of another database refuse its orders.
     pub database: Uuid,
     /// How many messages (each of one or more orders) may wait in one lane. All processes must agree on it: the
     /// broker refuses a lane that is declared differently.
     pub lane_capacity: u32,
-    /// Whether workers publish what becomes of orders.
+    /// Whether workers publish events.
     pub events: bool,
     /// How long a worker may hold a message before the broker gives it, and the lane, to another one.
     pub consumer_timeout: Duration,
 }
 
 impl RabbitMqSettings {
-    /// What [`RabbitMqSettings::lane_capacity`] is in production.
+    /// [`RabbitMqSettings::lane_capacity`] in production.
     pub const LANE_CAPACITY: u32 = 10_000;
-    /// What [`RabbitMqSettings::consumer_timeout`] is in production: far more than a worker needs for all that it has
-    /// fetched ahead.
+    /// [`RabbitMqSettings::consumer_timeout`] in production: far more than a worker needs for all that it has prefetched.
     pub const CONSUMER_TIMEOUT: Duration = Duration::from_secs(60);
 }
 
@@ -68,7 +65,8 @@ impl Lane {
         }
     }
 
-    /// The dead letters: messages that nobody could decode or decide, or that exhausted their deliveries or their time.
+    /// The queue of dead letters: messages that cannot be decoded or decided, or that exhausted their deliveries or their
+    /// time.
     fn dead_name(&self) -> ShortString {
         format!("{}{DEAD}", self.set.prefix).into()
     }
@@ -82,69 +80,52 @@ impl fmt::Display for Lane {
 
 const DEAD: &str = "orders.dead";
 
-/// How long an order can stand in line before it is moved to the dead letters.
+/// How long a command waits in its lane before it is moved to the dead letters.
 pub(super) const MAX_AGE: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Topology {
     settings: RabbitMqSettings,
-    url: String,
-    /// The lanes that this process uses itself.
+    broker: Broker,
+    /// The lanes that this process submits to.
     own: Arc<LaneSet>,
-    /// Those that other processes of the same database used lately.
+    /// Lanes that other processes of the same database used lately.
     others: RwLock<Vec<Arc<LaneSet>>>,
 }
 
 impl Topology {
     pub(super) fn new(settings: RabbitMqSettings) -> Result<Self, QueueError> {
-        // The parser's own error would show the URL, and with it the password.
-        let mut uri = AMQPUri::from_str(&settings.url)
-            .map_err(|_| QueueError("AMQP_URL is not amqp://user:password@host:port/vhost".to_owned()))?;
-        // The broker's own 60 s would leave a dead process's lanes unserved for two minutes.
-        uri.query.heartbeat.get_or_insert(10);
-        uri.query.connection_timeout.get_or_insert(5_000);
-        let (url, own) = (uri.to_string(), Arc::new(settings.lanes.clone()));
-        Ok(Self { settings, url, own, others: RwLock::default() })
+        let (broker, own) = (Broker::new(&settings.url)?, Arc::new(settings.lanes.clone()));
+        Ok(Self { settings, broker, own, others: RwLock::default() })
     }
 
-    pub(super) fn url(&self) -> &str {
-        &self.url
+    pub(super) fn broker(&self) -> &Broker {
+        &self.broker
     }
 
-    /// Lets an operator see in the broker's pages whose connection it is. No automatic recovery: it would hide from
-    /// a consumer that its messages were given to somebody else.
-    pub(super) fn properties(purpose: &str) -> ConnectionProperties {
-        ConnectionProperties::default().with_connection_name(format!("antre {purpose}").into())
-    }
-
-    pub(super) async fn connect(&self, purpose: &str) -> Result<Connection, QueueError> {
-        within(Connection::connect(&self.url, Self::properties(purpose))).await
-    }
-
-    /// The lane that orders of this product are put in.
+    /// The lane to which commands of this product are published.
     pub(super) fn lane_of(&self, product_id: ProductId) -> LaneNumber {
         self.own.number_of(product_id)
     }
 
-    /// A lane of this process's own set.
-    pub(super) fn own_lane(&self, number: LaneNumber) -> Lane {
+    /// A lane of this process's set.
+    pub(super) fn lane(&self, number: LaneNumber) -> Lane {
         Lane { set: self.own.clone(), number }
     }
 
-    /// All lanes in which orders of this product may stand.
+    /// All lanes in which commands of this product may wait.
     pub(super) fn lanes_of(&self, product_id: ProductId) -> Vec<Lane> {
         let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
         let sets = [&self.own].into_iter().chain(others.iter());
         sets.map(|set| Lane { set: set.clone(), number: set.number_of(product_id) }).collect()
     }
 
-    /// From now on these sets are served, too.
-    pub(super) fn serve_also(&self, sets: Vec<LaneSet>) {
+    /// From now on workers serve these sets as well. Replaces the sets of an earlier call.
+    pub(super) fn serve_lane_sets(&self, sets: Vec<LaneSet>) {
         let others = sets.into_iter().filter(|set| *set != *self.own).map(Arc::new).collect();
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = others;
     }
 
-    /// Whose orders these are.
     pub(super) fn database(&self) -> Uuid {
         self.settings.database
     }
@@ -154,22 +135,22 @@ impl Topology {
         self.name(DEAD)
     }
 
-    /// The fanout exchange that tells workers of new products.
-    pub(super) fn news_name(&self) -> ShortString {
+    /// The fanout exchange that notifies workers of new products.
+    pub(super) fn new_products_name(&self) -> ShortString {
         self.name("lanes")
     }
 
-    /// The topic exchange that tells the shop's other services what becomes of orders.
+    /// The topic exchange of events, for the shop's other services.
     pub(super) fn events_name(&self) -> ShortString {
         self.name("antre.events")
     }
 
-    /// Whether workers publish it.
+    /// Whether workers publish events.
     pub(super) fn events_are_on(&self) -> bool {
         self.settings.events
     }
 
-    /// The queue in which one connection of one API gets its verdicts.
+    /// The reply queue of one connection of one API.
     pub(super) fn replies_name(&self, instance: &str, incarnation: u32) -> ShortString {
         self.name(&format!("replies.{instance}.{incarnation}"))
     }
@@ -183,9 +164,10 @@ impl Topology {
         format!("{}{name}", self.own.prefix).into()
     }
 
-    /// What all lanes share. Must be there before the first lane.
+    /// Declares what all lanes share. Must be done before the first lane is declared.
     pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), lapin::Error> {
-        let exchanges = [(self.news_name(), ExchangeKind::Fanout), (self.events_name(), ExchangeKind::Topic)];
+        let exchanges =
+            [(self.new_products_name(), ExchangeKind::Fanout), (self.events_name(), ExchangeKind::Topic)];
         for (name, kind) in exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             channel.exchange_declare(name, kind, options, FieldTable::default()).await?;
@@ -193,23 +175,23 @@ impl Topology {
         declare_dead(channel, self.name(DEAD)).await
     }
 
-    /// A lane. Declaring one that is there changes nothing.
+    /// Declares a lane. To declare one that exists changes nothing.
     pub(super) async fn declare_lane(&self, channel: &Channel, lane: &Lane) -> Result<(), lapin::Error> {
         if lane.set != self.own {
             declare_dead(channel, lane.dead_name()).await?;
         }
         let arguments = table([
-            // Replicated, always persistent, and it hands unacknowledged messages back in their old order.
+            // Replicated, always persistent, and unacknowledged messages are redelivered in their old order.
             ("x-queue-type", text("quorum")),
-            // One server at a time, chosen by consumer priority, replaced when its connection dies.
+            // One worker at a time, chosen by consumer priority, replaced when its connection dies.
             ("x-single-active-consumer", AMQPValue::Boolean(true)),
-            // Back-pressure: a full lane answers a publish with a nack, and the buyer gets 503 at once.
+            // Back-pressure: a full lane answers a publish with a nack, and the client gets 503 at once.
             ("x-max-length", AMQPValue::LongLongInt(self.settings.lane_capacity.into())),
             ("x-overflow", text("reject-publish")),
-            // Poison: a message that takes its worker down this often goes out of the way. Finite, because with
-            // no limit requeued messages would go to the back of the lane.
+            // Poison: a message that kills its worker this often becomes a dead letter. Finite, because without a
+            // limit requeued messages would go to the back of the lane.
             ("x-delivery-limit", AMQPValue::LongLongInt(100)),
-            // An hour without any worker: the buyers are gone. Their orders are kept for a person.
+            // An hour without any worker: the buyers are gone. Their orders become dead letters, for a person.
             ("x-message-ttl", AMQPValue::LongLongInt(MAX_AGE.as_millis() as i64)),
             // To the dead letters through the default exchange, safely: this strategy needs reject-publish.
             ("x-dead-letter-exchange", text("")),
@@ -220,28 +202,28 @@ impl Topology {
         Ok(())
     }
 
-    /// What a worker asks for when it consumes a lane.
+    /// The arguments with which a worker consumes a lane.
     pub(super) fn consumer_arguments(&self, worker: &str, lane: &Lane) -> FieldTable {
         table([
             ("x-priority", AMQPValue::LongInt(priority(worker, lane.number))),
-            // RabbitMQ (seen in 4.3.6) forgets to remove a consumer that dies while it holds messages and another one
-            // with a higher priority waits for them. Once all that outrank it have gone, it is active, and its lane
+            // RabbitMQ (seen in 4.3.6) forgets to remove a consumer that dies with unacknowledged messages while another
+            // one with a higher priority waits for them. Once all that outrank it are gone, it is active, and its lane
             // would stand still for the broker's own 30 minutes, or, where nothing else ends it, for ever.
             ("x-consumer-timeout", AMQPValue::LongLongInt(self.settings.consumer_timeout.as_millis() as i64)),
         ])
     }
 }
 
-/// The dead letters are kept until a person has looked: quorum, so that they outlive a node, and without a limit of their
-/// own, since what arrives here was bounded before.
+/// Dead letters are kept until a person has looked. The queue is a quorum queue, so that they outlive a node, and has no
+/// limit, because lanes are bounded.
 async fn declare_dead(channel: &Channel, name: ShortString) -> Result<(), lapin::Error> {
     let arguments = table([("x-queue-type", text("quorum"))]);
     channel.queue_declare(name, QueueDeclareOptions::durable(), arguments).await?;
     Ok(())
 }
 
-/// Rendezvous hashing, done by the broker: it makes the consumer with the highest priority the active one, so lanes
-/// spread over the workers, and a join or a death moves only those that it must.
+/// Rendezvous hashing, done by the broker: it activates the consumer with the highest priority, so lanes spread over the
+/// workers, and a worker that joins or dies moves only its share of the lanes.
 fn priority(worker: &str, lane: LaneNumber) -> i32 {
     let mut hasher = DefaultHasher::new();
     (worker, lane).hash(&mut hasher);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
+use lapin::BasicProperties;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,9 +20,6 @@ use crate::{
     queue::{Outcome, Refusal},
 };
 
-/// The `content-type` property of every message.
-pub(super) const JSON: &str = "application/json";
-
 /// The `type` property of a message to a lane.
 pub(super) const ORDERS_V1: &str = "antre.orders.v1";
 
@@ -33,6 +31,19 @@ pub(super) const EVENTS_V1: &str = "antre.events.v1";
 
 /// The `type` property of a message that tells of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
+
+/// The header of messages to lanes with the installation id of their database.
+pub(super) const DATABASE_HEADER: &str = "antre-database";
+
+/// The properties of every message of this kind.
+pub(super) fn properties(kind: &str) -> BasicProperties {
+    BasicProperties::default().with_content_type("application/json".into()).with_type(kind.into())
+}
+
+/// The `type` property.
+pub(super) fn kind_of(properties: &BasicProperties) -> Option<&str> {
+    properties.kind().as_ref().map(|kind| kind.as_str())
+}
 
 /// A message that is not what it must be; the text says why.
 #[derive(Debug, thiserror::Error)]

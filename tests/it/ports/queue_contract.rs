@@ -271,7 +271,7 @@ async fn settle(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>) {
 
 async fn tell(consumer: &mut Box<dyn Consumer>, deliveries: Vec<Delivery>, completion: Completion) {
     consumer.settle(deliveries, completion).await.unwrap();
-    consumer.finish().await.unwrap();
+    consumer.drain().await.unwrap();
 }
 
 fn only(reply: Reply) -> Completion {
@@ -671,7 +671,7 @@ async fn what_is_given_back_comes_again_in_its_place(adapter: Adapter) {
     let first = api.submit_many(product(1), 2);
     let held = hold(&mut consumer, 2).await;
     let rest = api.submit_many(product(1), 3);
-    consumer.give_back(held).await.unwrap();
+    consumer.requeue(held).await.unwrap();
     let submitted = [first, rest].concat();
     assert_eq!(work_off(&mut consumer, 5).await, submitted);
     api.hears_verdicts_on(&submitted).await;
@@ -768,13 +768,13 @@ async fn an_answer_to_nobody_does_no_harm(adapter: Adapter) {
 async fn a_young_order_may_stand_in_line_and_an_ancient_one_may_not(adapter: Adapter) {
     let queue = adapter.queue().await;
     let api = Api::open(&queue).await;
-    assert!(api.submitter.may_hold(api.submit(product(1), 1).id));
+    assert!(api.submitter.may_be_pending(api.submit(product(1), 1).id));
     let day = SignedDuration::from_hours(24);
     for created_at in [0, (now() - day).as_millisecond() as u64] {
         let ancient = uuid::Builder::from_unix_timestamp_millis(created_at, &[7; 10]).into_uuid();
-        assert!(!api.submitter.may_hold(ancient.into()), "{ancient}");
+        assert!(!api.submitter.may_be_pending(ancient.into()), "{ancient}");
     }
-    assert!(!api.submitter.may_hold(uuid::Uuid::new_v4().into()));
+    assert!(!api.submitter.may_be_pending(uuid::Uuid::new_v4().into()));
 }
 
 async fn a_lane_may_be_opened_and_served_any_number_of_times(adapter: Adapter) {

@@ -1,0 +1,94 @@
+//! What an API learns of its commands. Queued, decided and refused commands are delivered to its reply sink; commands that
+//! must not be refused are [parked](super::parked) instead.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{lane_buffer::Entry, parked::Parked};
+use crate::{
+    domain::ids::CommandId,
+    queue::{Outcome, Refusal, ReplySink},
+    telemetry::Sparse,
+};
+
+pub(super) struct Outcomes {
+    reply_sink: Arc<dyn ReplySink>,
+    pub(super) parked: Parked,
+    /// Lane publishers that wait for the verdict on the last command of a message.
+    last_of_message: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
+    foreign: Sparse,
+}
+
+impl Outcomes {
+    pub(super) fn new(reply_sink: Arc<dyn ReplySink>) -> Self {
+        Self {
+            reply_sink,
+            parked: Parked::new(),
+            last_of_message: Mutex::default(),
+            foreign: Sparse::every(Duration::from_secs(60)),
+        }
+    }
+
+    /// Commands were not queued.
+    pub(super) fn refuse(&self, entries: Vec<Entry>, refusal: Refusal) {
+        let (parkable, refused): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_parkable);
+        self.parked.park(parkable);
+        if !refused.is_empty() {
+            let outcome = Outcome::Refused(refusal);
+            self.reply_sink.deliver(refused.iter().map(|entry| (entry.command.id(), outcome)).collect());
+        }
+    }
+
+    /// Commands are queued. Clients of detached ones wait for nothing more.
+    pub(super) fn confirm(&self, entries: &[Entry]) {
+        let detached = entries.iter().map(|entry| &entry.command).filter(|command| command.is_detached());
+        let queued: Vec<_> = detached.map(|command| (command.id(), Outcome::Queued)).collect();
+        if !queued.is_empty() {
+            self.reply_sink.deliver(queued);
+            self.parked.release(entries.iter().filter(|entry| entry.is_parkable()).count());
+        }
+    }
+
+    /// Verdicts and refusals have arrived from workers.
+    pub(super) fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
+        {
+            let mut last_of_message = self.last_of_message();
+            for decided in outcomes.iter().filter_map(|(id, _)| last_of_message.remove(id)) {
+                let _ = decided.send(()); // the lane publisher may have stopped waiting just now
+            }
+        }
+        let is_foreign =
+            |(_, outcome): &(_, Outcome)| *outcome == Outcome::Refused(Refusal::OtherInstallation);
+        if outcomes.iter().any(is_foreign)
+            && let Some(left_out) = self.foreign.due()
+        {
+            tracing::error!(
+                left_out,
+                "a worker of another database took orders of this one and refused them: two installations share this \
+                 QUEUE_PREFIX. Give each its own; the orders are among the dead letters"
+            );
+        }
+        self.reply_sink.deliver(outcomes);
+    }
+
+    /// Resolves when the verdict on the last command of a message arrives.
+    pub(super) fn decided(&self, last: CommandId) -> oneshot::Receiver<()> {
+        let (decided, is_decided) = oneshot::channel();
+        self.last_of_message().insert(last, decided);
+        is_decided
+    }
+
+    /// Nothing waits for that verdict any more.
+    pub(super) fn forget(&self, last: CommandId) {
+        self.last_of_message().remove(&last);
+    }
+
+    fn last_of_message(&self) -> MutexGuard<'_, HashMap<CommandId, oneshot::Sender<()>>> {
+        self.last_of_message.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,98 @@
+//! Detached commands that may not be refused: their clients have the answer 202, which says that there will be a verdict.
+//! A command that cannot be queued is parked here and submitted again, until it is an hour old.
+
+use std::{
+    mem,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+
+use super::{lane_buffer::Entry, topology::MAX_AGE};
+use crate::{domain::command::Command, telemetry::Sparse};
+
+/// How many commands one API keeps, parked or in a lane's buffer.
+const MAX_PARKABLE: usize = 65_536;
+/// How long a command is parked before it is submitted again.
+const DELAY: Duration = Duration::from_millis(500);
+
+pub(super) struct Parked {
+    /// Commands that are parked, in a lane's buffer or in flight.
+    parkable: watch::Sender<usize>,
+    parked: Mutex<Vec<Entry>>,
+    has_parked: Notify,
+    lost: Sparse,
+}
+
+impl Parked {
+    pub(super) fn new() -> Self {
+        Self {
+            parkable: watch::Sender::new(0),
+            parked: Mutex::default(),
+            has_parked: Notify::new(),
+            lost: Sparse::default(),
+        }
+    }
+
+    /// An entry that is never refused. `None` when there are [too many](MAX_PARKABLE).
+    pub(super) fn admit(&self, command: Command) -> Option<Entry> {
+        let is_admitted = self.parkable.send_if_modified(|count| {
+            let has_room = *count < MAX_PARKABLE;
+            *count += usize::from(has_room);
+            has_room
+        });
+        if is_admitted {
+            return Some(Entry { command, parkable_since: Some(Instant::now()) });
+        }
+        if let Some(left_out) = self.lost.due() {
+            tracing::error!(
+                left_out,
+                "{MAX_PARKABLE} commands wait for the queue; this one may never get a verdict"
+            );
+        }
+        None
+    }
+
+    /// So many admitted commands are queued.
+    pub(super) fn release(&self, count: usize) {
+        if count > 0 {
+            self.parkable.send_modify(|all| *all = all.saturating_sub(count));
+        }
+    }
+
+    /// Commands cannot be queued now.
+    pub(super) fn park(&self, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.parked.lock().unwrap_or_else(PoisonError::into_inner).extend(entries);
+            self.has_parked.notify_one();
+        }
+    }
+
+    /// Waits for commands that must be submitted again. Cancel safe.
+    pub(super) async fn unpark(&self) -> Vec<Entry> {
+        loop {
+            self.has_parked.notified().await;
+            sleep(DELAY).await;
+            let parked = mem::take(&mut *self.parked.lock().unwrap_or_else(PoisonError::into_inner));
+            let (young, old): (Vec<_>, Vec<_>) = parked
+                .into_iter()
+                .partition(|entry| entry.parkable_since.is_none_or(|at| at.elapsed() < MAX_AGE));
+            if !old.is_empty() {
+                self.release(old.len());
+                tracing::error!(commands = old.len(), "could not be queued for an hour; they get no verdict");
+            }
+            if !young.is_empty() {
+                return young;
+            }
+        }
+    }
+
+    /// Waits until all admitted commands are queued.
+    pub(super) async fn drain(&self) {
+        let _ = self.parkable.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
