@@ -1,8 +1,8 @@
 //! Which file imports which, read from source text.
 //!
-//! An import is a `use`, a `pub use`, or a path in code (`super::error::StoreError`). It counts for the file that defines
-//! the module which the path names, re-exported or not. `mod x;` declares a module and imports nothing; modules and items
-//! below `#[cfg(test)]` do not count, and what a comment or a string says is no code.
+//! An import is a `use`, a `pub use`, or a path in code (`super::error::StoreError`). Its target is the file of the module
+//! that the path names. `mod x;` declares a module and imports nothing. Items below `#[cfg(test)]`, comments and strings do
+//! not count.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,7 +24,15 @@ pub(super) struct Crate {
     /// The name by which others import it.
     name: String,
     /// By module: `queue.rs` is `["queue"]`, `lib.rs` is `[]`.
-    files: BTreeMap<Module, (File, TokenStream)>,
+    files: BTreeMap<Module, Source>,
+}
+
+struct Source {
+    file: File,
+    /// Without comments.
+    tokens: TokenStream,
+    /// And without tests.
+    code: TokenStream,
 }
 
 type Module = Vec<String>;
@@ -47,17 +55,19 @@ impl Crate {
         let has_lib = files.iter().any(|(path, _)| path.as_ref() == "lib.rs");
         let parsed = |(path, text): &(P, T)| {
             let (path, text) = (path.as_ref(), text.as_ref());
-            let tokens = text.parse().unwrap_or_else(|error| panic!("{directory}/{path}: {error}"));
-            (module_of(path, has_lib), (format!("{directory}/{path}"), without_tests(tokens)))
+            let file = format!("{directory}/{path}");
+            let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{file}: {error}"));
+            let code = without_tests(tokens.clone());
+            (module_of(path, has_lib), Source { file, tokens, code })
         };
         Self { name: name.to_owned(), files: files.iter().map(parsed).collect() }
     }
 
     /// Each file with the words of its code.
-    pub(super) fn words(&self) -> impl Iterator<Item = (&File, BTreeSet<String>)> {
-        self.files.values().map(|(file, tokens)| {
+    pub(super) fn words(&self, with_tests: bool) -> impl Iterator<Item = (&File, BTreeSet<String>)> {
+        self.files.values().map(move |Source { file, tokens, code }| {
             let mut words = BTreeSet::new();
-            collect_words(tokens.clone(), &mut words);
+            collect_words(if with_tests { tokens } else { code }.clone(), &mut words);
             (file, words)
         })
     }
@@ -67,9 +77,9 @@ impl Crate {
 pub(super) fn imports(crates: &[Crate]) -> Imports {
     let mut imports = Imports::new();
     for one in crates {
-        for (module, (file, tokens)) in &one.files {
+        for (module, Source { file, code, .. }) in &one.files {
             let mut paths = Vec::new();
-            collect_paths(tokens.clone(), module, &mut paths);
+            collect_paths(code.clone(), module, &mut paths);
             let targets = paths.iter().filter_map(|(module, path)| target(crates, one, module, path));
             let targets = targets.filter(|target| *target != file).cloned().collect();
             imports.insert(file.clone(), targets);
@@ -172,7 +182,7 @@ fn collect_words(tokens: TokenStream, words: &mut BTreeSet<String>) {
 
 type Tokens = Peekable<token_stream::IntoIter>;
 
-/// Paths of at least two names, each with the module in which it stands.
+/// Paths of at least two names, each with the module that contains it.
 fn collect_paths(tokens: TokenStream, module: &Module, paths: &mut Vec<(Module, Vec<String>)>) {
     let mut tokens = tokens.into_iter().peekable();
     while let Some(token) = tokens.next() {
@@ -258,11 +268,11 @@ fn target<'a>(crates: &'a [Crate], own: &'a Crate, module: &Module, path: &[Stri
             _ => break,
         }
     }
-    // A module without a file of its own stands in that of its parent.
+    // A module without a file is in the file of its parent.
     while !of.files.contains_key(&base) {
         base.pop()?;
     }
-    of.files.get(&base).map(|(file, _)| file)
+    of.files.get(&base).map(|source| &source.file)
 }
 
 fn is_punct(token: &TokenTree, character: char) -> bool {

@@ -1,4 +1,4 @@
-//! A database that fails in every way at once, under load: every promise is kept, and all goes on when it is over.
+//! A database that fails in every way at once, under load: every promise is kept, and orders are reserved again afterwards.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,15 @@ use crate::{
     support::servers::servers,
 };
 
-/// How long the database makes trouble.
-const TROUBLE: Duration = Duration::from_secs(30);
-/// Within so much of the end of it, orders are reserved again.
+/// How long the database fails.
+const FAILING: Duration = Duration::from_secs(30);
+/// Orders are reserved again within this time.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// What clients were promised with 201 or 202, of an order or of its payment.
+/// What the answers 201 and 202 promised, for orders and payments.
 #[derive(Default)]
 struct Promises {
-    /// The URL of each order, and what it may have become.
+    /// The URL of each order, and the statuses that it may have.
     orders: Vec<(String, &'static [&'static str])>,
     answers: BTreeMap<u16, usize>,
 }
@@ -47,7 +47,7 @@ async fn a_database_that_fails_in_every_way_breaks_no_promise() {
     }
 
     proxy.make_trouble(true);
-    let until = Instant::now() + TROUBLE;
+    let until = Instant::now() + FAILING;
     let mut buyers = JoinSet::new();
     for buyer in 0..32 {
         let (api, product) = ((*cluster.apis[buyer % 2]).clone(), products[buyer / 2 % PRODUCTS]);
@@ -58,7 +58,7 @@ async fn a_database_that_fails_in_every_way_breaks_no_promise() {
     let over = Instant::now();
     for api in cluster.clients() {
         for product in &products {
-            eventually("no order is reserved any more", async || {
+            eventually("no order is reserved", async || {
                 (api.order(*product, 1).await.status == 201).then_some(())
             })
             .await;
@@ -71,13 +71,13 @@ async fn a_database_that_fails_in_every_way_breaks_no_promise() {
         of_buyer.into_iter().for_each(|(status, count)| *answers.entry(status).or_default() += count);
         for (order, may_be) in orders {
             let found = cluster.apis[0].verdict(&order).await;
-            assert!(may_be.contains(&found["status"].as_str().unwrap()), "{may_be:?}, and it is {found}");
+            assert!(may_be.contains(&found["status"].as_str().unwrap()), "expected {may_be:?}: {found}");
         }
     }
     eprintln!("answers {answers:?}; reserved again after {recovered:?}");
     all_is_decided(&place).await;
     let dead = servers().await.queues(&format!("{}orders.dead", place.queue_prefix)).await;
-    assert_eq!(dead[0].messages, 0, "dead letters, though all of it could be decided");
+    assert_eq!(dead[0].messages, 0, "dead letters, though everything could be decided");
     for product in &products {
         cluster.apis[0].ledger(*product, 1_000_000).await;
     }

@@ -1,5 +1,11 @@
-//! What the shop's other services hear of orders.
+//! The events that the shop's other services receive.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
 use lapin::{
     BasicProperties, Connection, ConnectionProperties,
     options::{
@@ -7,27 +13,32 @@ use lapin::{
     },
     types::FieldTable,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use super::*;
+use super::{Cluster, all_is_decided, workers_serve};
+use crate::support::{
+    harness::{Answer, App, PATIENCE},
+    servers::{Place, servers},
+};
 
-/// One of the shop's other services: a queue of its own behind the exchange.
-struct Listener {
+/// One of the shop's other services, with a queue that is bound to the exchange.
+struct Receiver {
     connection: Connection,
     exchange: String,
-    /// One that it hears.
+    /// A routing key that matches its binding.
     key: String,
-    heard: Arc<watch::Sender<Vec<Heard>>>,
+    received: Arc<watch::Sender<Vec<Received>>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Heard {
+struct Received {
     key: String,
-    /// Null for a message that is not antre's.
+    /// `null` for a message that is not antre's.
     event: Value,
 }
 
-impl Heard {
+impl Received {
     fn text(&self, field: &str) -> &str {
         self.event[field].as_str().unwrap()
     }
@@ -37,8 +48,8 @@ impl Heard {
     }
 }
 
-impl Listener {
-    /// Hears from now on what matches.
+impl Receiver {
+    /// Receives matching events from now on.
     async fn bind(place: &Place, pattern: &str) -> Self {
         let options = ConnectionProperties::default();
         let connection = Connection::connect(&place.amqp_url, options).await.unwrap();
@@ -61,8 +72,8 @@ impl Listener {
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let mut messages =
             channel.basic_consume(name, "".into(), options, FieldTable::default()).await.unwrap();
-        let heard = Arc::new(watch::Sender::new(Vec::new()));
-        let sender = heard.clone();
+        let received = Arc::new(watch::Sender::new(Vec::new()));
+        let sender = received.clone();
         tokio::spawn(async move {
             while let Some(Ok(message)) = messages.next().await {
                 let key = message.routing_key.to_string();
@@ -72,7 +83,7 @@ impl Listener {
                         assert_eq!(
                             message.properties.delivery_mode(),
                             &Some(2),
-                            "it would not outlive the broker"
+                            "the message is not persistent"
                         );
                         let content_type = message.properties.content_type().as_ref().unwrap().to_string();
                         assert_eq!(content_type, "application/json");
@@ -81,49 +92,53 @@ impl Listener {
                     }
                     _ => vec![Value::Null],
                 };
-                let events = events.into_iter().map(|event| Heard { key: key.clone(), event });
-                sender.send_modify(|heard| heard.extend(events));
+                let events = events.into_iter().map(|event| Received { key: key.clone(), event });
+                sender.send_modify(|received| received.extend(events));
             }
         });
         let key = pattern.replace(['*', '#'], "test");
-        Self { connection, exchange, key, heard }
+        Self { connection, exchange, key, received }
     }
 
-    /// Waits until it has heard enough.
-    async fn until(&self, enough: impl FnMut(&Vec<Heard>) -> bool) {
-        let mut heard = self.heard.subscribe();
-        let waiting = timeout(PATIENCE, heard.wait_for(enough)).await.map(|heard| drop(heard.unwrap()));
-        assert!(waiting.is_ok(), "it heard only {:?}", self.heard.borrow());
+    /// Waits until enough has arrived.
+    async fn until(&self, enough: impl FnMut(&Vec<Received>) -> bool) {
+        let mut received = self.received.subscribe();
+        let waiting =
+            timeout(PATIENCE, received.wait_for(enough)).await.map(|received| drop(received.unwrap()));
+        assert!(waiting.is_ok(), "only these arrived: {:?}", self.received.borrow());
     }
 
-    /// All that was published before now.
-    async fn all(&self) -> Vec<Heard> {
+    /// Everything that was published before this call.
+    async fn all(&self) -> Vec<Received> {
         let channel = self.connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
         let exchange = self.exchange.as_str().into();
         let key = self.key.as_str().into();
         channel.basic_publish(exchange, key, options, b"", properties).await.unwrap().await.unwrap();
-        self.until(|heard| heard.last().is_some_and(|last| last.event.is_null())).await;
-        let mut heard = self.heard.send_replace(Vec::new());
-        heard.pop();
-        heard
+        self.until(|received| received.last().is_some_and(|last| last.event.is_null())).await;
+        let mut received = self.received.send_replace(Vec::new());
+        received.pop();
+        received
     }
 }
 
-/// What was heard for the first time, each (order, status), in that order.
-fn first_appearances(heard: &[Heard]) -> Vec<&Heard> {
+/// The first event of each (order, status), in the order of arrival.
+fn first_appearances(received: &[Received]) -> Vec<&Received> {
     let mut known = BTreeSet::new();
-    heard.iter().filter(|heard| known.insert((heard.text("order_id"), heard.text("status")))).collect()
+    received
+        .iter()
+        .filter(|received| known.insert((received.text("order_id"), received.text("status"))))
+        .collect()
 }
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn each_move_is_told() {
+async fn each_change_of_an_order_is_an_event() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 1, 1, &[("RESERVATION_TTL", "2s")]).await;
     let api = &cluster.apis[0];
-    let [all, expired] = [Listener::bind(&place, "#").await, Listener::bind(&place, "order.expired.*").await];
+    let [all, expired] = [Receiver::bind(&place, "#").await, Receiver::bind(&place, "order.expired.*").await];
     let product = api.create_stocked("Kaos Polos", 10).await;
     let mut orders = Vec::new();
     for total in 1..=3 {
@@ -136,43 +151,43 @@ async fn each_move_is_told() {
         assert_eq!(api.cancel(cancelled.id()).await.status, 200);
     }
     assert_eq!(api.pay(cancelled.id()).await.status, 409);
-    expired.until(|heard| !heard.is_empty()).await;
+    expired.until(|received| !received.is_empty()).await;
 
-    let told = |order: &crate::support::harness::Answer, status: &str| {
+    let event_of = |order: &Answer, status: &str| {
         let expires_at: jiff::Timestamp = order.data()["expires_at"].as_str().unwrap().parse().unwrap();
         let event = json!({
             "order_id": order.id(), "product_id": product, "total": order.data()["total"], "status": status,
             "expires_at": expires_at.as_millisecond(),
         });
-        Heard { key: format!("order.{status}.{product}"), event }
+        Received { key: format!("order.{status}.{product}"), event }
     };
     let expected = [
-        told(paid, "reserved"),
-        told(cancelled, "reserved"),
-        told(late, "reserved"),
-        told(paid, "paid"),
-        told(cancelled, "cancelled"),
-        told(late, "expired"),
+        event_of(paid, "reserved"),
+        event_of(cancelled, "reserved"),
+        event_of(late, "reserved"),
+        event_of(paid, "paid"),
+        event_of(cancelled, "cancelled"),
+        event_of(late, "expired"),
     ];
-    all.until(|heard| heard.contains(&expected[5])).await;
-    let heard = all.all().await;
-    assert_eq!(first_appearances(&heard), expected.iter().collect::<Vec<_>>());
-    let heard = expired.heard.borrow().clone();
-    assert_eq!(first_appearances(&heard), [&expected[5]]);
+    all.until(|received| received.contains(&expected[5])).await;
+    let received = all.all().await;
+    assert_eq!(first_appearances(&received), expected.iter().collect::<Vec<_>>());
+    let received = expired.received.borrow().clone();
+    assert_eq!(first_appearances(&received), [&expected[5]]);
 }
 
-/// Orders run, payments and cancellations behind them, and workers are killed in the middle: every order on record has
-/// its events, and per product their first appearances are in the order of the lane.
+/// Orders, payments and cancellations run while workers are killed. Every stored order has its events, and the first events
+/// of each product are in the order of its lane.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn workers_are_killed_and_every_order_on_record_has_its_events() {
+async fn workers_are_killed_and_every_stored_order_has_its_events() {
     const PRODUCTS: usize = 10;
     const ORDERS: usize = 100;
     let place = servers().await.fresh().await;
     let mut cluster = Cluster::start(&place, 1, 1, &[]).await;
     let api = (*cluster.apis[0]).clone();
-    let listener = Listener::bind(&place, "#").await;
-    // Some products are sold out in the middle.
+    let receiver = Receiver::bind(&place, "#").await;
+    // Some products sell out on the way.
     let stocks: BTreeMap<_, _> = stream::iter(0..PRODUCTS)
         .then(|n| {
             let stock = if n % 3 == 0 { 60 } else { 1_000 };
@@ -183,10 +198,10 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
         .await;
     workers_serve(&place, PRODUCTS, 1).await;
     let one = *stocks.keys().nth(5).unwrap();
-    let of_one = Listener::bind(&place, &format!("order.*.{one}")).await;
+    let of_one = Receiver::bind(&place, &format!("order.*.{one}")).await;
 
-    // One buyer for each product, who orders again as soon as the last order is in line: so the order of the lane is
-    // that of the ids.
+    // One buyer for each product, who orders again as soon as the last order is queued: so the lane has the order of the
+    // ids.
     let mut buyers = JoinSet::new();
     for &product in stocks.keys() {
         let api = api.clone();
@@ -195,7 +210,7 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
             for n in 0..ORDERS as u64 {
                 let answer = api.order_with(product, 1 + n % 2, &[("Prefer", "respond-async")]).await;
                 if answer.status == 400 {
-                    assert_eq!(answer.data()["available_stock"], 0, "{answer:?}"); // the gate knows it
+                    assert_eq!(answer.data()["available_stock"], 0, "{answer:?}"); // the sold-out cache knows it
                     continue;
                 }
                 assert_eq!(answer.status, 202, "{answer:?}");
@@ -204,22 +219,22 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
             last
         });
     }
-    let distinct = |heard: &Vec<Heard>| first_appearances(heard).len();
-    let mut heard_at = Vec::new();
+    let distinct = |received: &Vec<Received>| first_appearances(received).len();
+    let mut killed_at = Vec::new();
     for moment in [100, 350] {
-        listener.until(|heard| distinct(heard) >= moment).await;
+        receiver.until(|received| distinct(received) >= moment).await;
         cluster.workers.pop().unwrap().kill9().await;
-        heard_at.push(distinct(&listener.heard.borrow()));
+        killed_at.push(distinct(&receiver.received.borrow()));
         cluster.workers.push(App::start_role("worker", &place, &[]).await);
     }
     for last in buyers.join_all().await {
         api.verdict(&last).await;
     }
 
-    // And the same while they are paid and cancelled.
+    // The same while they are paid and cancelled.
     let orders = api.all("/api/orders?status=reserved&limit=100").await;
     let ids: Vec<_> = orders.iter().map(|order| order["id"].as_str().unwrap().to_owned()).collect();
-    let moving = tokio::spawn({
+    let changing = tokio::spawn({
         let api = api.clone();
         stream::iter(ids.clone().into_iter().enumerate())
             .map(move |(n, id)| {
@@ -230,54 +245,56 @@ async fn workers_are_killed_and_every_order_on_record_has_its_events() {
             .for_each(async |answer| assert!([200, 202].contains(&answer.status), "{answer:?}"))
     });
     let so_far = ids.len();
-    listener.until(|heard| distinct(heard) >= so_far + 100).await;
+    receiver.until(|received| distinct(received) >= so_far + 100).await;
     cluster.workers.pop().unwrap().kill9().await;
-    heard_at.push(distinct(&listener.heard.borrow()));
+    killed_at.push(distinct(&receiver.received.borrow()));
     cluster.workers.push(App::start_role("worker", &place, &[]).await);
-    moving.await.unwrap();
-    listener.until(|heard| distinct(heard) >= 2 * so_far).await;
+    changing.await.unwrap();
+    receiver.until(|received| distinct(received) >= 2 * so_far).await;
     all_is_decided(&place).await;
 
-    let heard = listener.all().await;
-    let first = first_appearances(&heard);
+    let received = receiver.all().await;
+    let first = first_appearances(&received);
     eprintln!(
-        "{} events, {} of them for the first time; workers were killed after {heard_at:?} of these",
-        heard.len(),
+        "{} events, {} of them for the first time; workers were killed after {killed_at:?} of these",
+        received.len(),
         first.len()
     );
-    let on_record = api.all("/api/orders?limit=100").await;
-    let accepted: Vec<_> = on_record.iter().filter(|order| order["status"] != "rejected").collect();
+    let stored = api.all("/api/orders?limit=100").await;
+    let accepted: Vec<_> = stored.iter().filter(|order| order["status"] != "rejected").collect();
     assert_eq!(accepted.len(), ids.len());
     for (&product, &stock) in &stocks {
-        let of_product: Vec<_> = first.iter().filter(|heard| heard.product() == product).collect();
-        let (reserved, moved): (Vec<_>, Vec<_>) =
-            of_product.iter().partition(|heard| heard.text("status") == "reserved");
+        let of_product: Vec<_> = first.iter().filter(|received| received.product() == product).collect();
+        let (reserved, changed): (Vec<_>, Vec<_>) =
+            of_product.iter().partition(|received| received.text("status") == "reserved");
         let expected: Vec<_> = accepted.iter().filter(|order| order["product_id"] == product).collect();
-        let ids_of = |heard: &[&&&Heard]| {
-            heard.iter().map(|heard| heard.text("order_id").to_owned()).collect::<Vec<_>>()
+        let ids_of = |received: &[&&&Received]| {
+            received.iter().map(|received| received.text("order_id").to_owned()).collect::<Vec<_>>()
         };
         let expected_ids: Vec<_> =
             expected.iter().map(|order| order["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(ids_of(&reserved), expected_ids, "product {product}: not in the order of the lane");
-        // Each of them moved once, and the event says whereto.
-        let moved: BTreeMap<_, _> =
-            moved.iter().map(|heard| (heard.text("order_id").to_owned(), heard.text("status"))).collect();
+        // The status of each changed once, and the event says to which.
+        let changed: BTreeMap<_, _> = changed
+            .iter()
+            .map(|received| (received.text("order_id").to_owned(), received.text("status")))
+            .collect();
         for order in expected {
             let id = order["id"].as_str().unwrap();
-            assert_eq!(moved.get(id).copied(), order["status"].as_str(), "{order}");
+            assert_eq!(changed.get(id).copied(), order["status"].as_str(), "{order}");
         }
-        assert_eq!((moved.len(), of_product.len()), (reserved.len(), 2 * reserved.len()));
+        assert_eq!((changed.len(), of_product.len()), (reserved.len(), 2 * reserved.len()));
         api.ledger(product, stock).await;
     }
     let status_of = |key: &str| key.split('.').nth(1).unwrap().to_owned();
-    for Heard { key, event } in &heard {
+    for Received { key, event } in &received {
         assert_eq!(status_of(key), event["status"].as_str().unwrap());
     }
-    // Who is bound to one product hears all of it, and of others what came in the same message.
+    // A queue that is bound to one product gets all of its events, and those of other products in the same messages.
     let of_one = of_one.all().await;
-    assert!(heard.len() >= of_one.len(), "{} {}", heard.len(), of_one.len());
-    let of_one: Vec<_> = of_one.into_iter().filter(|heard| heard.product() == one).collect();
-    let all: Vec<_> = heard.into_iter().filter(|heard| heard.product() == one).collect();
+    assert!(received.len() >= of_one.len(), "{} {}", received.len(), of_one.len());
+    let of_one: Vec<_> = of_one.into_iter().filter(|received| received.product() == one).collect();
+    let all: Vec<_> = received.into_iter().filter(|received| received.product() == one).collect();
     assert_eq!(of_one, all);
 }
 
@@ -287,7 +304,7 @@ async fn events_can_be_turned_off() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 1, 1, &[("EVENTS", "off")]).await;
     let api = &cluster.apis[0];
-    let listener = Listener::bind(&place, "#").await;
+    let receiver = Receiver::bind(&place, "#").await;
     let product = api.create_stocked("Kaos Polos", 10).await;
     for n in 0..10 {
         let order = api.order(product, 1).await;
@@ -295,7 +312,7 @@ async fn events_can_be_turned_off() {
         let what = ["payment", "cancellation"][n % 2];
         assert_eq!(api.change(order.id(), what, &[]).await.status, 200);
     }
-    // Acknowledged: whatever would have been published is.
+    // The lane is empty, so all events would have been published.
     all_is_decided(&place).await;
-    assert_eq!(listener.all().await, []);
+    assert_eq!(receiver.all().await, []);
 }

@@ -1,14 +1,29 @@
-//! The life of orders through several APIs and workers: each is moved once, whoever asks, sweeps, or dies meanwhile.
+//! Changes of orders through several APIs and workers. Each is made once, whoever asks, sweeps or dies.
 
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, future::join_all, stream};
 use reqwest::Url;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, tcp},
-    sync::Notify,
+    sync::{Notify, watch},
+    time::timeout,
 };
 
-use super::*;
-use crate::api::life;
+use super::{Cluster, all_is_decided, workers_serve};
+use crate::{
+    api::life,
+    support::{
+        harness::{App, PATIENCE, eventually},
+        servers::{Place, Server, servers},
+    },
+};
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
@@ -21,7 +36,7 @@ async fn paid_at_one_api_and_cancelled_at_the_other() {
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn the_last_piece_given_back_is_sold_at_every_api() {
+async fn the_last_piece_that_is_returned_is_sold_at_every_api() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 2, 2, &[]).await;
     life::the_last_piece_goes_round(&cluster.apis[0], &cluster.apis[1]).await;
@@ -48,12 +63,12 @@ async fn a_key_outlives_the_broker() {
     let order = cluster.apis[0].all("/api/orders").await;
     alone.restart(Server::Broker).await;
     for api in cluster.clients() {
-        let answer = eventually("orders do not get in line", async || {
+        let answer = eventually("orders are not queued", async || {
             let answer = api.order_with(product, 7, &[("Idempotency-Key", life::KEY)]).await;
             (answer.status != 503).then_some(answer)
         })
         .await;
-        // A verdict that comes too late for the deadline is there all the same.
+        // The verdict may come after the deadproxy.
         let found = match answer.status {
             202 => api.verdict(answer.header("location")).await,
             _ => answer.data().clone(),
@@ -65,10 +80,10 @@ async fn a_key_outlives_the_broker() {
     assert_eq!(cluster.apis[1].inventory(product).await, [100, 93, 7]);
 }
 
-/// What every worker finds is decided once, and what is paid in time stays so.
+/// Both workers find every expired reservation; each expires once, and orders that were paid in time stay paid.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn two_workers_sweep_and_no_piece_comes_back_twice() {
+async fn two_workers_sweep_and_no_piece_is_released_twice() {
     const ORDERS: u64 = 240;
     const STOCK: u64 = 1_000;
     let place = servers().await.fresh().await;
@@ -94,7 +109,7 @@ async fn two_workers_sweep_and_no_piece_comes_back_twice() {
     let back = reserved.elapsed();
     eprintln!("all pieces were back {back:?} after the last reservation");
     assert!(back < Duration::from_secs(5), "{back:?}");
-    // What both workers found stands in line twice: behind it, nothing has moved.
+    // Expiries that both workers found are queued twice: the second copy changes nothing.
     join_all(products.iter().map(|product| api.lane_served(*product))).await;
     all_is_decided(&place).await;
     let mut pieces = BTreeMap::<_, u64>::new();
@@ -108,8 +123,8 @@ async fn two_workers_sweep_and_no_piece_comes_back_twice() {
     assert_eq!(pieces, BTreeMap::from([("paid".to_owned(), paid), ("expired".to_owned(), all - paid)]));
 }
 
-/// A payment that was answered 200 stands, and each order leaves the stock once, though each is paid twice, and the
-/// workers die in the middle.
+/// Each order is paid twice, and workers are killed in between. A payment that was answered 200 is stored, and each order
+/// leaves the stock once.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
 async fn workers_are_killed_in_the_middle_of_payments() {
@@ -127,17 +142,17 @@ async fn workers_are_killed_in_the_middle_of_payments() {
         .collect()
         .await;
 
-    let told = Arc::new(watch::Sender::new(0));
+    let answered = Arc::new(watch::Sender::new(0));
     let payments: Vec<_> =
         orders.iter().cloned().flat_map(|order| [(order.clone(), 0), (order, 1)]).collect();
     let paying = tokio::spawn({
-        let (apis, told) = (apis.clone(), told.clone());
+        let (apis, answered) = (apis.clone(), answered.clone());
         stream::iter(payments)
             .map(move |(order, api)| {
-                let (api, told) = (apis[api].clone(), told.clone());
+                let (api, answered) = (apis[api].clone(), answered.clone());
                 async move {
                     let answer = api.pay(&order).await;
-                    told.send_modify(|told| *told += 1);
+                    answered.send_modify(|count| *count += 1);
                     answer
                 }
             })
@@ -145,7 +160,7 @@ async fn workers_are_killed_in_the_middle_of_payments() {
             .collect::<Vec<_>>()
     });
     let until = async |count: usize| {
-        timeout(PATIENCE, told.subscribe().wait_for(|told| *told >= count))
+        timeout(PATIENCE, answered.subscribe().wait_for(|answered| *answered >= count))
             .await
             .expect("no payments")
             .unwrap();
@@ -154,20 +169,20 @@ async fn workers_are_killed_in_the_middle_of_payments() {
     for (worker, count) in [(0, 150), (1, 700)] {
         until(count).await;
         cluster.workers[worker].kill9().await;
-        killed_at.push(*told.borrow());
+        killed_at.push(*answered.borrow());
     }
     let answers = paying.await.unwrap();
     assert!(killed_at[1] < answers.len(), "the second kill came too late");
 
-    let (mut paid, mut in_line) = (0, 0);
+    let (mut paid, mut queued) = (0, 0);
     for (answer, order) in answers.iter().zip(orders.iter().flat_map(|order| [order, order])) {
         assert_eq!(answer.id(), order);
         match answer.status {
             200 => paid += 1,
-            202 => in_line += 1,
+            202 => queued += 1,
             _ => panic!("{answer:?}"),
         }
-        // Answered or not: it stood in line, and so it is paid.
+        // Answered 200 or 202: it was queued, so it is paid.
         eventually("it is not paid", async || {
             let status = apis[0].get(&format!("/api/orders/{order}")).await.data()["status"].clone();
             assert!(
@@ -179,7 +194,7 @@ async fn workers_are_killed_in_the_middle_of_payments() {
         .await;
     }
     eprintln!(
-        "{paid} payments were answered 200, {in_line} 202; workers were killed after {killed_at:?} of them"
+        "{paid} payments were answered 200, {queued} 202; workers were killed after {killed_at:?} of them"
     );
     all_is_decided(&place).await;
     for (n, product) in products.iter().enumerate() {
@@ -188,62 +203,65 @@ async fn workers_are_killed_in_the_middle_of_payments() {
     }
 }
 
-/// A line to the broker that can go dead, so that what is said on it is lost, and break.
-struct Line {
+/// A TCP proxy in front of the broker. It can swallow what the API sends, and break its connections.
+struct Proxy {
     amqp_url: String,
-    end: Arc<LineEnd>,
+    shared: Arc<Shared>,
 }
 
-struct LineEnd {
-    /// What was said into the dead line; `None` while it works.
+struct Shared {
+    /// The bytes that were swallowed; `None` while the proxy works.
     lost: watch::Sender<Option<Vec<u8>>>,
     breaks: Notify,
 }
 
-impl Line {
+impl Proxy {
     async fn to_the_broker(place: &Place) -> Self {
         let mut url: Url = place.amqp_url.parse().unwrap();
         let broker = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
-        let end = Arc::new(LineEnd { lost: watch::Sender::new(None), breaks: Notify::new() });
-        let accepting = end.clone();
+        let shared = Arc::new(Shared { lost: watch::Sender::new(None), breaks: Notify::new() });
+        let accepting = shared.clone();
         tokio::spawn(async move {
             while let Ok((api, _)) = listener.accept().await {
                 let Ok(broker) = TcpStream::connect(&broker).await else { continue };
                 let ((from_api, to_api), (from_broker, to_broker)) = (api.into_split(), broker.into_split());
-                let end = accepting.clone();
+                let shared = accepting.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = end.carry(from_api, to_broker, true) => {}
-                        () = end.carry(from_broker, to_api, false) => {}
-                        () = end.breaks.notified() => {}
+                        () = shared.carry(from_api, to_broker, true) => {}
+                        () = shared.carry(from_broker, to_api, false) => {}
+                        () = shared.breaks.notified() => {}
                     }
                 });
             }
         });
-        Self { amqp_url: url.into(), end }
+        Self { amqp_url: url.into(), shared }
     }
 
-    fn goes_dead(&self) {
-        self.end.lost.send_replace(Some(Vec::new()));
+    fn swallow(&self) {
+        self.shared.lost.send_replace(Some(Vec::new()));
     }
 
-    /// Waits until this was said into the dead line.
+    /// Waits until these bytes were swallowed.
     async fn lost(&self, words: &str) {
         let lost = |lost: &Option<Vec<u8>>| String::from_utf8_lossy(lost.as_ref().unwrap()).contains(words);
-        timeout(PATIENCE, self.end.lost.subscribe().wait_for(lost)).await.expect("nobody said so").unwrap();
+        timeout(PATIENCE, self.shared.lost.subscribe().wait_for(lost))
+            .await
+            .expect("it was not sent")
+            .unwrap();
     }
 
-    /// It breaks, and the next one works.
-    fn breaks(&self) {
-        self.end.lost.send_replace(None);
-        self.end.breaks.notify_waiters();
+    /// Breaks all connections. New ones work.
+    fn break_all(&self) {
+        self.shared.lost.send_replace(None);
+        self.shared.breaks.notify_waiters();
     }
 }
 
-impl LineEnd {
+impl Shared {
     async fn carry(&self, mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, is_api: bool) {
         let mut bytes = vec![0; 65_536];
         while let Ok(count @ 1..) = from.read(&mut bytes).await {
@@ -257,14 +275,14 @@ impl LineEnd {
     }
 }
 
-/// Nobody knows whether what was under way arrived. It did not, and it is sent again: also for clients who do not wait,
-/// who are told where to look.
+/// An API does not know whether a message in flight arrived. It did not, and the API sends it again, for detached commands
+/// too.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn what_is_lost_on_the_way_to_the_broker_is_sent_again() {
+async fn a_message_that_is_lost_on_the_way_to_the_broker_is_sent_again() {
     let place = servers().await.fresh().await;
-    let line = Line::to_the_broker(&place).await;
-    let api = App::start_role("api", &place, &[("AMQP_URL", &line.amqp_url)]).await;
+    let proxy = Proxy::to_the_broker(&place).await;
+    let api = App::start_role("api", &place, &[("AMQP_URL", &proxy.amqp_url)]).await;
     let _worker = App::start_role("worker", &place, &[]).await;
     let products = join_all((0..3).map(|_| api.create_stocked("Kaos Polos", 10))).await;
     let mut reserved = Vec::new();
@@ -272,16 +290,16 @@ async fn what_is_lost_on_the_way_to_the_broker_is_sent_again() {
         reserved.push(api.order(*product, 1).await.id().to_owned());
     }
 
-    line.goes_dead();
-    let not_to_wait = [("Prefer", "respond-async")];
+    proxy.swallow();
+    let detached = [("Prefer", "respond-async")];
     let (order, payment, waiting) = tokio::join!(
-        api.order_with(products[0], 7, &not_to_wait),
-        api.change(&reserved[1], "payment", &not_to_wait),
+        api.order_with(products[0], 7, &detached),
+        api.change(&reserved[1], "payment", &detached),
         async {
             let (waiting, ()) = tokio::join!(api.order(products[2], 8), async {
-                join_all(["\"total\":7", "\"change\":\"pay\"", "\"total\":8"].map(|words| line.lost(words)))
+                join_all(["\"total\":7", "\"change\":\"pay\"", "\"total\":8"].map(|words| proxy.lost(words)))
                     .await;
-                line.breaks();
+                proxy.break_all();
             });
             waiting
         }
@@ -292,49 +310,49 @@ async fn what_is_lost_on_the_way_to_the_broker_is_sent_again() {
         (api.get(payment.header("location")).await.data()["status"] == "paid").then_some(())
     })
     .await;
-    // Its verdict may have gone to the line that broke.
+    // Its verdict may have been sent to the connection that broke.
     assert!([201, 202].contains(&waiting.status), "{waiting:?}");
     assert_eq!(api.verdict(waiting.header("location")).await["status"], "reserved");
     let inventories = join_all(products.iter().map(|product| api.inventory(*product))).await;
     assert_eq!(inventories, [[10, 2, 8], [9, 9, 0], [10, 1, 9]]);
 }
 
-/// An order whose client left with 202 gets its verdict, also when it gathered behind one that the broker never took, and
-/// was still in this process when that was known.
+/// An order that was answered 202 gets its verdict, even if it was in the API's lane buffer, behind a message that the broker
+/// never took.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn who_was_told_to_look_later_finds_a_verdict() {
+async fn an_order_answered_202_gets_a_verdict() {
     let place = servers().await.fresh().await;
-    let line = Line::to_the_broker(&place).await;
-    let api = App::start_role("api", &place, &[("AMQP_URL", &line.amqp_url)]).await;
+    let proxy = Proxy::to_the_broker(&place).await;
+    let api = App::start_role("api", &place, &[("AMQP_URL", &proxy.amqp_url)]).await;
     let _worker = App::start_role("worker", &place, &[]).await;
     let product = api.create_stocked("Kaos Polos", 1_000).await;
     let placed = api.order(product, 1).await;
     assert_eq!(api.verdict(placed.header("location")).await["status"], "reserved");
 
-    line.goes_dead();
+    proxy.swallow();
     let for_a_second = [("Prefer", "wait=1")];
     let (first, behind) = tokio::join!(api.order_with(product, 2, &for_a_second), async {
-        line.lost("\"total\":2").await;
+        proxy.lost("\"total\":2").await;
         api.order_with(product, 3, &for_a_second).await
     });
-    let mut told = vec![first, behind];
-    let refused = eventually("it is never known that the line is dead", async || {
+    let mut pending = vec![first, behind];
+    let refused = eventually("orders are never refused", async || {
         let answer = api.order_with(product, 4, &for_a_second).await;
         if answer.status == 202 {
-            told.push(answer);
+            pending.push(answer);
             return None;
         }
         Some(answer)
     })
     .await;
     assert_eq!((refused.status, refused.reason()), (503, "queue_unavailable"));
-    line.breaks();
-    for answer in &told {
+    proxy.break_all();
+    for answer in &pending {
         assert_eq!(answer.status, 202, "{answer:?}");
         assert_eq!(api.verdict(answer.header("location")).await["status"], "reserved");
     }
     all_is_decided(&place).await;
-    let reserved = 1 + 2 + 3 + 4 * (told.len() as u64 - 2);
+    let reserved = 1 + 2 + 3 + 4 * (pending.len() as u64 - 2);
     assert_eq!(api.inventory(product).await, [1_000, 1_000 - reserved, reserved]);
 }

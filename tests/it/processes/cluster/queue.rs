@@ -1,4 +1,4 @@
-//! What goes wrong with one lane, with the broker's memory, or with the settings stays where it is.
+//! A failure of one lane does not spread; nor does the broker's memory alarm, or a setting that differs.
 
 use std::{
     collections::BTreeSet,
@@ -14,13 +14,13 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::{task::JoinSet, time::timeout};
 
-use super::{Cluster, all_is_decided, workers_are_there};
+use super::{Cluster, all_is_decided, workers_are_ready};
 use crate::{
     support::harness::{Answer, App, Client, eventually},
     support::servers::{Place, Server, servers},
 };
 
-/// The answer comes at once: nobody waited for anything.
+/// The answer comes at once.
 async fn at_once<T>(answer: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(2), answer).await.expect("it is not answered at once")
 }
@@ -53,7 +53,7 @@ async fn dead_letters(place: &Place) -> u64 {
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_lane_that_somebody_declared_otherwise_stops_no_other() {
+async fn a_lane_that_is_declared_differently_stops_no_other() {
     let place = servers().await.fresh().await;
     let (_connection, channel) = channel(&place).await;
     let lane = format!("{}orders.product.2", place.queue_prefix);
@@ -85,7 +85,7 @@ async fn a_lane_that_somebody_declared_otherwise_stops_no_other() {
     for (process, again) in
         [(&cluster.apis[0], "takes orders again"), (&cluster.workers[0], "serves the lane again")]
     {
-        eventually("the log does not tell of it", async || process.log().contains(again).then_some(())).await;
+        eventually("it is not in the log", async || process.log().contains(again).then_some(())).await;
     }
 }
 
@@ -112,10 +112,10 @@ async fn a_lane_whose_raft_server_is_down_stops_no_other() {
     for product in [1, 3] {
         is_sold_again(&api, product).await;
     }
-    // The broker says nothing of the first order; once that is known, those behind it need not wait.
+    // The broker does not confirm the first order. Once that is known, later orders need not wait.
     let first = api.order_with(2, 1, &[("Prefer", "wait=1")]).await;
     assert!([202, 503].contains(&first.status), "{first:?}");
-    eventually("its orders wait", async || {
+    eventually("its orders are not refused", async || {
         let answer = api.order_with(2, 1, &[("Prefer", "wait=1")]).await;
         (answer.status == 503).then_some(())
     })
@@ -153,21 +153,21 @@ async fn a_lane_that_is_deleted_is_opened_again_and_no_other_moves() {
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_broker_that_is_short_of_memory_refuses_at_once_and_comes_back_by_itself() {
+async fn orders_are_refused_at_once_while_the_broker_is_short_of_memory() {
     let alone = servers().await.alone().await;
     let cluster = Cluster::start(&alone.place, 2, 1, &[]).await;
     let product = cluster.apis[0].create_stocked("Kaos Polos", 10_000).await;
     let other = cluster.apis[0].create_stocked("Kaos Garis", 10_000).await;
-    workers_are_there(&cluster).await;
+    workers_are_ready(&cluster).await;
     assert_eq!(cluster.apis[0].order(product, 1).await.status, 201);
 
     alone.rabbitmqctl(&["set_vm_memory_high_watermark", "0.0001"]).await;
-    let mut told: Vec<(usize, Answer)> = Vec::new();
-    // The broker says that it blocks once something is published, and each API may publish once before.
+    let mut first_answers: Vec<(usize, Answer)> = Vec::new();
+    // The broker reports that it blocks when something is published, so each API may publish once before.
     for (n, api) in cluster.apis.iter().enumerate() {
         let first = api.order_with(product, 2, &[("Prefer", "wait=1")]).await;
         assert!([201, 202, 503].contains(&first.status), "{first:?}");
-        told.push((n, first));
+        first_answers.push((n, first));
     }
     for _ in 0..10 {
         for api in &cluster.apis {
@@ -178,7 +178,7 @@ async fn a_broker_that_is_short_of_memory_refuses_at_once_and_comes_back_by_itse
             assert_eq!(at_once(api.get("/health/ready")).await.status, 503);
         }
     }
-    // A 503 of a flood is no line of the log each.
+    // A flood of 503 answers does not fill the log.
     let log = cluster.apis[0].log();
     assert!(log.matches("answered with an error").count() < 10, "{log}");
 
@@ -189,16 +189,16 @@ async fn a_broker_that_is_short_of_memory_refuses_at_once_and_comes_back_by_itse
         eventually("it is not ready", async || (api.get("/health/ready").await.status == 200).then_some(()))
             .await;
     }
-    for (n, answer) in told.iter().filter(|(_, answer)| answer.status == 202) {
+    for (n, answer) in first_answers.iter().filter(|(_, answer)| answer.status == 202) {
         assert_eq!(cluster.apis[*n].verdict(answer.header("location")).await["status"], "reserved");
     }
     all_is_decided(&alone.place).await;
 }
 
-/// Shops fill their catalogue while the load balancer asks who is ready.
+/// Shops fill their catalogue while the load balancer asks for readiness.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn who_creates_products_does_not_make_an_api_unready() {
+async fn creating_products_does_not_make_an_api_unready() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 1, 1, &[]).await;
     let api = &cluster.apis[0];
@@ -219,7 +219,7 @@ async fn who_creates_products_does_not_make_an_api_unready() {
         let _ = timeout(Duration::from_millis(200), sellers.join_next()).await;
     }
     assert!(asked > 1);
-    // Those whose lane was not opened are opened by their first order.
+    // Lanes that were not opened are opened by their first order.
     let product = api.create_stocked("Kaos Polos", 1).await;
     is_sold_again(api, product).await;
 }
@@ -227,7 +227,7 @@ async fn who_creates_products_does_not_make_an_api_unready() {
 /// A worker that uses other lanes than the APIs, because a setting has changed, serves theirs as well.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn processes_that_differ_in_their_lanes_meet_all_the_same() {
+async fn processes_with_different_lane_sets_serve_each_other() {
     let place = servers().await.fresh().await;
     let prefix = format!("{}other.", place.queue_prefix);
     let worker = App::start_role("worker", &place, &[]).await;
@@ -248,7 +248,7 @@ async fn processes_that_differ_in_their_lanes_meet_all_the_same() {
         assert_eq!(api.order(product, 1).await.status, 201);
     }
     assert_eq!(apis[0].inventory(product).await, [100, 94, 6]);
-    eventually("the log does not tell of it", async || {
+    eventually("it is not in the log", async || {
         let log = worker.log();
         let sets = [
             format!("QUEUE_PREFIX={} LANES=hash:2", place.queue_prefix),
@@ -257,7 +257,7 @@ async fn processes_that_differ_in_their_lanes_meet_all_the_same() {
         sets.iter().all(|set| log.contains(set)).then_some(())
     })
     .await;
-    // What is there is stranded by nobody who goes, either: a worker that starts later finds it.
+    // Orders are not stranded when no worker runs either: one that starts later finds them.
     let mut worker = worker;
     worker.kill9().await;
     let placed = apis[2].order_with(product, 1, &[("Prefer", "respond-async")]).await;
@@ -266,7 +266,7 @@ async fn processes_that_differ_in_their_lanes_meet_all_the_same() {
     assert_eq!(apis[0].verdict(placed.header("location")).await["status"], "reserved");
 }
 
-/// Two installations with one prefix: the orders of one must not be stored in the other's database.
+/// Two installations with one prefix: orders of one must not be stored in the database of the other.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
 async fn a_worker_of_another_database_refuses_orders() {
@@ -296,11 +296,11 @@ async fn a_worker_of_another_database_refuses_orders() {
     }
 }
 
-/// Nobody decides until the clients have been told to look later; then the product turns out to be sold out. Their
-/// rejections are found, whatever their API did meanwhile.
+/// The orders are decided after their clients were answered 202, and rejected. The rejections are stored, even if their API
+/// was stopped.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_rejection_that_comes_too_late_is_found() {
+async fn a_rejection_after_the_answer_202_is_stored() {
     let place = servers().await.fresh().await;
     let mut cluster = Cluster::start(&place, 1, 1, &[("ORDER_TIMEOUT", "2s")]).await;
     let api = (*cluster.apis[0]).clone();
@@ -309,7 +309,7 @@ async fn a_rejection_that_comes_too_late_is_found() {
     let order =
         async || api.order_with(product, 1, &[("Idempotency-Key", &uuid::Uuid::new_v4().to_string())]).await;
 
-    // The worker stands still until the deadline is over.
+    // The worker is frozen until the deadline has passed.
     cluster.workers[0].signal(Signal::STOP);
     let late = join_all((0..20).map(|_| order())).await;
     cluster.workers[0].signal(Signal::CONT);
@@ -322,7 +322,7 @@ async fn a_rejection_that_comes_too_late_is_found() {
         rejected(answer).await;
     }
 
-    // The API is stopped with clients that wait: it tells them where the verdicts will be, and it ends in time.
+    // The API is stopped while clients wait: it answers them 202, and ends in time.
     cluster.workers[0].signal(Signal::STOP);
     let waiting: Vec<_> = (0..20)
         .map(|_| {
@@ -348,8 +348,7 @@ async fn a_rejection_that_comes_too_late_is_found() {
     assert_eq!(dead_letters(&place).await, 0);
 }
 
-/// The broker goes away while clients wait, and the API is stopped before it is back: the API ends in time, and says what
-/// it could not keep.
+/// The broker dies while clients wait, and the API is stopped before it is back: the API ends in time.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
 async fn an_api_without_a_broker_ends_in_time() {
