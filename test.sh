@@ -9,14 +9,14 @@ cd "$(dirname "$0")"
 step() { printf '\n== %s\n' "$*"; }
 
 step "Format"
-cargo fmt --check
+cargo fmt --all --check
 
 step "Lints"
-cargo clippy --all-targets --locked -- -D warnings
+cargo clippy --workspace --all-targets --locked -- -D warnings
 
 step "Documentation links"
 # The crate is read in its source: links to private parts are welcome.
-RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --no-deps --document-private-items --locked
+RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked
 
 step "Dependencies: licences, sources, duplicates"
 if ! cargo deny --version >/dev/null 2>&1; then
@@ -34,4 +34,4 @@ scripts/clients.sh target/debug/antre
 
 step "Tests, with servers"
 scripts/build-test-images.sh
-cargo test --locked -- --include-ignored
+cargo test --workspace --locked -- --include-ignored

@@ -1,7 +1,7 @@
 //! What stands between the socket and the handlers: limits on clients, answers to what is no request, the headers of every
 //! answer, HTTP/2, and the end of the process.
 
-use std::{collections::BTreeMap, fs, io::Read, time::Duration};
+use std::{collections::BTreeMap, io::Read, time::Duration};
 
 use flate2::read::GzDecoder;
 use reqwest::header::HeaderMap;
@@ -29,13 +29,9 @@ async fn told(app: &App, bytes: &[u8]) -> (u16, HeaderMap, Value) {
     (status, headers, json["data"].clone())
 }
 
-fn log(app: &App) -> String {
-    fs::read_to_string(app.file("stderr")).unwrap()
-}
-
 /// The line of the log that has this.
 async fn logged(app: &App, text: &str) -> String {
-    let found = async || log(app).lines().find(|line| line.contains(text)).map(str::to_owned);
+    let found = async || app.log().lines().find(|line| line.contains(text)).map(str::to_owned);
     eventually(&format!("the log has no {text}"), found).await
 }
 
@@ -299,7 +295,7 @@ async fn what_clients_send_is_escaped_in_the_log() {
     .await;
     assert_eq!(status, 404);
     logged(&app, "/a\\u{202e}b\\u{85}c").await;
-    assert!(!log(&app).contains(['\u{202e}', '\u{85}']));
+    assert!(!app.log().contains(['\u{202e}', '\u{85}']));
 }
 
 /// What is idle is closed at once, and what the process does is always logged.
@@ -317,7 +313,7 @@ async fn the_end_is_logged_and_waits_for_nobody_who_is_idle() {
         assert_eq!(app.terminate().await.code(), Some(0));
         assert!(asked.elapsed() < PATIENCE / 10, "it took {:?}", asked.elapsed());
         assert!(idle.read().await.is_none());
-        assert_eq!(log(&app).matches("stopping").count(), n);
+        assert_eq!(app.log().matches("stopping").count(), n);
         app.restart().await;
     }
 }

@@ -5,27 +5,26 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
     io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::Once,
     time::Duration,
 };
 
+use antre_testkit::processes::{self, Process};
 use bytes::Bytes;
 use reqwest::{
     Method, RequestBuilder,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK},
 };
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, MySqlConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    process::{Child, ChildStdout, Command},
+    process::Command,
     time::{Instant, sleep, timeout},
 };
 
@@ -118,9 +117,7 @@ pub(crate) struct App {
     client: Client,
     role: Option<&'static str>,
     settings: Vec<(String, String)>,
-    child: Child,
-    /// Held open: a program that writes into a closed pipe is another test.
-    _stdout: Lines<BufReader<ChildStdout>>,
+    process: Process,
     directory: TempDir,
     _place: Option<Place>,
 }
@@ -150,17 +147,17 @@ impl App {
         settings: Vec<(String, String)>,
         place: Option<Place>,
     ) -> Self {
-        raise_file_limit();
+        processes::raise_file_limit();
         let directory = tempfile::tempdir().unwrap();
-        let (child, stdout, url) = spawn(directory.path(), role, &settings).await;
-        Self { client: Client::new(url), role, settings, child, _stdout: stdout, directory, _place: place }
+        let (process, url) = spawn(directory.path(), role, &settings).await;
+        Self { client: Client::new(url), role, settings, process, directory, _place: place }
     }
 
     /// Starts it again after its end: same directory, same settings, another port.
     pub(crate) async fn restart(&mut self) {
-        assert!(self.child.try_wait().unwrap().is_some(), "it still runs");
-        let (child, stdout, url) = spawn(self.directory.path(), self.role, &self.settings).await;
-        (self.child, self._stdout, self.client) = (child, stdout, Client::new(url));
+        assert!(self.process.has_ended().unwrap(), "it still runs");
+        let (process, url) = spawn(self.directory.path(), self.role, &self.settings).await;
+        (self.process, self.client) = (process, Client::new(url));
     }
 
     /// A file in its directory.
@@ -170,7 +167,7 @@ impl App {
 
     /// What it has logged until now.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.file("stderr")).unwrap()
+        self.process.log()
     }
 
     /// Takes the write lock of its SQLite file, as another process would; closing the connection gives it back.
@@ -202,8 +199,7 @@ impl App {
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("it has ended already");
-        kill_process(Pid::from_raw(id.cast_signed()).unwrap(), signal).unwrap();
+        self.process.signal(signal).unwrap();
     }
 
     /// Kills it on the spot: nothing is finished, nothing is tidied.
@@ -220,7 +216,7 @@ impl App {
 
     /// Waits for its end.
     pub(crate) async fn exited(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait()).await.expect("it does not end").unwrap()
+        self.process.exited().await.unwrap()
     }
 
     /// Waits until it takes no connections any more: then it has heard that it should stop.
@@ -259,52 +255,21 @@ impl std::ops::Deref for App {
 impl Drop for App {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.file("stderr")).unwrap_or_default();
-            eprintln!("--- what the program logged\n{log}---");
+            eprintln!("--- what the program logged\n{}---", self.log());
         }
     }
 }
 
-/// The process, its stdout, and the URL that it tells people to try.
-async fn spawn(
-    directory: &Path,
-    role: Option<&str>,
-    settings: &[(String, String)],
-) -> (Child, Lines<BufReader<ChildStdout>>, String) {
-    let stderr = directory.join("stderr");
-    let log = File::options().create(true).append(true).open(&stderr).unwrap();
-    let mut child = antre(directory)
+/// The process, and its URL.
+async fn spawn(directory: &Path, role: Option<&str>, settings: &[(String, String)]) -> (Process, String) {
+    let mut command = antre(directory);
+    command
         .args(role)
         .env("LISTEN_ADDR", "127.0.0.1:0")
-        .envs(settings.iter().map(|(name, value)| (name, value)))
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-    let reading = async {
-        while let Some(line) = stdout.next_line().await.unwrap() {
-            if let Some((_, url)) = line.split_once("curl ") {
-                return url.trim_end_matches("/api/products").trim_end_matches("/health/ready").to_owned();
-            }
-        }
-        panic!("it ended before it was open:\n{}", fs::read_to_string(&stderr).unwrap_or_default());
-    };
-    let url = timeout(PATIENCE, reading).await.expect("it does not open");
-    (child, stdout, url)
-}
-
-/// Thousands of buyers at once are as many connections, on both ends; many shells allow 1,024 files. The program
-/// inherits the limit.
-fn raise_file_limit() {
-    static RAISED: Once = Once::new();
-    RAISED.call_once(|| {
-        let limit = getrlimit(Resource::Nofile);
-        let wanted = limit.maximum.unwrap_or(u64::MAX).min(16_384);
-        if limit.current.is_some_and(|current| current < wanted) {
-            setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).unwrap();
-        }
-    });
+        .envs(settings.iter().map(|(name, value)| (name, value)));
+    let mut process = Process::start("antre", command, directory).unwrap();
+    let url = process.url().await.unwrap();
+    (process, url)
 }
 
 /// Asks again and again until there is an answer.

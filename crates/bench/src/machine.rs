@@ -1,4 +1,4 @@
-//! What the numbers were measured on. Without it they say nothing.
+//! The machine of a run. Without it the numbers say nothing.
 
 use std::{
     fs::{self, File},
@@ -9,11 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use antre_testkit::error::Result;
+use serde::{Deserialize, Serialize};
 
-use crate::{Result, servers::Durability};
+use crate::{builds::Builds, servers::Durability};
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) date: String,
     pub(crate) cores: usize,
@@ -21,19 +22,23 @@ pub(crate) struct Machine {
     pub(crate) memory_gb: f64,
     pub(crate) kernel: String,
     pub(crate) system: String,
-    /// The load average of the last minute when it began: who else was busy.
+    /// Of the minute before the run: whether something else was busy.
     pub(crate) load_average: String,
-    /// One write of 4 KiB and its fdatasync, the median of many: what a commit cannot be faster than.
+    /// One write of 4 KiB and its fdatasync, the median of many: no commit is faster.
     pub(crate) sync_microseconds: u128,
     pub(crate) rustc: String,
     pub(crate) antre: String,
+    /// What the build that `--baseline` names prints as its version.
+    #[serde(default)]
+    pub(crate) baseline: Option<String>,
     pub(crate) mysql: Option<String>,
     pub(crate) rabbitmq: Option<String>,
     pub(crate) durability: Option<Durability>,
 }
 
 impl Machine {
-    pub(crate) fn look(directory: &Path) -> Result<Self> {
+    pub(crate) fn inspect(directory: &Path, builds: &Builds) -> Result<Self> {
+        let (antre, baseline) = builds.versions()?;
         Ok(Self {
             date: jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string(),
             cores: thread::available_parallelism()?.get(),
@@ -47,12 +52,9 @@ impl Machine {
             system: line_of("/etc/os-release", "PRETTY_NAME").trim_matches('"').to_owned(),
             load_average: text("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             sync_microseconds: sync_time(directory)?.as_micros(),
-            rustc: said("rustc", &["--version"]),
-            antre: format!(
-                "{} {}",
-                env!("CARGO_PKG_VERSION"),
-                said("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
-            ),
+            rustc: output_of("rustc", &["--version"]),
+            antre,
+            baseline,
             mysql: None,
             rabbitmq: None,
             durability: None,
@@ -70,7 +72,7 @@ fn line_of(path: &str, key: &str) -> String {
     line.split_once([':', '=']).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+fn output_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }

@@ -1,27 +1,21 @@
-//! What lies in the database before a run, and whether it adds up afterwards.
+//! Fills the database before a run, and checks it afterwards.
 
 use std::time::Duration;
 
-use serde::Serialize;
+use antre_testkit::error::Result;
+use serde::{Deserialize, Serialize};
 use sqlx::{Connection, Executor, MySqlConnection, SqliteConnection};
 
-use crate::{
-    Result,
-    load::Counts,
-    plan::{Scenario, Variant},
-};
+use crate::{load::Counts, scenario::Scenario, variant::Variant};
 
-/// As much stock as an inventory can hold: nobody sells out by accident.
+/// The largest stock of an inventory: no run sells out by accident.
 pub(crate) const PLENTY: i64 = i32::MAX as i64;
 
-/// More payments a second than can be made, as measured.
-const PAYMENTS_PER_SECOND: f64 = 45_000.0;
-
-/// More pieces a second than one row per piece is taken in, as measured; they are rows, and filling them takes time.
+/// More pieces a second than are sold with a row for each piece, as measured. Not far more: inserting rows takes time.
 const PIECES_PER_SECOND: u64 = 8_000;
 
-/// Products 1 to n with their inventories, the same statements in both databases. Straight into the tables, because
-/// direct variants have no API for it.
+/// Products 1 to n with their inventories, by the same statements in both databases. Directly into the tables, because
+/// the direct variants have no API for it.
 fn products_and_inventories(products: u64, stock: i64) -> [String; 2] {
     [
         format!("INSERT INTO products (id, name) {} SELECT n, 'Kaos Polos' FROM numbers", numbers(products)),
@@ -33,20 +27,7 @@ fn products_and_inventories(products: u64, stock: i64) -> [String; 2] {
     ]
 }
 
-/// How many orders wait to be paid in such a run.
-pub(crate) fn payments(scenario: Scenario, seconds: Duration) -> u64 {
-    match scenario {
-        Scenario::Pay => (PAYMENTS_PER_SECOND * seconds.as_secs_f64()) as u64,
-        _ => 0,
-    }
-}
-
-/// The name of an order that waits to be paid: its number comes first, so that rows arrive in the order of their keys.
-pub(crate) fn order_id(number: u64) -> String {
-    format!("{number:08x}-0000-7000-8000-000000000000")
-}
-
-/// Orders of one piece of product 1, reserved until far in the future. `hex` makes a number eight hexadecimal digits.
+/// Orders of one piece of product 1, reserved until far in the future. `hex` is an SQL expression: the number `n` as eight hexadecimal digits.
 fn reservations(count: u64, hex: &str) -> Vec<String> {
     if count == 0 {
         return Vec::new();
@@ -68,7 +49,7 @@ fn numbers(count: u64) -> String {
     format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})")
 }
 
-/// What a direct variant keeps: antre's own tables, copied with their keys and checks.
+/// The tables of a direct variant: copies of antre's, with their keys and checks.
 fn direct_tables(products: u64, stock: i64, seconds: Duration) -> Vec<String> {
     let pieces = match stock {
         0 => 0,
@@ -96,7 +77,7 @@ fn direct_tables(products: u64, stock: i64, seconds: Duration) -> Vec<String> {
     statements
 }
 
-/// Fills the MySQL tables that `antre migrate` has made.
+/// Fills the MySQL tables that `antre migrate` has created.
 pub(crate) async fn fill_mysql(
     url: &str,
     variant: Variant,
@@ -108,7 +89,7 @@ pub(crate) async fn fill_mysql(
     let mut connection = MySqlConnection::connect(url).await?;
     sqlx::raw_sql("SET SESSION cte_max_recursion_depth = 10000000").execute(&mut connection).await?;
     let mut statements = products_and_inventories(products, stock).to_vec();
-    statements.extend(reservations(payments(scenario, seconds), "LPAD(HEX(n), 8, '0')"));
+    statements.extend(reservations(scenario.payments(seconds), "LPAD(HEX(n), 8, '0')"));
     if variant.is_direct() {
         statements.extend(direct_tables(products, stock, seconds));
     }
@@ -118,26 +99,26 @@ pub(crate) async fn fill_mysql(
     Ok(connection.close().await?)
 }
 
-/// Fills the SQLite tables that `antre migrate` has made.
+/// Fills the SQLite tables that `antre migrate` has created.
 pub(crate) async fn fill_sqlite(url: &str, scenario: Scenario, stock: i64, seconds: Duration) -> Result<()> {
     let mut connection = SqliteConnection::connect(url).await?;
     let mut statements = products_and_inventories(scenario.products(), stock).to_vec();
-    statements.extend(reservations(payments(scenario, seconds), "printf('%08x', n)"));
+    statements.extend(reservations(scenario.payments(seconds), "printf('%08x', n)"));
     for statement in statements {
         connection.execute(sqlx::raw_sql(&statement)).await?;
     }
     Ok(connection.close().await?)
 }
 
-/// What stands in the database after a run.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Books {
+/// What the database holds after a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Totals {
     /// Inventories in which stored is not available + reserved, or reserved is not the sum of the product's orders.
     pub(crate) wrong_inventories: i64,
     pub(crate) reserved: i64,
-    /// Orders on record as reserved; each of them is of one piece.
+    /// Stored orders with the status reserved; each is of one piece.
     pub(crate) orders: i64,
-    /// Orders on record as paid.
+    /// Stored orders with the status paid.
     pub(crate) paid: i64,
 }
 
@@ -159,17 +140,16 @@ fn orders(prefix: &str, status: &str) -> String {
     format!("SELECT COUNT(*) FROM {prefix}orders WHERE status = '{status}'")
 }
 
-/// Reads the books of a variant on MySQL.
-pub(crate) async fn read_mysql(url: &str, variant: Variant) -> Result<Books> {
+pub(crate) async fn totals_in_mysql(url: &str, variant: Variant) -> Result<Totals> {
     let mut connection = MySqlConnection::connect(url).await?;
     let prefix = if variant.is_direct() { "direct_" } else { "" };
     let mut number = async |statement: String| -> Result<i64> {
         let statement = format!("SELECT CAST(({statement}) AS SIGNED)");
         Ok(sqlx::query_scalar(&statement).fetch_one(&mut connection).await?)
     };
-    let books = if variant == Variant::DirectSkipLocked {
-        // The pieces that are gone are the reserved ones. Numbers go up from 1 without a gap, and the last piece of a
-        // product is there unless it sold out.
+    let totals = if variant == Variant::DirectSkipLocked {
+        // The missing pieces are reserved. Numbers go up from 1 without a gap, and the last piece of a product is there
+        // unless it is sold out.
         let left = number("SELECT COUNT(*) FROM direct_pieces".to_owned()).await?;
         let filled = number(
             "SELECT COALESCE(SUM(last), 0) FROM (SELECT MAX(piece) AS last FROM direct_pieces GROUP BY product_id) AS p"
@@ -177,9 +157,9 @@ pub(crate) async fn read_mysql(url: &str, variant: Variant) -> Result<Books> {
         )
         .await?;
         let orders = number(orders(prefix, "reserved")).await?;
-        Books { wrong_inventories: 0, reserved: filled - left, orders, paid: 0 }
+        Totals { wrong_inventories: 0, reserved: filled - left, orders, paid: 0 }
     } else {
-        Books {
+        Totals {
             wrong_inventories: number(wrong_inventories(prefix)).await?,
             reserved: number(reserved(prefix)).await?,
             orders: number(orders(prefix, "reserved")).await?,
@@ -187,34 +167,33 @@ pub(crate) async fn read_mysql(url: &str, variant: Variant) -> Result<Books> {
         }
     };
     connection.close().await?;
-    Ok(books)
+    Ok(totals)
 }
 
-/// Reads the books of the embedded mode.
-pub(crate) async fn read_sqlite(url: &str) -> Result<Books> {
+pub(crate) async fn totals_in_sqlite(url: &str) -> Result<Totals> {
     let mut connection = SqliteConnection::connect(url).await?;
     let mut number = async |statement: String| -> Result<i64> {
         let statement = format!("SELECT CAST(({statement}) AS INTEGER)");
         Ok(sqlx::query_scalar(&statement).fetch_one(&mut connection).await?)
     };
-    let books = Books {
+    let totals = Totals {
         wrong_inventories: number(wrong_inventories("")).await?,
         reserved: number(reserved("")).await?,
         orders: number(orders("", "reserved")).await?,
         paid: number(orders("", "paid")).await?,
     };
     connection.close().await?;
-    Ok(books)
+    Ok(totals)
 }
 
-impl Books {
-    /// Fails unless what was answered and what is on record agree.
+impl Totals {
+    /// Fails unless the answers and the stored orders agree.
     pub(crate) fn check(&self, scenario: Scenario, counts: &Counts) -> Result<()> {
         let accepted = if scenario == Scenario::Pay { self.paid } else { self.reserved };
         let (least, most) = (counts.accepted as i64, (counts.accepted + counts.unknown()) as i64);
         if self.wrong_inventories == 0 && self.orders == self.reserved && (least..=most).contains(&accepted) {
             return Ok(());
         }
-        Err(format!("the books do not balance: {self:?} after {counts:?}").into())
+        Err(format!("the stored orders do not match the answers: {self:?} after {counts:?}").into())
     }
 }

@@ -2,15 +2,16 @@
 
 use std::{fs, path::Path};
 
+use antre_testkit::error::Result;
 use plotters::{
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };
 
 use crate::{
-    Result,
-    plan::{Scenario, Variant},
     report::{Comparison, Report, Summary},
+    scenario::Scenario,
+    variant::Variant,
 };
 
 const WIDTH: i32 = 860;
@@ -24,7 +25,7 @@ const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(0x24, 0x29, 0x2f);
 const FAINT: RGBColor = RGBColor(0x65, 0x6d, 0x76);
 
-/// Draws the scenarios that say how much a variant can take, each at the most connections that were measured.
+/// Draws the scenarios that load a variant fully, each at the largest number of connections that was measured.
 pub(crate) fn draw(report: &Report, path: &Path) -> Result<()> {
     let groups: Vec<_> = [Scenario::Hot, Scenario::Products100, Scenario::Products1000, Scenario::SoldOut]
         .into_iter()
@@ -108,11 +109,13 @@ fn name(variant: Variant) -> &'static str {
         Variant::DirectUpdate => "conditional UPDATE",
         Variant::DirectForUpdate => "SELECT … FOR UPDATE",
         Variant::DirectSkipLocked => "a row per piece, SKIP LOCKED",
+        Variant::AntreBaseline => "antre, baseline",
         Variant::Antre => "antre (MySQL, RabbitMQ)",
         Variant::AntreHash16 => "antre with LANES=hash:16",
         Variant::AntrePlain => "antre, ssl-mode=disabled",
         Variant::AntreNoEvents => "antre with EVENTS=off",
         Variant::AntreKeys => "antre, Idempotency-Key",
+        Variant::AntreEmbeddedBaseline => "antre embedded, baseline",
         Variant::AntreEmbedded => "antre embedded (SQLite)",
     }
 }
@@ -120,15 +123,9 @@ fn name(variant: Variant) -> &'static str {
 fn color(variant: Variant) -> RGBColor {
     match variant {
         Variant::Noop => RGBColor(0xc9, 0xce, 0xd4),
-        Variant::DirectUpdate | Variant::DirectForUpdate | Variant::DirectSkipLocked => {
-            RGBColor(0xe0, 0x8a, 0x4a)
-        }
-        Variant::Antre
-        | Variant::AntreHash16
-        | Variant::AntrePlain
-        | Variant::AntreNoEvents
-        | Variant::AntreKeys => RGBColor(0x1f, 0x7a, 0x6d),
-        Variant::AntreEmbedded => RGBColor(0x6d, 0xb3, 0xa8),
+        _ if variant.is_direct() => RGBColor(0xe0, 0x8a, 0x4a),
+        _ if variant.is_embedded() => RGBColor(0x6d, 0xb3, 0xa8),
+        _ => RGBColor(0x1f, 0x7a, 0x6d),
     }
 }
 

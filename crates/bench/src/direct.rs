@@ -6,6 +6,7 @@
 use std::{io::Read, process, sync::Arc, thread};
 
 use antre::domain::ids::OrderId;
+use antre_testkit::error::Result;
 use axum::{
     Router,
     body::Bytes,
@@ -15,26 +16,13 @@ use axum::{
     routing::post,
     serve::ListenerExt,
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::{Executor, MySql, MySqlPool, Transaction, mysql::MySqlPoolOptions};
 use tokio::net::TcpListener;
 
-use crate::Result;
-
-/// How a direct server decides an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Design {
-    /// It does not: 201, whatever was asked. The limit of the HTTP stack.
-    Noop,
-    /// A conditional UPDATE, then an INSERT.
-    Update,
-    /// SELECT … FOR UPDATE, then an UPDATE and an INSERT.
-    ForUpdate,
-    /// One row for each piece that is there, SELECT … FOR UPDATE SKIP LOCKED, then a DELETE and an INSERT.
-    SkipLocked,
-}
+use crate::variant::Design;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServeArgs {
@@ -46,7 +34,7 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    // Whoever started this holds the other end; when that process is gone, however it ended, so is this one.
+    // The process that started this one holds the other end: this one ends with it.
     thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         process::exit(0);

@@ -1,7 +1,7 @@
-//! The load generator, a process of its own: one thread, raw connections that are kept alive, requests that are built
-//! once. It must not be what is measured, so it parses of an answer only its status and its length.
+//! The load generator, its own process: one thread, raw connections that are kept alive, requests that are built once. It
+//! must not be the bottleneck, so it parses only the status and the length of an answer.
 //!
-//! Closed loop: every connection sends its next order when it has the answer to the last one. Open loop: orders are due
+//! Closed loop: every connection sends its next order when the last is answered. Open loop: orders are due
 //! at fixed times whether or not earlier ones have been answered, and an order's latency counts from when it was due, so
 //! that a server that stalls cannot hide the orders it held up (Gil Tene's "coordinated omission").
 
@@ -11,12 +11,12 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    str::FromStr,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use antre_testkit::error::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -27,10 +27,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Result, books::order_id};
+use crate::scenario::{Pace, reserved_order_id};
 
-/// How long answers that are still out at the end are waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the load waits for outstanding answers at its end.
+const LAST_ANSWERS: Duration = Duration::from_secs(30);
 /// Connections that send the first orders.
 const PRIMING: usize = 16;
 /// The largest answer that is expected.
@@ -61,41 +61,6 @@ pub(crate) struct LoadArgs {
     seconds: f64,
 }
 
-/// When orders are sent.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Pace {
-    /// As soon as the last answer is there.
-    Closed,
-    /// So many a second, come what may.
-    Open { per_second: f64 },
-    /// So long after the last answer.
-    Pausing { milliseconds: u64 },
-}
-
-impl FromStr for Pace {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = match text.split_once(':') {
-            None if text == "closed" => Some(Self::Closed),
-            Some(("open", rate)) => rate.parse().ok().map(|per_second| Self::Open { per_second }),
-            Some(("pausing", pause)) => pause.parse().ok().map(|milliseconds| Self::Pausing { milliseconds }),
-            _ => None,
-        };
-        parsed.ok_or_else(|| format!("no pace: {text}"))
-    }
-}
-
-impl std::fmt::Display for Pace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Closed => f.write_str("closed"),
-            Self::Open { per_second } => write!(f, "open:{per_second}"),
-            Self::Pausing { milliseconds } => write!(f, "pausing:{milliseconds}"),
-        }
-    }
-}
-
 /// Answers by what they mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
@@ -103,13 +68,13 @@ pub(crate) struct Counts {
     pub(crate) accepted: u64,
     /// 400: not enough stock
     pub(crate) refused: u64,
-    /// 202: not known yet
+    /// 202: undecided
     pub(crate) pending: u64,
-    /// 503: not taken
+    /// 503: not queued
     pub(crate) unavailable: u64,
     /// Any other answer
     pub(crate) failed: u64,
-    /// The connection broke, or no answer came: nobody knows
+    /// The connection broke, or no answer came
     pub(crate) unanswered: u64,
 }
 
@@ -131,7 +96,7 @@ impl Counts {
         self.accepted + self.refused
     }
 
-    /// Orders that may have been accepted without anybody hearing of it.
+    /// Orders that may have been accepted although no answer says so.
     pub(crate) fn unknown(&self) -> u64 {
         self.pending + self.failed + self.unanswered
     }
@@ -158,7 +123,7 @@ impl Latency {
     }
 }
 
-/// What it tells on its standard output.
+/// Printed as JSON on standard output.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
     /// While it was measured.
@@ -181,9 +146,9 @@ struct Shared {
     target: SocketAddr,
     /// One for each product.
     requests: Vec<Vec<u8>>,
-    /// What the keys of this run begin with, if orders have keys.
+    /// The prefix of this run's idempotency keys, if orders have keys.
     keys: Option<String>,
-    /// How many orders can be paid, when that is what is done.
+    /// The number of orders to pay; 0 when orders are placed.
     payments: u64,
     next: Cell<usize>,
     sent: Cell<u64>,
@@ -265,7 +230,7 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
             }
         }
     }
-    let until_the_end = window.ends.saturating_duration_since(Instant::now()) + PATIENCE;
+    let until_the_end = window.ends.saturating_duration_since(Instant::now()) + LAST_ANSWERS;
     let _ = timeout(until_the_end, async { while tasks.join_next().await.is_some() {} }).await;
     tasks.abort_all();
 
@@ -283,9 +248,8 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
     })
 }
 
-/// Pays the order of that number, see [`crate::books::order_id`].
 fn payment(target: SocketAddr, number: u64) -> Vec<u8> {
-    let id = order_id(number);
+    let id = reserved_order_id(number);
     format!("POST /api/orders/{id}/payment HTTP/1.1\r\nhost: {target}\r\ncontent-length: 0\r\n\r\n")
         .into_bytes()
 }
@@ -300,7 +264,7 @@ fn request(target: SocketAddr, product: u64) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A request that was made without one.
+/// The request was built without a key.
 fn with_key(request: &[u8], key: &str) -> Vec<u8> {
     const START: &[u8] = b"POST /api/orders HTTP/1.1\r\n";
     let rest = request.strip_prefix(START).unwrap_or_default();
@@ -317,9 +281,9 @@ async fn connect(shared: &Rc<Shared>, count: usize) -> Result<Vec<Connection>> {
 }
 
 /// One order for every product, until each has had a verdict: lanes are open and statements prepared before any clock
-/// runs. Not on all connections at once, for a thousand lanes take the broker some seconds to make.
+/// runs. Not on all connections at once: a thousand lanes take the broker some seconds.
 async fn prime(shared: &Rc<Shared>, mut connections: Vec<Connection>) -> Result<Vec<Connection>> {
-    let deadline = Instant::now() + 4 * PATIENCE;
+    let deadline = Instant::now() + 4 * LAST_ANSWERS;
     let left = Rc::new(Cell::new(shared.requests.len()));
     let mut tasks = tokio::task::JoinSet::new();
     for mut connection in connections.split_off(connections.len().saturating_sub(PRIMING)) {
@@ -365,7 +329,7 @@ async fn closed(shared: Rc<Shared>, mut connection: Connection, window: Window, 
     }
 }
 
-/// Says when which order of an open loop is due.
+/// When each order of an open loop is due.
 #[derive(Clone)]
 struct Schedule {
     per_second: f64,
@@ -376,7 +340,7 @@ struct Schedule {
 }
 
 impl Schedule {
-    /// On a thread of its own, because tokio's timers know whole milliseconds only.
+    /// On its own thread, because tokio's timers have a resolution of 1 ms.
     fn start(per_second: f64, starts: Instant, window: Window, connections: usize) -> Self {
         let orders = ((window.ends - starts).as_secs_f64() * per_second) as u64;
         let due = Arc::new(Semaphore::new(0));
@@ -396,7 +360,7 @@ impl Schedule {
         schedule
     }
 
-    /// Waits until the next order is due. When that was, or `None` after the last one.
+    /// Waits until the next order is due, and returns when that was. `None` after the last one.
     async fn next(&self) -> Option<Instant> {
         self.due.acquire().await.ok()?.forget();
         let number = self.taken.get();
@@ -427,7 +391,7 @@ impl Shared {
     }
 }
 
-/// One connection, made anew when it breaks.
+/// One connection, opened again when it breaks.
 struct Connection {
     target: SocketAddr,
     stream: TcpStream,
@@ -445,7 +409,7 @@ impl Connection {
         Ok(stream)
     }
 
-    /// Sends a request; the status of the answer, or `None` when there is none.
+    /// Returns the status of the answer; `None` without an answer.
     async fn ask(&mut self, request: &[u8]) -> Option<u16> {
         match self.try_ask(request).await {
             Ok(status) => Some(status),
