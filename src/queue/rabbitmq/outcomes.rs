@@ -39,8 +39,8 @@ impl Outcomes {
         let (parkable, refused): (Vec<_>, Vec<_>) = entries.into_iter().partition(Entry::is_parkable);
         self.parked.park(parkable);
         if !refused.is_empty() {
-            let outcome = Outcome::Refused(refusal);
-            self.reply_sink.deliver(refused.iter().map(|entry| (entry.command.id(), outcome)).collect());
+            let outcome = |entry: &Entry| (entry.command.id(), Outcome::Refused(refusal));
+            self.reply_sink.deliver(refused.iter().map(outcome).collect());
         }
     }
 
@@ -90,5 +90,72 @@ impl Outcomes {
 
     fn last_of_message(&self) -> MutexGuard<'_, HashMap<CommandId, oneshot::Sender<()>>> {
         self.last_of_message.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::domain::{
+        command::{Command, NewOrder, ReplyMode},
+        ids::{OrderId, ProductId},
+        order::Quantity,
+        time::from_millis,
+        verdict::Verdict,
+    };
+
+    #[derive(Default)]
+    struct Sink(Mutex<Vec<(CommandId, Outcome)>>);
+
+    impl ReplySink for Sink {
+        fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
+            self.0.lock().unwrap().extend(outcomes);
+        }
+    }
+
+    impl Sink {
+        fn take(&self) -> Vec<(CommandId, Outcome)> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    fn command(reply: ReplyMode) -> Command {
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
+        NewOrder { id: OrderId::generate(), product_id, total, reply, key: None }.into()
+    }
+
+    #[test]
+    fn commands_that_may_not_be_refused_are_parked() {
+        let sink = Arc::new(Sink::default());
+        let outcomes = Outcomes::new(sink.clone());
+        let waiting = Entry::new(command(ReplyMode::Until(from_millis(4_102_444_800_000))));
+        let detached = Entry::new(command(ReplyMode::Detached));
+        let parkable = outcomes.parked.admit(command(ReplyMode::Detached)).unwrap();
+        outcomes.refuse(vec![waiting.clone(), parkable.clone(), detached.clone()], Refusal::LaneFull);
+        let refused =
+            [&waiting, &detached].map(|one| (one.command.id(), Outcome::Refused(Refusal::LaneFull)));
+        assert_eq!(sink.take(), refused);
+        assert_eq!(outcomes.parked.drain().now_or_never(), None);
+
+        outcomes.confirm(&[waiting, parkable.clone(), detached.clone()]);
+        let queued = [&parkable, &detached].map(|one| (one.command.id(), Outcome::Queued));
+        assert_eq!(sink.take(), queued);
+        assert_eq!(outcomes.parked.drain().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn the_verdict_on_the_last_command_of_a_message_wakes_its_lane() {
+        let sink = Arc::new(Sink::default());
+        let outcomes = Outcomes::new(sink.clone());
+        let [first, last] = [OrderId::generate(), OrderId::generate()].map(CommandId::from);
+        let mut is_decided = outcomes.decided(last);
+        let delivered = |id| vec![(id, Outcome::Decided(Verdict::OrderNotFound))];
+        outcomes.deliver(delivered(first));
+        assert_eq!((&mut is_decided).now_or_never(), None);
+        outcomes.deliver(delivered(last));
+        assert_eq!(is_decided.now_or_never(), Some(Ok(())));
+        assert_eq!(sink.take(), [delivered(first), delivered(last)].concat());
     }
 }

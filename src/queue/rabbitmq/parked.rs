@@ -96,3 +96,57 @@ impl Parked {
         let _ = self.parkable.subscribe().wait_for(|count| *count == 0).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::domain::{
+        command::{NewOrder, ReplyMode},
+        ids::{OrderId, ProductId},
+        order::Quantity,
+    };
+
+    fn command() -> Command {
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
+        let id = OrderId::generate();
+        NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_parked_command_is_submitted_again_until_it_is_queued() {
+        let parked = Parked::new();
+        let entry = parked.admit(command()).unwrap();
+        let id = entry.command.id();
+        for _ in 0..3 {
+            parked.park(vec![entry.clone()]);
+            let (began, again) = (Instant::now(), parked.unpark().await);
+            assert_eq!(began.elapsed(), DELAY);
+            assert_eq!(again.iter().map(|entry| entry.command.id()).collect::<Vec<_>>(), [id]);
+            assert_eq!(parked.drain().now_or_never(), None);
+        }
+        parked.release(1);
+        assert_eq!(parked.drain().now_or_never(), Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_is_given_up_after_an_hour() {
+        let parked = Parked::new();
+        parked.park(vec![parked.admit(command()).unwrap()]);
+        advance(MAX_AGE).await;
+        assert!(tokio::time::timeout(DELAY * 2, parked.unpark()).await.is_err());
+        assert_eq!(parked.drain().now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn the_number_of_parkable_commands_is_bounded() {
+        let parked = Parked::new();
+        let (first, admitted) = (command(), |command: &Command| parked.admit(command.clone()).is_some());
+        assert!((0..MAX_PARKABLE).all(|_| admitted(&first)));
+        assert!(!admitted(&first));
+        parked.release(1);
+        assert!(admitted(&first) && !admitted(&first));
+    }
+}
