@@ -24,7 +24,7 @@ use crate::{
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
     server_url::{self, shown},
-    service::{batch_loader::BatchLoader, ordering::OrderService},
+    service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
@@ -127,7 +127,8 @@ async fn serve_embedded(
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
     let queue = MemoryQueue::new(LANE_CAPACITY);
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
-    let api = api(settings, &store, &queue, Some(worker.health.clone()), &stop).await?;
+    let dispatcher = dispatcher(settings, &queue, &stop).await?;
+    let api = api(&store, &dispatcher, Some(worker.health.clone()));
     say(
         settings,
         &[
@@ -177,13 +178,12 @@ async fn run_on_servers(
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());
-    let mut ordering = None;
+    let mut api_dispatcher = None;
     let site = match role {
         Role::Worker => http::health_site(Probes::new(store.clone(), queue, health)),
         _ => {
-            let api = api(settings, &store, &*queue, health, &stop).await?;
-            ordering = Some(api.ordering.clone());
-            http::site(api, links(settings))
+            let dispatcher = api_dispatcher.insert(dispatcher(settings, &*queue, &stop).await?);
+            http::site(api(&store, dispatcher, health), links(settings))
         }
     };
     let mut lines = vec![
@@ -206,9 +206,9 @@ async fn run_on_servers(
             Instant::now() + GRACE
         }
     };
-    // Nobody else knows of what could not be queued yet.
-    if let Some(ordering) = ordering
-        && timeout_at(deadline - GRACE / 8, ordering.flush()).await.is_err()
+    // Nobody else knows of the commands that could not be queued yet.
+    if let Some(dispatcher) = api_dispatcher
+        && timeout_at(deadline - GRACE / 8, dispatcher.drain()).await.is_err()
     {
         tracing::error!("ends before all is queued of which clients were told that there will be a verdict");
     }
@@ -219,19 +219,21 @@ async fn run_on_servers(
     Ok(())
 }
 
-async fn api(
+fn api(store: &Arc<dyn Store>, dispatcher: &Arc<Dispatcher>, worker: Option<Arc<WorkerHealth>>) -> Api {
+    Api {
+        catalog: Arc::new(CatalogService::new(store.clone(), dispatcher.clone())),
+        orders: Arc::new(OrderService::new(store.clone(), dispatcher.clone())),
+        probes: Probes::new(store.clone(), dispatcher.health_check(), worker),
+    }
+}
+
+async fn dispatcher(
     settings: &Settings,
-    store: &Arc<dyn Store>,
     queue: &dyn Queue,
-    worker: Option<Arc<WorkerHealth>>,
     stop: &CancellationToken,
-) -> Result<Api, AppError> {
-    let ordering = OrderService::new(store.clone(), queue, settings.http.order_timeout, stop.clone())
-        .await
-        .map_err(|error| AppError::Start(error.to_string()))?;
-    let loader = Arc::new(BatchLoader::new(store.clone()));
-    let probes = Probes::new(store.clone(), ordering.probe(), worker);
-    Ok(Api { store: store.clone(), loader, ordering: Arc::new(ordering), probes })
+) -> Result<Arc<Dispatcher>, AppError> {
+    let dispatcher = Dispatcher::new(queue, settings.http.order_timeout, stop.clone()).await;
+    dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))
 }
 
 struct RunningWorker {

@@ -1,10 +1,12 @@
 //! The REST API: `apispec.json` is its contract, and this is all of it.
 
+mod api;
 mod body;
 mod connection;
 mod docs;
 mod edge;
 mod envelope;
+mod errors;
 mod health;
 mod links;
 mod orders;
@@ -18,42 +20,19 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{FromRef, Request},
+    extract::Request,
     http::{Method, Uri},
     routing::{MethodRouter, get, post},
 };
 
-use crate::{
-    domain::ids::OrderId,
-    service::{batch_loader::BatchLoader, ordering::OrderService},
-    store::Store,
-};
 use envelope::{ApiError, Reason};
 
+pub use api::Api;
 pub use docs::CONTRACT;
 pub use edge::Site;
 pub use health::Probes;
 pub use links::{Links, PublicUrl, TrustedProxies};
 pub use server::{Server, listen};
-
-/// What every handler can reach.
-#[derive(Clone)]
-pub struct Api {
-    /// Products, inventories and orders on record.
-    pub store: Arc<dyn Store>,
-    /// Finds orders on record.
-    pub loader: Arc<BatchLoader<OrderId>>,
-    /// The way into the lanes.
-    pub ordering: Arc<OrderService>,
-    /// Whether the process can do its work.
-    pub probes: Probes,
-}
-
-impl FromRef<Api> for Probes {
-    fn from_ref(api: &Api) -> Self {
-        api.probes.clone()
-    }
-}
 
 /// Every path of the contract and what answers there. A test holds it against `apispec.json`.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {

@@ -1,6 +1,8 @@
-//! What an API does between HTTP and the ports.
+//! What an API does between HTTP and the ports. Handlers call [`catalog`] and [`ordering`], and name neither store nor queue.
 
+pub mod batch_loader;
+pub mod catalog;
+pub mod dispatcher;
 pub mod ordering;
 mod pending_replies;
 pub mod sold_out;
-pub mod batch_loader;

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Display, time::Duration};
 
 use axum::{
     body::Body,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -189,9 +189,23 @@ pub(super) struct ApiError {
     order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<super::health::Readiness>,
+    /// Whether this is the stored answer to a repeated `Idempotency-Key`.
+    #[serde(skip)]
+    replayed: bool,
     /// For the log only.
     #[serde(skip)]
     cause: Option<String>,
+}
+
+/// The status of an order that is not decided yet, as clients read it.
+pub(super) const PENDING: &str = "pending";
+
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Marks the stored answer to a repeated `Idempotency-Key`.
+pub(super) fn mark_replayed(mut answer: Response) -> Response {
+    answer.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    answer
 }
 
 /// What the log says about an answer with an error.
@@ -217,6 +231,7 @@ impl ApiError {
             reserved_stock: None,
             order_status: None,
             readiness: None,
+            replayed: false,
             cause: None,
         }
     }
@@ -266,6 +281,10 @@ impl ApiError {
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self { order_status: Some(status), ..Self::new(reason, message) }
+    }
+
+    pub(super) fn replayed(self, replayed: bool) -> Self {
+        Self { replayed, ..self }
     }
 
     pub(super) fn not_ready(readiness: super::health::Readiness) -> Self {
@@ -364,7 +383,7 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(Logged { reason: self.reason, cause: self.cause });
-        response
+        if self.replayed { mark_replayed(response) } else { response }
     }
 }
 

@@ -1,30 +1,27 @@
 //! Orders.
 
-use std::time::Duration;
-
 use axum::{
     extract::State,
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    Api,
+    api::Api,
     body::{Fields, HeadAndBody, JsonBody, NoBody},
-    envelope::{ApiError, Reason, page, success},
+    envelope::{ApiError, PENDING, Reason, mark_replayed, page, success},
     preferences::{GivenKey, Preferences},
     query::{ListQuery, OrderPath},
 };
 use crate::{
     domain::{
-        ids::{IdempotencyKey, OrderId, ProductId},
+        ids::{OrderId, ProductId},
         order::{Change, Order, OrderStatus, Quantity},
         rejection::Rejection,
     },
-    service::ordering::{Changed, Placed},
-    store::{OrderPage, Page},
+    service::ordering::{OrderChange, OrderLookup, Placement, StatusFilter},
 };
 
 #[derive(Deserialize)]
@@ -48,55 +45,17 @@ pub(super) async fn place(
     HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<OrderRequest>>,
 ) -> Response {
     let wait = preferences.wait();
-    let answer = placed(&api, order, key, wait).await;
-    preferences.applied(api.ordering.waiting_time(wait), answer)
-}
-
-async fn placed(
-    api: &Api,
-    OrderRequest { product_id, total }: OrderRequest,
-    key: Option<IdempotencyKey>,
-    wait: Option<Duration>,
-) -> Result<Response, ApiError> {
-    match api.ordering.place(product_id, total, key, wait).await? {
-        Placed::Accepted { order, replayed } => {
+    let answer = match api.orders.place(order.product_id, order.total, key, wait).await {
+        Ok(Placement::Accepted { order, replayed }) => {
             let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
-            Ok(mark(replayed, answer.into_response()))
+            if replayed { mark_replayed(answer.into_response()) } else { answer.into_response() }
         }
-        Placed::Pending(id) => {
-            Ok((location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response())
+        Ok(Placement::Pending(id)) => {
+            (location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response()
         }
-        Placed::Rejected { rejection, replayed } => {
-            Ok(mark(replayed, ApiError::rejected(rejection, product_id).into_response()))
-        }
-        Placed::NotReserved(order) => Ok(mark(true, not_reserved(order.status()).into_response())),
-        Placed::Refused(refusal) => Err(refusal.into()),
-        Placed::Undecidable => Err(undecidable()),
-    }
-}
-
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-
-fn undecidable() -> ApiError {
-    ApiError::internal("it cannot be decided: the worker's log says which row of the database is wrong")
-}
-
-/// Says of an answer whether it is a stored one, to a repeated `Idempotency-Key`.
-fn mark(replayed: bool, mut answer: Response) -> Response {
-    if replayed {
-        answer.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-    }
-    answer
-}
-
-/// The order of a repeated key holds no pieces any more: 201 would promise them.
-fn not_reserved(status: OrderStatus) -> ApiError {
-    let message = format!(
-        "the order of this Idempotency-Key is {}: it holds no pieces any more, and nothing was reserved now; place a new \
-         order with a new key",
-        status.as_str()
-    );
-    ApiError::conflict(Reason::OrderNotReserved, status.as_str(), message)
+        Err(error) => ApiError::from(error).into_response(),
+    };
+    preferences.applied(api.orders.waiting_time(wait), answer)
 }
 
 fn location(id: OrderId) -> [(HeaderName, String); 1] {
@@ -123,67 +82,21 @@ pub(super) async fn cancel(
 
 async fn change(api: &Api, id: OrderId, change: Change, preferences: Preferences) -> Response {
     let wait = preferences.wait();
-    let answer = changed(api, id, change, wait).await;
-    preferences.applied(api.ordering.waiting_time(wait), answer)
-}
-
-async fn changed(
-    api: &Api,
-    id: OrderId,
-    change: Change,
-    wait: Option<Duration>,
-) -> Result<Response, ApiError> {
-    // Asked before the database: what is decided in between is found there.
-    let may_be_pending = api.ordering.may_be_pending(id);
-    let Some(order) = api.loader.find(id).await? else {
-        return Err(if may_be_pending { still_pending() } else { ApiError::order_not_found(id) });
+    let answer = match api.orders.change(id, change, wait).await {
+        Ok(OrderChange::Done(order)) => success(StatusCode::OK, OrderView::from(order)),
+        Ok(OrderChange::Pending(order)) => {
+            (location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response()
+        }
+        Err(error) => ApiError::from(error).into_response(),
     };
-    match api.ordering.change(order, change, wait).await {
-        Changed::Now(order) if order.status() == change.leads_to() => {
-            Ok(success(StatusCode::OK, OrderView::from(order)))
-        }
-        Changed::Now(order) => Err(too_late(order.status())),
-        Changed::Pending => {
-            Ok((location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response())
-        }
-        Changed::Refused(refusal) => Err(refusal.into()),
-        Changed::NotFound => Err(ApiError::order_not_found(id)),
-        Changed::Undecidable => Err(undecidable()),
-    }
-}
-
-fn still_pending() -> ApiError {
-    let message = "the order is not decided yet, so nothing is reserved; try again once it is";
-    ApiError::conflict(Reason::OrderNotReserved, Status::PENDING, message)
-}
-
-/// Why a change is not possible: an order that is not reserved any more never changes again.
-fn too_late(status: OrderStatus) -> ApiError {
-    let (reason, message) = match status {
-        OrderStatus::Paid => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
-        OrderStatus::Cancelled => {
-            (Reason::OrderNotReserved, "the order was cancelled; nothing was changed, place a new one")
-        }
-        OrderStatus::Expired => (
-            Reason::OrderNotReserved,
-            "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
-             order",
-        ),
-        OrderStatus::Rejected => {
-            (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
-        }
-        OrderStatus::Reserved => (Reason::OrderNotReserved, "the order did not change; try again"),
-    };
-    ApiError::conflict(reason, status.as_str(), message)
+    preferences.applied(api.orders.waiting_time(wait), answer)
 }
 
 /// `GET /api/orders/{orderId}`
 pub(super) async fn show(State(api): State<Api>, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
-    // Asked before the database: what is decided in between is found there.
-    let may_be_pending = api.ordering.may_be_pending(id);
-    match api.loader.find(id).await? {
-        Some(order) => Ok(success(StatusCode::OK, OrderView::from(order))),
-        None if may_be_pending => Ok(success(StatusCode::OK, OrderView::pending(id))),
+    match api.orders.status(id).await? {
+        Some(OrderLookup::Stored(order)) => Ok(success(StatusCode::OK, OrderView::from(order))),
+        Some(OrderLookup::Pending(id)) => Ok(success(StatusCode::OK, OrderView::pending(id))),
         None => Err(ApiError::order_not_found(id)),
     }
 }
@@ -197,35 +110,19 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
         "status",
         Reason::InvalidStatus,
         "one of pending, reserved, paid, cancelled, expired, rejected",
-        Status::from_word,
+        status_filter,
     )?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let read = |status| api.store.orders(OrderPage { product_id, status, after, limit });
-    let found = match status {
-        Some(Status::Pending) => Page::empty(), // what is in line is not on record
-        Some(Status::StoredOrders(status)) => read(Some(status)).await?,
-        None => read(None).await?,
-    };
+    let found = api.orders.list(product_id, status, after, limit).await?;
     let views = found.rows.into_iter().map(OrderView::from).collect();
     Ok(page(views, found.next, |after| query.next("/api/orders", after)))
 }
 
-/// A status as clients name it.
-enum Status {
-    Pending,
-    StoredOrders(OrderStatus),
-}
-
-impl Status {
-    const PENDING: &str = "pending";
-
-    fn from_word(word: &str) -> Option<Self> {
-        if word == Self::PENDING {
-            Some(Self::Pending)
-        } else {
-            OrderStatus::from_word(word).map(Self::StoredOrders)
-        }
+fn status_filter(word: &str) -> Option<StatusFilter> {
+    match word {
+        PENDING => Some(StatusFilter::Pending),
+        word => OrderStatus::from_word(word).map(StatusFilter::Stored),
     }
 }
 
@@ -253,7 +150,7 @@ struct Known {
 
 impl OrderView {
     fn pending(id: OrderId) -> Self {
-        Self { id, status: Status::PENDING, known: None }
+        Self { id, status: PENDING, known: None }
     }
 }
 

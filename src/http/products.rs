@@ -8,18 +8,15 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Api,
+    api::Api,
     body::{Fields, HeadAndBody, JsonBody},
     envelope::{ApiError, Reason, page, success},
     query::{ListQuery, ProductPath},
 };
-use crate::{
-    domain::{
-        ids::ProductId,
-        inventory::{Inventory, Stock},
-        product::{Product, ProductName},
-    },
-    service::sold_out::SoldOutCache,
+use crate::domain::{
+    ids::ProductId,
+    inventory::{Inventory, Stock},
+    product::{Product, ProductName},
 };
 
 #[derive(Deserialize)]
@@ -38,8 +35,7 @@ pub(super) async fn create(
     State(api): State<Api>,
     JsonBody(new): JsonBody<ProductRequest>,
 ) -> Result<Response, ApiError> {
-    let product = api.store.create_product(new.name).await?;
-    api.ordering.open_lane(product.id).await;
+    let product = api.catalog.create(new.name).await?;
     let location = [(header::LOCATION, format!("/api/products/{}", product.id))];
     Ok((location, success(StatusCode::CREATED, product)).into_response())
 }
@@ -49,13 +45,13 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let query = query.only(&["limit", "after"])?;
     let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let found = api.store.products(after, limit).await?;
+    let found = api.catalog.products(after, limit).await?;
     Ok(page(found.rows, found.next, |after| query.next("/api/products", after)))
 }
 
 /// `GET /api/products/{productId}`
 pub(super) async fn show(State(api): State<Api>, ProductPath(id): ProductPath) -> Result<Response, ApiError> {
-    let product = api.store.product(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let product = api.catalog.product(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, product))
 }
 
@@ -85,7 +81,7 @@ pub(super) async fn inventory(
     State(api): State<Api>,
     ProductPath(id): ProductPath,
 ) -> Result<Response, ApiError> {
-    let found = api.store.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let found = api.catalog.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
     Ok(success(StatusCode::OK, InventoryView::from(found)))
 }
 
@@ -108,7 +104,6 @@ pub(super) async fn recount(
         JsonBody<InventoryRequest>,
     >,
 ) -> Result<Response, ApiError> {
-    let counted = api.store.recount(id, stock).await?.ok_or_else(|| ApiError::product_not_found(id))??;
-    SoldOutCache::lease_is_over().await; // who hears of the pieces can order them, wherever he does
+    let counted = api.catalog.recount(id, stock).await?;
     Ok(success(StatusCode::OK, InventoryView::from(counted)))
 }

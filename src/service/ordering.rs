@@ -1,7 +1,7 @@
-//! Places an order, or takes one further: queues the command and waits for its verdict, until the deadline.
+//! Orders: places them, changes them, and looks them up.
 //!
-//! Whoever is answered 202 finds the verdict later, and no clock decides whether that is so: before such an answer the
-//! command is submitted again, [detached](Command::detached), and the lane stores the verdict on that copy.
+//! A new order or a change is a command: it is queued in its product's lane, and the client waits for the verdict until its
+//! deadline. What is final, and what a product or key is known for, is answered without the lane.
 
 use std::{
     collections::HashSet,
@@ -9,220 +9,240 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::Instant;
 
 use crate::{
-    domain::time::from_millis,
     domain::{
-        command::{ChangeOrder, Command, NewOrder, ReplyMode},
+        command::{ChangeOrder, NewOrder},
         ids::{CommandId, IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         rejection::Rejection,
         verdict::Verdict,
     },
-    queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
-    service::{batch_loader::BatchLoader, pending_replies::PendingReplies, sold_out::SoldOutCache},
-    store::{Store, StoreError},
-    telemetry::Sparse,
+    queue::{Outcome, Refusal},
+    service::{
+        batch_loader::BatchLoader,
+        dispatcher::{Dispatcher, reply_mode},
+        sold_out::SoldOutCache,
+    },
+    store::{OrderPage, Page, Store, StoreError},
 };
 
-/// What is left at least of the time that a client waits.
-const LEAST_WAIT: Duration = Duration::from_millis(1);
-
-/// How long a client whose time is over waits until its detached command is queued. What takes longer is queued later.
-const QUEUED_WITHIN: Duration = Duration::from_secs(2);
-
-/// How long clients go on waiting after the process was told to stop. With [`QUEUED_WITHIN`], it is less than the server
-/// gives requests in flight.
-const WAIT_AFTER_STOP: Duration = Duration::from_secs(2);
-
-/// The same for those who come even later.
-const WAIT_WHILE_CLOSING: Duration = Duration::from_millis(500);
+/// The shortest wait that is left after lookups.
+const MIN_WAIT: Duration = Duration::from_millis(1);
 
 const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
 
-/// What a buyer is told of an order.
+/// An order that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placed {
-    /// The pieces are reserved or paid, committed in the database.
-    Accepted {
-        /// The order.
-        order: Order,
-        /// Whether it was placed earlier, under the same idempotency key.
-        replayed: bool,
-    },
-    /// Nothing was reserved.
-    Rejected {
-        /// Why.
-        rejection: Rejection,
-        /// Whether that was decided earlier, under the same idempotency key.
-        replayed: bool,
-    },
-    /// The order of this idempotency key was placed earlier, and holds no pieces any more.
-    NotReserved(Order),
-    /// Nobody knows yet: no verdict by the deadline.
+pub enum Placement {
+    /// The pieces are reserved or paid, committed in the database. `replayed`: the order was placed earlier, under the same
+    /// idempotency key.
+    Accepted { order: Order, replayed: bool },
+    /// No verdict by the deadline. It will be stored under this id.
     Pending(OrderId),
-    /// The order was not queued.
+}
+
+/// Why an order was not placed. Nothing was reserved.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The lane decided so. `replayed`: it did earlier, under the same idempotency key.
+    #[error("rejected: {rejection:?}")]
+    Rejected { product_id: ProductId, rejection: Rejection, replayed: bool },
+    /// The order of this idempotency key was placed earlier, and holds no pieces any more.
+    #[error("the order of this key is {}", .0.status().as_str())]
+    NotReserved(Order),
+    /// It was not queued: sending it again is safe.
+    #[error("refused: {0:?}")]
     Refused(Refusal),
-    /// It cannot be decided, because what stands in the database cannot be.
+    /// The worker's log says which row of the database is corrupt.
+    #[error("undecidable")]
     Undecidable,
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-impl Placed {
-    const fn rejected(rejection: Rejection) -> Self {
-        Self::Rejected { rejection, replayed: false }
-    }
-}
-
-/// What a buyer is told of a payment or cancellation.
+/// A payment or cancellation that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
-    /// This is how far the order has come now: by this change, or by an earlier one.
-    Now(Order),
-    /// Nobody knows yet: no verdict by the deadline.
-    Pending,
-    /// The change did not get in line.
-    Refused(Refusal),
-    /// The order is not on record any more.
-    NotFound,
-    /// It cannot be decided, because what stands in the database cannot be.
-    Undecidable,
+pub enum OrderChange {
+    /// The order has the status that the change leads to: by this change, or by an earlier one.
+    Done(Order),
+    /// No verdict by the deadline. This is the order as it was before.
+    Pending(Order),
 }
 
-/// Queues commands, and hands their verdicts to those who wait for them.
+/// Why an order was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error("there is no order {0}")]
+    NotFound(OrderId),
+    /// The order may be in its lane: it holds no pieces yet.
+    #[error("the order is not decided yet")]
+    NotDecided,
+    /// The order's status does not allow the change.
+    #[error("the order is {}", .0.as_str())]
+    Conflict(OrderStatus),
+    /// It was not queued: sending it again is safe.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// The worker's log says which row of the database is corrupt.
+    #[error("undecidable")]
+    Undecidable,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is known of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderLookup {
+    Stored(Order),
+    /// It is not stored, and may be in its lane.
+    Pending(OrderId),
+}
+
+/// The statuses by which orders are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusFilter {
+    Pending,
+    Stored(OrderStatus),
+}
+
+/// What buyers do with orders.
 pub struct OrderService {
-    submitter: Arc<dyn Submitter>,
-    pending: Arc<PendingReplies>,
+    store: Arc<dyn Store>,
+    dispatcher: Arc<Dispatcher>,
     sold_out_cache: Arc<SoldOutCache>,
-    order_timeout: Duration,
+    orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
     products: Arc<BatchLoader<ProductId>>,
-    /// Products that exist. A product is never deleted, so what is in here stays true.
+    /// Products that exist. A product is never deleted, so an entry stays true.
     known_products: RwLock<HashSet<ProductId>>,
-    lanes_not_opened: Sparse,
-    _closing: AbortOnDropHandle<()>,
 }
 
 impl OrderService {
-    /// Gets an end of the queue for itself. Once `stop` is cancelled, clients wait for a short time only.
-    pub async fn new(
-        store: Arc<dyn Store>,
-        queue: &dyn Queue,
-        order_timeout: Duration,
-        stop: CancellationToken,
-    ) -> Result<Self, QueueError> {
-        let pending = Arc::new(PendingReplies::default());
-        let submitter = queue.submitter(pending.clone()).await?;
-        let closing = tokio::spawn({
-            let pending = pending.clone();
-            async move {
-                stop.cancelled().await;
-                sleep(WAIT_AFTER_STOP).await;
-                pending.close();
-            }
-        });
-        Ok(Self {
-            submitter,
-            pending,
+    pub fn new(store: Arc<dyn Store>, dispatcher: Arc<Dispatcher>) -> Self {
+        Self {
             sold_out_cache: SoldOutCache::new(store.clone()),
-            order_timeout,
+            orders: Arc::new(BatchLoader::new(store.clone())),
             keys: Arc::new(BatchLoader::new(store.clone())),
-            products: Arc::new(BatchLoader::new(store)),
+            products: Arc::new(BatchLoader::new(store.clone())),
             known_products: RwLock::default(),
-            lanes_not_opened: Sparse::default(),
-            _closing: AbortOnDropHandle::new(closing),
-        })
+            dispatcher,
+            store,
+        }
     }
 
-    /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the service's order
-    /// timeout; not to wait at all is to wait until the order is queued, unless its key is stored. When the caller goes away,
-    /// so does everything that waits; the order itself stays in its lane.
+    /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the order timeout. A wait of 0
+    /// ends when the order is queued, unless its key is stored. When the caller goes away, the order stays in its lane.
     pub async fn place(
         &self,
         product_id: ProductId,
         total: Quantity,
         key: Option<IdempotencyKey>,
         wait: Option<Duration>,
-    ) -> Result<Placed, StoreError> {
-        let (wait, came) = (self.waiting_time(wait), Instant::now());
+    ) -> Result<Placement, PlaceError> {
+        let (wait, began) = (self.waiting_time(wait), Instant::now());
+        let rejected = |rejection| Err(PlaceError::Rejected { product_id, rejection, replayed: false });
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
         if key.is_none() && self.sold_out_cache.is_sold_out(product_id).await {
-            return Ok(Placed::rejected(SOLD_OUT));
+            return rejected(SOLD_OUT);
         }
         if !self.is_product(product_id).await? {
-            return Ok(Placed::rejected(Rejection::ProductNotFound));
+            return rejected(Rejection::ProductNotFound);
         }
-        // What is stored is told at once, without another id for it.
+        // A stored order is answered at once, without another id for it.
         if wait.is_zero()
-            && let Some(placed) = self.placed_earlier(key.as_ref(), product_id, total).await?
+            && let Some(stored) = self.find_by_key(key.as_ref(), product_id, total).await?
         {
-            return Ok(placed);
+            return stored;
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
-        let wait = wait.min(wait.saturating_sub(came.elapsed()).max(LEAST_WAIT));
+        let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
         let id = OrderId::generate();
         let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
-        let outcome = self.ask(order.into(), wait).await;
+        let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
             Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => {
                 self.sold_out_cache.report_sold_out(product_id)
             }
-            // No API hears what the lane says of detached orders: the sold-out cache looks for itself.
+            // No API learns the verdicts on detached orders: the sold-out cache reads instead.
             Some(Outcome::Queued) => self.sold_out_cache.look_soon(product_id),
             _ => {}
         }
-        Ok(match outcome {
-            Some(Outcome::Decided(_)) if wait.is_zero() => Placed::Pending(id),
+        match outcome {
+            Some(Outcome::Decided(_)) if wait.is_zero() => Ok(Placement::Pending(id)),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
                 let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
-                Placed::Accepted { order: Order { id, product_id, total, state }, replayed: false }
+                Ok(Placement::Accepted { order: Order { id, product_id, total, state }, replayed: false })
             }
-            Some(Outcome::Decided(Verdict::Rejected(rejection))) => Placed::rejected(rejection),
-            Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => again(order),
-            Some(Outcome::Decided(Verdict::Undecidable)) => Placed::Undecidable,
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => rejected(rejection),
+            Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => replay(order),
+            Some(Outcome::Decided(Verdict::Undecidable)) => Err(PlaceError::Undecidable),
             // The lane would have found what the key stands for; now nobody else looks.
             Some(Outcome::Refused(refusal)) => self
-                .placed_earlier(key.as_ref(), product_id, total)
+                .find_by_key(key.as_ref(), product_id, total)
                 .await?
-                .unwrap_or(Placed::Refused(refusal)),
+                .unwrap_or(Err(PlaceError::Refused(refusal))),
             Some(Outcome::Queued | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
-                Placed::Pending(id)
+                Ok(Placement::Pending(id))
             }
-        })
+        }
     }
 
-    /// The answer to an order whose key is on record.
-    async fn placed_earlier(
+    /// The answer to an order whose key is stored, `None` if it is not.
+    async fn find_by_key(
         &self,
         key: Option<&IdempotencyKey>,
         product_id: ProductId,
         total: Quantity,
-    ) -> Result<Option<Placed>, StoreError> {
+    ) -> Result<Option<Result<Placement, PlaceError>>, StoreError> {
         let Some(key) = key else { return Ok(None) };
-        Ok(self.keys.find(key.clone()).await?.map(|known| match known.is_for(product_id, total) {
-            true => again(known),
-            false => Placed::rejected(Rejection::KeyReused),
+        let Some(order) = self.keys.find(key.clone()).await? else { return Ok(None) };
+        Ok(Some(if order.is_for(product_id, total) {
+            replay(order)
+        } else {
+            Err(PlaceError::Rejected { product_id, rejection: Rejection::KeyReused, replayed: false })
         }))
     }
 
-    /// Takes an order on record further and waits for the verdict, as [`OrderService::place`] does. What is final is
-    /// answered without the lane. Who hears that an order gave its pieces back can order them, wherever he does.
-    pub async fn change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
-        let changed = self.decide_change(order, change, wait).await;
-        if let Changed::Now(order) = changed
-            && matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired)
-        {
-            SoldOutCache::lease_is_over().await;
+    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
+    pub async fn change(
+        &self,
+        id: OrderId,
+        change: Change,
+        wait: Option<Duration>,
+    ) -> Result<OrderChange, ChangeError> {
+        let order = match self.status(id).await? {
+            Some(OrderLookup::Stored(order)) => order,
+            Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
+            None => return Err(ChangeError::NotFound(id)),
+        };
+        let order = match order.status() {
+            OrderStatus::Reserved => match self.decide_change(order, change, wait).await? {
+                OrderChange::Done(order) => order,
+                pending => return Ok(pending),
+            },
+            _ => order,
+        };
+        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired) {
+            // A client that learns that pieces came back can order them, at every API.
+            SoldOutCache::outlast_leases().await;
         }
-        changed
+        if order.status() == change.leads_to() {
+            Ok(OrderChange::Done(order))
+        } else {
+            Err(ChangeError::Conflict(order.status()))
+        }
     }
 
-    async fn decide_change(&self, order: Order, change: Change, wait: Option<Duration>) -> Changed {
-        if order.status() != OrderStatus::Reserved {
-            return Changed::Now(order);
-        }
+    /// What the lane makes of a reserved order: [`OrderChange::Done`], whatever status it has then.
+    async fn decide_change(
+        &self,
+        order: Order,
+        change: Change,
+        wait: Option<Duration>,
+    ) -> Result<OrderChange, ChangeError> {
         let wait = self.waiting_time(wait);
         let id = CommandId::generate();
         let change = ChangeOrder {
@@ -232,81 +252,51 @@ impl OrderService {
             change,
             reply: reply_mode(id, wait),
         };
-        match self.ask(change.into(), wait).await {
-            Some(Outcome::Decided(_)) if wait.is_zero() => Changed::Pending,
-            Some(Outcome::Decided(Verdict::Status(status))) => Changed::Now(order.with_status(status)),
-            Some(Outcome::Decided(Verdict::OrderNotFound)) => Changed::NotFound,
-            Some(Outcome::Decided(Verdict::Undecidable)) => Changed::Undecidable,
-            Some(Outcome::Refused(refusal)) => Changed::Refused(refusal),
-            Some(Outcome::Queued | Outcome::Decided(_)) | None => Changed::Pending,
-        }
-    }
-
-    /// What is waited when a client prefers to wait so long; it may prefer less than the service would wait, not more.
-    pub fn waiting_time(&self, preferred: Option<Duration>) -> Duration {
-        preferred.map_or(self.order_timeout, |preferred| preferred.min(self.order_timeout))
-    }
-
-    /// Queues a command, and waits for what becomes of it.
-    async fn ask(&self, command: Command, wait: Duration) -> Option<Outcome> {
-        let Some(reply) = self.pending.register(command.id()) else {
-            return Some(Outcome::Refused(Refusal::Overloaded));
-        };
-        // Who does not wait for the verdict hears as soon as the command is queued.
-        let wait = if command.is_detached() { self.order_timeout } else { wait };
-        let wait = if self.pending.is_closing() { wait.min(WAIT_WHILE_CLOSING) } else { wait };
-        let detached = command.clone().detached();
-        self.submitter.submit(command);
-        match timeout(wait, reply).await {
-            Ok(Some(outcome)) => Some(outcome),
-            Ok(None) | Err(_) => self.detach(detached).await,
-        }
-    }
-
-    /// The client is about to be told that there will be a verdict: sees to it. The first copy may be anywhere: in a lane, in
-    /// a worker's hands, decided with a reply that got lost. Waits until the second one is queued, but not for long.
-    async fn detach(&self, command: Command) -> Option<Outcome> {
-        let Some(reply) = self.pending.register(command.id()) else {
-            self.submitter.submit_or_park(command);
-            return None;
-        };
-        self.submitter.submit_or_park(command);
-        match timeout(QUEUED_WITHIN, reply).await.ok().flatten() {
-            // The lane decides the detached copy by itself, and pieces may have come back meanwhile: that verdict counts.
-            Some(Outcome::Decided(Verdict::Rejected(_)) | Outcome::Refused(_) | Outcome::Queued) | None => {
-                None
+        match self.dispatcher.dispatch(change.into(), wait).await {
+            Some(Outcome::Decided(_)) if wait.is_zero() => Ok(OrderChange::Pending(order)),
+            Some(Outcome::Decided(Verdict::Status(status))) => {
+                Ok(OrderChange::Done(order.with_status(status)))
             }
-            decided => decided,
+            Some(Outcome::Decided(Verdict::OrderNotFound)) => Err(ChangeError::NotFound(order.id)),
+            Some(Outcome::Decided(Verdict::Undecidable)) => Err(ChangeError::Undecidable),
+            Some(Outcome::Refused(refusal)) => Err(ChangeError::Refused(refusal)),
+            Some(Outcome::Queued | Outcome::Decided(_)) | None => Ok(OrderChange::Pending(order)),
         }
     }
 
-    /// Waits until all is queued of which clients were told that there will be a verdict.
-    pub async fn flush(&self) {
-        self.submitter.drain().await;
+    /// What is known of an order; `None` if there is none.
+    pub async fn status(&self, id: OrderId) -> Result<Option<OrderLookup>, StoreError> {
+        // Ask this before the database: an order that is decided in between is found there.
+        let may_be_pending = self.dispatcher.may_be_pending(id);
+        Ok(match self.orders.find(id).await? {
+            Some(order) => Some(OrderLookup::Stored(order)),
+            None => may_be_pending.then_some(OrderLookup::Pending(id)),
+        })
     }
 
-    /// Whether an order that is not on record may still be in line: antre gave its id out, not too long ago and not in times
-    /// to come.
-    pub fn may_be_pending(&self, id: OrderId) -> bool {
-        id.is_genuine() && !id.is_from_the_future() && self.submitter.may_be_pending(id)
+    /// Up to `limit` orders in id order, beginning behind `after`. Lists no pending ones: they are not stored.
+    pub async fn list(
+        &self,
+        product_id: Option<ProductId>,
+        status: Option<StatusFilter>,
+        after: Option<OrderId>,
+        limit: u32,
+    ) -> Result<Page<Order, OrderId>, StoreError> {
+        let status = match status {
+            Some(StatusFilter::Pending) => return Ok(Page::empty()),
+            Some(StatusFilter::Stored(status)) => Some(status),
+            None => None,
+        };
+        self.store.orders(OrderPage { product_id, status, after, limit }).await
     }
 
-    /// Opens the lane of a new product. A failure is no more than a delay, see [`Submitter::open_lane`].
-    pub async fn open_lane(&self, product_id: ProductId) {
-        if let Err(error) = self.submitter.open_lane(product_id).await
-            && let Some(left_out) = self.lanes_not_opened.due()
-        {
-            tracing::warn!(%product_id, %error, left_out, "the lane will be opened by its first order");
-        }
-    }
-
-    /// Whether orders get in line now.
-    pub fn probe(&self) -> Arc<dyn Ping> {
-        self.submitter.clone()
+    /// How long a client waits that prefers to wait this long: it may prefer less than the order timeout, not more.
+    pub fn waiting_time(&self, preferred: Option<Duration>) -> Duration {
+        self.dispatcher.waiting_time(preferred)
     }
 
     async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {
-        if self.knows(id) {
+        if self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id) {
             return Ok(true);
         }
         let exists = self.products.find(id).await?.is_some();
@@ -315,34 +305,43 @@ impl OrderService {
         }
         Ok(exists)
     }
-
-    fn knows(&self, id: ProductId) -> bool {
-        self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
-    }
 }
 
-/// The answer to an order that was placed under the same idempotency key earlier: this one.
-fn again(order: Order) -> Placed {
+/// The answer to an order whose idempotency key belongs to this one, which was placed earlier.
+fn replay(order: Order) -> Result<Placement, PlaceError> {
     match (order.status(), order.state) {
-        (_, OrderState::Rejected(rejection)) => Placed::Rejected { rejection, replayed: true },
-        (OrderStatus::Reserved | OrderStatus::Paid, _) => Placed::Accepted { order, replayed: true },
-        _ => Placed::NotReserved(order),
+        (_, OrderState::Rejected(rejection)) => {
+            Err(PlaceError::Rejected { product_id: order.product_id, rejection, replayed: true })
+        }
+        (OrderStatus::Reserved | OrderStatus::Paid, _) => Ok(Placement::Accepted { order, replayed: true }),
+        _ => Err(PlaceError::NotReserved(order)),
     }
-}
-
-/// Not to wait at all is to be detached.
-fn reply_mode(id: CommandId, wait: Duration) -> ReplyMode {
-    if wait.is_zero() {
-        return ReplyMode::Detached;
-    }
-    let wait_ms = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-    ReplyMode::Until(from_millis(id.as_order().created_at().as_millisecond().saturating_add(wait_ms)))
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
-    use crate::{queue::memory::MemoryQueue, store::sqlite::SqliteStore};
+    use crate::{
+        domain::command::Command,
+        queue::{Queue, memory::MemoryQueue},
+        service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
+        store::sqlite::SqliteStore,
+    };
+
+    async fn service(
+        store: Arc<dyn Store>,
+        queue: &dyn Queue,
+        timeout: Duration,
+        stop: CancellationToken,
+    ) -> OrderService {
+        OrderService::new(store, Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()))
+    }
+
+    fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {
+        matches!(result, Err(PlaceError::Rejected { rejection, replayed: false, .. }) if rejection == wanted)
+    }
 
     async fn ordering(order_timeout: Duration) -> (tempfile::TempDir, MemoryQueue, OrderService, ProductId) {
         ordering_with(order_timeout, 2).await
@@ -357,44 +356,34 @@ mod tests {
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
         let queue = MemoryQueue::new(lane_capacity);
-        let ordering =
-            OrderService::new(store, &queue, order_timeout, CancellationToken::new()).await.unwrap();
+        let ordering = service(store, &queue, order_timeout, CancellationToken::new()).await;
         (directory, queue, ordering, product.id)
     }
 
     #[tokio::test]
-    async fn no_verdict_by_the_deadline_is_pending_and_leaves_nothing_behind() {
+    async fn no_verdict_by_the_deadline_is_pending_and_leaves_no_pending_reply() {
         let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
-        let Placed::Pending(id) = placed else { panic!("{placed:?}") };
-        assert!(ordering.may_be_pending(id));
-        assert!(!ordering.may_be_pending(uuid::Uuid::now_v7().into()));
-        assert_eq!(ordering.pending.count(), 0);
-    }
-
-    #[test]
-    fn only_who_does_not_wait_at_all_is_detached() {
-        let id = CommandId::generate();
-        assert_eq!(reply_mode(id, Duration::ZERO), ReplyMode::Detached);
-        for wait in [Duration::from_nanos(1), Duration::from_secs(10), Duration::MAX] {
-            assert!(matches!(reply_mode(id, wait), ReplyMode::Until(_)), "{wait:?}");
-        }
+        let Placement::Pending(id) = placed else { panic!("{placed:?}") };
+        assert!(ordering.dispatcher.may_be_pending(id));
+        assert!(!ordering.dispatcher.may_be_pending(uuid::Uuid::now_v7().into()));
+        assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
 
     #[tokio::test]
-    async fn a_buyer_who_leaves_leaves_nothing_behind() {
+    async fn a_client_that_leaves_leaves_no_pending_reply() {
         let (_directory, _queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
         let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
             let ordering = ordering.clone();
             async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await }
         });
-        while ordering.pending.count() == 0 {
+        while ordering.dispatcher.pending_count() == 0 {
             tokio::task::yield_now().await;
         }
         buyer.abort();
         assert!(buyer.await.unwrap_err().is_cancelled());
-        assert_eq!(ordering.pending.count(), 0);
+        assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
 
     #[tokio::test]
@@ -402,23 +391,24 @@ mod tests {
         let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
-            assert!(matches!(ordering.place(product_id, one, None, None).await.unwrap(), Placed::Pending(_)));
+            assert!(matches!(
+                ordering.place(product_id, one, None, None).await.unwrap(),
+                Placement::Pending(_)
+            ));
         }
-        assert_eq!(
-            ordering.place(product_id, one, None, None).await.unwrap(),
-            Placed::Refused(Refusal::LaneFull)
-        );
-        assert_eq!(ordering.pending.count(), 0);
+        let refused = ordering.place(product_id, one, None, None).await;
+        assert!(matches!(refused, Err(PlaceError::Refused(Refusal::LaneFull))));
+        assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
 
     #[tokio::test]
-    async fn the_closed_gate_lets_orders_with_a_key_through() {
+    async fn the_sold_out_cache_lets_orders_with_a_key_through() {
         let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
-        assert_eq!(ordering.place(product_id, one, None, None).await.unwrap(), Placed::rejected(SOLD_OUT));
+        assert!(is_rejected(ordering.place(product_id, one, None, None).await, SOLD_OUT));
         let key = Some("a-key".to_owned().try_into().unwrap());
-        assert!(matches!(ordering.place(product_id, one, key, None).await.unwrap(), Placed::Pending(_)));
+        assert!(matches!(ordering.place(product_id, one, key, None).await.unwrap(), Placement::Pending(_)));
     }
 
     /// The command that a worker takes next.
@@ -428,13 +418,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_told_to_look_later_leaves_a_detached_copy() {
+    async fn a_202_leaves_a_detached_copy() {
         let (_directory, queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
         let (placed, held) = tokio::join!(ordering.place(product_id, one, None, None), worker.take(1));
-        let Placed::Pending(id) = placed.unwrap() else { panic!() };
+        let Placement::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
         worker.settle(held, crate::queue::Completion::default()).await.unwrap();
@@ -443,34 +433,90 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_when_the_process_stops_is_told_to_look_later() {
+    async fn a_client_that_waits_when_the_process_stops_gets_202() {
         let (directory, queue, _, product_id) = ordering(Duration::from_secs(60)).await;
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
         let stop = CancellationToken::new();
-        let ordering = OrderService::new(store, &queue, Duration::from_secs(60), stop.clone()).await.unwrap();
+        let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
         let one = Quantity::new(1).unwrap();
         assert!(ordering.is_product(product_id).await.unwrap());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();
         let placed = ordering.place(product_id, one, None, None).await.unwrap();
-        assert!(matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + QUEUED_WITHIN);
+        assert!(
+            matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + DETACH_TIMEOUT
+        );
         let began = Instant::now();
         let placed = ordering.place(product_id, one, None, None).await.unwrap();
         assert!(
-            matches!(placed, Placed::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + QUEUED_WITHIN
+            matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + DETACH_TIMEOUT
         );
         assert!(next_command(&queue).await.is_detached());
-        assert_eq!(ordering.pending.count(), 0);
+        assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
 
     #[tokio::test]
     async fn an_unknown_product_gets_no_lane() {
         let (_directory, queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await.unwrap();
-        assert_eq!(placed, Placed::rejected(Rejection::ProductNotFound));
+        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await;
+        assert!(is_rejected(placed, Rejection::ProductNotFound));
         queue.drain().await;
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_not_stored_is_pending_or_not_found() {
+        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+        let Placement::Pending(id) = placed else { panic!("{placed:?}") };
+        assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
+        assert!(matches!(ordering.change(id, Change::Pay, None).await, Err(ChangeError::NotDecided)));
+        let stranger = OrderId::from(uuid::Uuid::now_v7());
+        assert_eq!(ordering.status(stranger).await.unwrap(), None);
+        let changed = ordering.change(stranger, Change::Pay, None).await;
+        assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
+    }
+
+    /// A worker decides what arrives.
+    async fn work(queue: &MemoryQueue, store: &dyn Store) {
+        let mut worker = queue.consumer().await.unwrap();
+        loop {
+            let deliveries = worker.take(10).await.unwrap();
+            let commands: Vec<_> = deliveries.iter().flat_map(|one| one.commands.clone()).collect();
+            let decided = store.decide(&commands, Duration::from_secs(60)).await.unwrap();
+            let verdicts = commands.iter().map(Command::id).zip(decided.verdicts).collect();
+            let replies = vec![crate::queue::Reply { to: deliveries[0].reply_to.clone(), verdicts }];
+            worker
+                .settle(deliveries, crate::queue::Completion { replies, events: Vec::new() })
+                .await
+                .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_done_conflicts_or_is_done_again() {
+        let (_directory, queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
+        let store = ordering.store.clone();
+        store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();
+        let client = async {
+            let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+            let Placement::Accepted { order, replayed: false } = placed else { panic!("{placed:?}") };
+            let cancelled = order.with_status(OrderStatus::Cancelled);
+            for _ in 0..2 {
+                let began = Instant::now();
+                let changed = ordering.change(order.id, Change::Cancel, None).await.unwrap();
+                assert_eq!(changed, OrderChange::Done(cancelled));
+                assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
+            }
+            let paid = ordering.change(order.id, Change::Pay, None).await;
+            assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));
+            assert_eq!(ordering.status(order.id).await.unwrap(), Some(OrderLookup::Stored(cancelled)));
+        };
+        tokio::select! {
+            () = work(&queue, &*store) => {}
+            () = client => {}
+        }
     }
 }

@@ -187,7 +187,7 @@ impl SoldOutCache {
     }
 
     /// Waits until no sold-out cache of any API refuses orders that come from now on by a read that began before this was called.
-    pub async fn lease_is_over() {
+    pub async fn outlast_leases() {
         sleep(Self::LEASE).await;
     }
 }
@@ -272,7 +272,7 @@ mod tests {
         assert!(shop.is_sold_out().await);
         shop.count(1).await;
         shop.sold_out_cache.report_sold_out(shop.product); // by what somebody said earlier
-        SoldOutCache::lease_is_over().await;
+        SoldOutCache::outlast_leases().await;
         assert!(!shop.is_sold_out().await);
         assert!(shop.sold_out_cache.entries().empty.is_empty(), "it is forgotten");
         shop.sold_out_cache.report_sold_out(shop.product);
@@ -285,7 +285,7 @@ mod tests {
         shop.sold_out_cache.look_soon(shop.product);
         assert!(shop.is_sold_out().await);
         shop.count(1).await;
-        SoldOutCache::lease_is_over().await;
+        SoldOutCache::outlast_leases().await;
         assert!(!shop.is_sold_out().await && shop.sold_out_cache.entries().empty.is_empty());
         shop.sold_out_cache.look_soon(shop.product);
         assert!(shop.sold_out_cache.entries().empty.is_empty(), "it has just looked");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_piece_is_refused_once_a_lease_is_over() {
+    async fn no_piece_is_refused_once_a_outlast_leases() {
         let shop = Shop::open().await;
         for pieces in 1..=50 {
             shop.count(0).await;
@@ -308,7 +308,7 @@ mod tests {
                 yield_now().await;
             }
             shop.count(pieces).await;
-            SoldOutCache::lease_is_over().await;
+            SoldOutCache::outlast_leases().await;
             assert!(!shop.is_sold_out().await, "{pieces}");
         }
     }
@@ -363,7 +363,7 @@ mod tests {
         shop.sold_out_cache.report_sold_out(shop.product);
         assert!(shop.is_sold_out().await);
         shop.store.close().await;
-        SoldOutCache::lease_is_over().await;
+        SoldOutCache::outlast_leases().await;
         assert!(!shop.is_sold_out().await);
         assert!(!shop.sold_out_cache.entries().is_refreshing, "the next read begins anew");
     }

@@ -1,0 +1,85 @@
+//! The one place that maps the errors of operations to answers.
+
+use super::envelope::{ApiError, PENDING, Reason};
+use crate::{
+    domain::order::{Order, OrderStatus},
+    service::{
+        catalog::RecountError,
+        ordering::{ChangeError, PlaceError},
+    },
+};
+
+impl From<PlaceError> for ApiError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Rejected { product_id, rejection, replayed } => {
+                Self::rejected(rejection, product_id).replayed(replayed)
+            }
+            PlaceError::NotReserved(order) => not_reserved(&order).replayed(true),
+            PlaceError::Refused(refusal) => refusal.into(),
+            PlaceError::Undecidable => undecidable(),
+            PlaceError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ChangeError> for ApiError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotFound(id) => Self::order_not_found(id),
+            ChangeError::NotDecided => Self::conflict(
+                Reason::OrderNotReserved,
+                PENDING,
+                "the order is not decided yet, so nothing is reserved; try again once it is",
+            ),
+            ChangeError::Conflict(status) => conflict(status),
+            ChangeError::Refused(refusal) => refusal.into(),
+            ChangeError::Undecidable => undecidable(),
+            ChangeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RecountError> for ApiError {
+    fn from(error: RecountError) -> Self {
+        match error {
+            RecountError::ProductNotFound(id) => Self::product_not_found(id),
+            RecountError::BelowReserved(below) => below.into(),
+            RecountError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn undecidable() -> ApiError {
+    ApiError::internal("it cannot be decided: the worker's log says which row of the database is wrong")
+}
+
+/// The order of a repeated key holds no pieces any more: 201 would promise them.
+fn not_reserved(order: &Order) -> ApiError {
+    let status = order.status().as_str();
+    let message = format!(
+        "the order of this Idempotency-Key is {status}: it holds no pieces any more, and nothing was reserved now; place a \
+         new order with a new key"
+    );
+    ApiError::conflict(Reason::OrderNotReserved, status, message)
+}
+
+/// An order that is not reserved any more never changes again.
+fn conflict(status: OrderStatus) -> ApiError {
+    let (reason, message) = match status {
+        OrderStatus::Paid => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
+        OrderStatus::Cancelled => {
+            (Reason::OrderNotReserved, "the order was cancelled; nothing was changed, place a new one")
+        }
+        OrderStatus::Expired => (
+            Reason::OrderNotReserved,
+            "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
+             order",
+        ),
+        OrderStatus::Rejected => {
+            (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
+        }
+        OrderStatus::Reserved => (Reason::OrderNotReserved, "the order did not change; try again"),
+    };
+    ApiError::conflict(reason, status.as_str(), message)
+}

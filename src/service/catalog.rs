@@ -1,0 +1,75 @@
+//! Products and their stock.
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{
+        ids::ProductId,
+        inventory::{Inventory, Stock, StockBelowReserved},
+        product::{Product, ProductName},
+    },
+    service::{dispatcher::Dispatcher, sold_out::SoldOutCache},
+    store::{Page, Store, StoreError},
+    telemetry::Sparse,
+};
+
+/// Why the stock was not set. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RecountError {
+    #[error("there is no product {0}")]
+    ProductNotFound(ProductId),
+    #[error("{} pieces are reserved", .0.reserved)]
+    BelowReserved(StockBelowReserved),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the seller does with products, and what anybody reads of them.
+pub struct CatalogService {
+    store: Arc<dyn Store>,
+    dispatcher: Arc<Dispatcher>,
+    lanes_not_opened: Sparse,
+}
+
+impl CatalogService {
+    pub fn new(store: Arc<dyn Store>, dispatcher: Arc<Dispatcher>) -> Self {
+        Self { store, dispatcher, lanes_not_opened: Sparse::default() }
+    }
+
+    /// Creates a product without stock, and opens its lane: long before its first order, which then finds a worker there. If
+    /// the lane cannot be opened, the first order opens it, and workers look for new products every few seconds.
+    pub async fn create(&self, name: ProductName) -> Result<Product, StoreError> {
+        let product = self.store.create_product(name).await?;
+        if let Err(error) = self.dispatcher.open_lane(product.id).await
+            && let Some(left_out) = self.lanes_not_opened.due()
+        {
+            tracing::warn!(product_id = %product.id, %error, left_out, "the lane will be opened by its first order");
+        }
+        Ok(product)
+    }
+
+    /// Up to `limit` products in id order, beginning behind `after`.
+    pub async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        self.store.products(after, limit).await
+    }
+
+    pub async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
+        self.store.product(id).await
+    }
+
+    pub async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
+        self.store.inventory(id).await
+    }
+
+    /// Sets the stored stock to what the seller counted. Returns when every API takes orders of the pieces.
+    pub async fn recount(&self, id: ProductId, stock: Stock) -> Result<(Product, Inventory), RecountError> {
+        let recount = self.store.recount(id, stock).await?.ok_or(RecountError::ProductNotFound(id))?;
+        let counted = recount.map_err(RecountError::BelowReserved)?;
+        SoldOutCache::outlast_leases().await;
+        Ok(counted)
+    }
+}
