@@ -8,11 +8,12 @@ use std::{fs, path::Path};
 use self::imports::{Crate, circles, imports};
 
 /// Small modules that every layer but the domain may use.
-const LEAVES: [&str; 4] = ["clock", "server_url", "supervise", "telemetry"];
+const LEAVES: [&str; 5] = ["backoff", "clock", "server_url", "supervise", "telemetry"];
 
 /// What each module at the top of `src` may import, in addition to the [`LEAVES`].
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("domain", &[]),
+    ("backoff", &[]),
     ("clock", &["domain"]),
     ("server_url", &[]),
     ("supervise", &[]),
