@@ -29,7 +29,7 @@ use crate::{
     store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
     telemetry::LogFormat,
-    worker::{Worker, WorkerHealth, expiry::Expiry},
+    worker::{Worker, expiry::Expiry, health::WorkerHealth},
 };
 
 /// How long a process that was told to stop finishes what is in flight. Less than the ten seconds after which

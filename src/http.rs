@@ -4,17 +4,18 @@ mod api;
 mod body;
 mod connection;
 mod docs;
-mod edge;
 mod envelope;
 mod errors;
 mod health;
-mod links;
 mod orders;
 mod preferences;
 mod products;
+mod public_url;
 mod query;
+mod readiness;
 mod server;
-mod wire;
+mod site;
+mod socket;
 
 use std::sync::Arc;
 
@@ -29,10 +30,10 @@ use envelope::{ApiError, Reason};
 
 pub use api::Api;
 pub use docs::CONTRACT;
-pub use edge::Site;
 pub use health::Probes;
-pub use links::{Links, PublicUrl, TrustedProxies};
+pub use public_url::{Links, PublicUrl, TrustedProxies};
 pub use server::{Server, listen};
+pub use site::Site;
 
 /// Every path of the contract and what answers there. A test holds it against `apispec.json`.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
@@ -76,12 +77,12 @@ fn finish<S: Clone + Send + Sync + 'static>(
 }
 
 async fn route_not_found(uri: Uri, request: Request) -> ApiError {
-    body::pass_over(request).await;
+    body::drain_body(request).await;
     ApiError::new(Reason::RouteNotFound, format!("there is nothing at {}; see /apispec.json", uri.path()))
 }
 
 async fn method_not_allowed(method: Method, uri: Uri, request: Request) -> ApiError {
-    body::pass_over(request).await;
+    body::drain_body(request).await;
     ApiError::new(
         Reason::MethodNotAllowed,
         format!("{method} is not for {}; see the Allow header", uri.path()),

@@ -25,6 +25,7 @@ pub mod worker;
 pub mod store;
 pub mod lane_watch;
 pub mod supervise;
+pub mod backoff;
 pub mod clock;
 pub mod settings;
 pub mod server_url;

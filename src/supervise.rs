@@ -2,23 +2,25 @@
 
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
-/// A task that ran for so long was well: the next start does not wait long.
-const WELL: Duration = Duration::from_secs(60);
+use crate::backoff::backoff;
+
+/// A task that ran for so long is taken for healthy: the next start does not wait long.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+const MIN_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a task waits before it is started again.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// Runs a task until it ends by itself. When it panics, it is started again, with growing delays.
+/// Runs a task until it returns. When it panics, it is started again, with growing delays.
 pub async fn supervise<F: Future<Output = ()>>(name: &'static str, task: impl Fn() -> F) {
-    let mut delays = delays();
+    let mut delays = backoff(MIN_DELAY, MAX_DELAY);
     loop {
         let began = Instant::now();
         let Err(panic) = AssertUnwindSafe(async { task().await }).catch_unwind().await else { return };
-        if began.elapsed() >= WELL {
-            delays = self::delays();
+        if began.elapsed() >= HEALTHY_AFTER {
+            delays = backoff(MIN_DELAY, MAX_DELAY);
         }
         let delay = delays.next().unwrap_or(MAX_DELAY);
         tracing::error!(
@@ -34,15 +36,6 @@ pub async fn supervise<F: Future<Output = ()>>(name: &'static str, task: impl Fn
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
-}
-
-fn delays() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(MAX_DELAY)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]

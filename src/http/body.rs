@@ -11,10 +11,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use super::{
-    envelope::{ApiError, Reason},
-    wire::late,
-};
+use super::envelope::{ApiError, Reason};
 
 /// The most a body may have.
 const MAX_BYTES: usize = 16 * 1024;
@@ -36,7 +33,7 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
-            pass_over(request).await;
+            drain_body(request).await;
             return Err(ApiError::new(
                 Reason::UnsupportedMediaType,
                 "the Content-Type header must be application/json",
@@ -70,10 +67,10 @@ impl<S: Send + Sync> FromRequest<S> for NoBody {
 }
 
 /// Extracts what the head of a request says, then its body. A request that its head condemns is taken in as well before
-/// it is refused: see [`pass_over`].
-pub(super) struct HeadAndBody<H, B>(pub(super) H, pub(super) B);
+/// it is refused: see [`drain_body`].
+pub(super) struct PartsAndBody<H, B>(pub(super) H, pub(super) B);
 
-impl<S, H, B> FromRequest<S> for HeadAndBody<H, B>
+impl<S, H, B> FromRequest<S> for PartsAndBody<H, B>
 where
     S: Send + Sync,
     H: FromRequestParts<S, Rejection = ApiError> + Send,
@@ -88,7 +85,7 @@ where
         match head {
             Ok(head) => Ok(Self(head, B::from_request(request, state).await?)),
             Err(error) => {
-                pass_over(request).await;
+                drain_body(request).await;
                 Err(error)
             }
         }
@@ -109,7 +106,7 @@ fn is_object(json: &[u8]) -> bool {
 }
 
 async fn read(request: Request) -> Result<Bytes, ApiError> {
-    tokio::time::timeout(MAX_TIME, read_all(request)).await.unwrap_or_else(|_| Err(late("body")))
+    tokio::time::timeout(MAX_TIME, read_all(request)).await.unwrap_or_else(|_| Err(ApiError::late("body")))
 }
 
 async fn read_all(request: Request) -> Result<Bytes, ApiError> {
@@ -118,7 +115,7 @@ async fn read_all(request: Request) -> Result<Bytes, ApiError> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|bytes: usize| bytes > MAX_BYTES) {
-        pass_over(request).await;
+        drain_body(request).await;
         return Err(too_large());
     }
     let mut chunks = request.into_body().into_data_stream();
@@ -131,7 +128,7 @@ async fn read_all(request: Request) -> Result<Bytes, ApiError> {
             return Ok(chunk); // the usual case, and no copy
         }
         if whole.len() + chunk.len() > MAX_BYTES {
-            discard(chunks).await;
+            drain(chunks).await;
             return Err(too_large());
         }
         whole.extend_from_slice(&chunk);
@@ -140,23 +137,23 @@ async fn read_all(request: Request) -> Result<Bytes, ApiError> {
 }
 
 /// Takes in the body of a request that is refused whatever stands in it.
-pub(super) async fn pass_over(request: Request) {
+pub(super) async fn drain_body(request: Request) {
     // Who asks first whether to send it has not sent it yet.
     if !request.headers().contains_key(header::EXPECT) {
-        discard(request.into_body().into_data_stream()).await;
+        drain(request.into_body().into_data_stream()).await;
     }
 }
 
 /// Reads on without keeping anything, within limits: a client that is still sending when the connection closes
 /// would see a reset instead of the answer.
-async fn discard(mut chunks: BodyDataStream) {
-    const MAX_DISCARDED: usize = 64 * 1024 * 1024;
+async fn drain(mut chunks: BodyDataStream) {
+    const MAX_DRAINED: usize = 64 * 1024 * 1024;
     const MAX_TIME: Duration = Duration::from_secs(5);
     let mut seen = 0;
     let reading = async {
         while let Some(Ok(chunk)) = chunks.next().await {
             seen += chunk.len();
-            if seen > MAX_DISCARDED {
+            if seen > MAX_DRAINED {
                 break;
             }
         }

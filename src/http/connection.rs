@@ -60,7 +60,7 @@ impl Wait {
 /// What the server wants of a connection. Later ones are stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub(super) enum Order {
+pub(super) enum Directive {
     /// Go on.
     Serve,
     /// Answer what is under way, then close.
@@ -75,7 +75,7 @@ pub(super) enum Order {
 pub(super) struct Connection {
     pub(super) peer: IpAddr,
     progress: Mutex<Progress>,
-    order: AtomicU8,
+    directive: AtomicU8,
     task: AtomicWaker,
 }
 
@@ -87,7 +87,7 @@ struct Progress {
     /// Requests whose answer has not left entirely.
     answered: u32,
     /// What it waits for while there are none.
-    between: Wait,
+    idle_wait: Wait,
     /// The last change of any of these.
     since: Instant,
     /// Since when the socket takes no more, if it does not.
@@ -95,10 +95,10 @@ struct Progress {
 }
 
 impl Progress {
-    fn waits(&self) -> Option<(Wait, Instant)> {
+    fn waiting_for(&self) -> Option<(Wait, Instant)> {
         match *self {
             Self { blocked: Some(since), .. } => Some((Wait::Reading, since)),
-            Self { handled: 0, answered: 0, between, since, .. } => Some((between, since)),
+            Self { handled: 0, answered: 0, idle_wait, since, .. } => Some((idle_wait, since)),
             // HTTP/2: the client leaves no window for the answer.
             Self { handled: 0, since, .. } => Some((Wait::Reading, since)),
             Self { handled, receiving, since, .. } if handled == receiving => Some((Wait::Body, since)),
@@ -113,14 +113,14 @@ impl Connection {
             handled: 0,
             receiving: 0,
             answered: 0,
-            between: Wait::Anything,
+            idle_wait: Wait::Anything,
             since: Instant::now(),
             blocked: None,
         };
         Arc::new(Self {
             peer,
             progress: Mutex::new(progress),
-            order: AtomicU8::new(Order::Serve as u8),
+            directive: AtomicU8::new(Directive::Serve as u8),
             task: AtomicWaker::new(),
         })
     }
@@ -129,62 +129,62 @@ impl Connection {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn changes(&self, change: impl FnOnce(&mut Progress)) {
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
         let mut progress = self.progress();
         change(&mut progress);
         progress.since = Instant::now();
     }
 
     /// What it waits for, and since when. `None`: the turn is ours.
-    pub(super) fn waits(&self) -> Option<(Wait, Instant)> {
-        self.progress().waits()
+    pub(super) fn waiting_for(&self) -> Option<(Wait, Instant)> {
+        self.progress().waiting_for()
     }
 
     /// Between requests, it waits for this from now on.
-    pub(super) fn awaits(&self, wait: Wait) {
-        self.changes(|progress| progress.between = wait);
+    pub(super) fn set_idle_wait(&self, wait: Wait) {
+        self.update(|progress| progress.idle_wait = wait);
     }
 
     /// Bytes arrived. Whether they begin the head of a request.
-    pub(super) fn begins_a_head(&self) -> bool {
+    pub(super) fn note_received(&self) -> bool {
         let mut progress = self.progress();
-        let begins = matches!(progress.waits(), Some((Wait::Anything | Wait::NextRequest, _)));
+        let begins = matches!(progress.waiting_for(), Some((Wait::Anything | Wait::NextRequest, _)));
         if begins {
-            (progress.between, progress.since) = (Wait::Head, Instant::now());
+            (progress.idle_wait, progress.since) = (Wait::Head, Instant::now());
         }
         begins
     }
 
     /// The socket takes no more, or does again.
-    pub(super) fn blocked(&self, is: bool) {
+    pub(super) fn set_blocked(&self, is: bool) {
         self.progress().blocked = is.then(Instant::now);
     }
 
     /// The head of a request has arrived; a handler works on it.
     pub(super) fn exchange(self: &Arc<Self>) -> Exchange {
-        self.changes(|progress| progress.handled += 1);
+        self.update(|progress| progress.handled += 1);
         Exchange { connection: self.clone(), is_answered: false }
     }
 
     /// What the server wants of it. The task that asks is woken when that changes.
-    pub(super) fn order(&self, task: &Context<'_>) -> Order {
+    pub(super) fn directive(&self, task: &Context<'_>) -> Directive {
         self.task.register(task.waker());
-        match self.order.load(Ordering::Acquire) {
-            0 => Order::Serve,
-            1 => Order::Finish,
-            2 => Order::Refuse,
-            _ => Order::Close,
+        match self.directive.load(Ordering::Acquire) {
+            0 => Directive::Serve,
+            1 => Directive::Finish,
+            2 => Directive::Refuse,
+            _ => Directive::Close,
         }
     }
 
     /// Whether the head that it waits for is late.
-    pub(super) fn is_late(&self) -> bool {
-        self.order.load(Ordering::Acquire) == Order::Refuse as u8
+    pub(super) fn is_head_late(&self) -> bool {
+        self.directive.load(Ordering::Acquire) == Directive::Refuse as u8
     }
 
-    /// Gives an order. A weaker one than it has already changes nothing.
-    pub(super) fn must(&self, order: Order) {
-        if self.order.fetch_max(order as u8, Ordering::AcqRel) < order as u8 {
+    /// Gives a directive. A weaker one than it has already changes nothing.
+    pub(super) fn direct(&self, directive: Directive) {
+        if self.directive.fetch_max(directive as u8, Ordering::AcqRel) < directive as u8 {
             self.task.wake();
         }
     }
@@ -198,52 +198,52 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// The body of the request, watched.
-    pub(super) fn receives<B: Body>(&self, body: B) -> Watched<B, Receiving> {
+    pub(super) fn receives<B: Body>(&self, body: B) -> TrackedBody<B, RequestBodyGuard> {
         let receiving = (!body.is_end_stream()).then(|| {
-            self.connection.changes(|progress| progress.receiving += 1);
-            Receiving(self.connection.clone())
+            self.connection.update(|progress| progress.receiving += 1);
+            RequestBodyGuard(self.connection.clone())
         });
-        Watched { body, until_it_ends: receiving }
+        TrackedBody { body, guard: receiving }
     }
 
     /// The body of the answer, watched.
-    pub(super) fn answers<B: Body>(mut self, body: B) -> Watched<B, Self> {
+    pub(super) fn answers<B: Body>(mut self, body: B) -> TrackedBody<B, Self> {
         self.is_answered = true;
-        self.connection.changes(|progress| {
+        self.connection.update(|progress| {
             progress.handled -= 1;
             progress.answered += 1;
         });
-        Watched { body, until_it_ends: Some(self) }
+        TrackedBody { body, guard: Some(self) }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         let is_answered = self.is_answered;
-        self.connection.changes(|progress| {
+        self.connection.update(|progress| {
             let count = if is_answered { &mut progress.answered } else { &mut progress.handled };
             *count -= 1;
-            progress.between = Wait::NextRequest;
+            progress.idle_wait = Wait::NextRequest;
         });
     }
 }
 
 /// A body of a request that has not arrived entirely.
-pub(super) struct Receiving(Arc<Connection>);
+pub(super) struct RequestBodyGuard(Arc<Connection>);
 
-impl Drop for Receiving {
+impl Drop for RequestBodyGuard {
     fn drop(&mut self) {
-        self.0.changes(|progress| progress.receiving -= 1);
+        self.0.update(|progress| progress.receiving -= 1);
     }
 }
 
 /// A body that keeps something until it ends.
-pub(super) struct Watched<B, T> {
+pub(super) struct TrackedBody<B, T> {
     body: B,
-    until_it_ends: Option<T>,
+    guard: Option<T>,
 }
 
-impl<B: Body + Unpin, T: Unpin> Body for Watched<B, T> {
+impl<B: Body + Unpin, T: Unpin> Body for TrackedBody<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -253,7 +253,7 @@ impl<B: Body + Unpin, T: Unpin> Body for Watched<B, T> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if self.body.is_end_stream() || matches!(frame, Poll::Ready(None | Some(Err(_)))) {
-            self.until_it_ends = None;
+            self.guard = None;
         }
         frame
     }

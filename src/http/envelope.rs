@@ -9,6 +9,7 @@ use axum::{
 };
 use serde::Serialize;
 
+use super::readiness::Readiness;
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -188,7 +189,7 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    readiness: Option<super::health::Readiness>,
+    readiness: Option<Readiness>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
     #[serde(skip)]
     replayed: bool,
@@ -210,7 +211,7 @@ pub(super) fn mark_replayed(mut answer: Response) -> Response {
 
 /// What the log says about an answer with an error.
 #[derive(Clone)]
-pub(super) struct Logged {
+pub(super) struct ErrorReport {
     pub(super) reason: Reason,
     pub(super) cause: Option<String>,
 }
@@ -266,6 +267,14 @@ impl ApiError {
         Self { cause: Some(cause.to_string()), ..Self::new(Reason::InternalError, message) }
     }
 
+    /// A part of the request that did not arrive within its time.
+    pub(super) fn late(part: &str) -> Self {
+        Self::new(
+            Reason::RequestTimeout,
+            format!("the {part} of the request did not arrive in time; nothing was done, send it again"),
+        )
+    }
+
     pub(super) fn product_not_found(id: ProductId) -> Self {
         Self::new(Reason::ProductNotFound, format!("there is no product {id}"))
     }
@@ -287,7 +296,7 @@ impl ApiError {
         Self { replayed, ..self }
     }
 
-    pub(super) fn not_ready(readiness: super::health::Readiness) -> Self {
+    pub(super) fn not_ready(readiness: Readiness) -> Self {
         Self { readiness: Some(readiness), ..Self::new(Reason::NotReady, "not everything needed answers") }
     }
 
@@ -382,7 +391,7 @@ impl IntoResponse for ApiError {
             // What may still come of the body is no request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(Logged { reason: self.reason, cause: self.cause });
+        response.extensions_mut().insert(ErrorReport { reason: self.reason, cause: self.cause });
         if self.replayed { mark_replayed(response) } else { response }
     }
 }

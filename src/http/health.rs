@@ -9,45 +9,47 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::envelope::{ApiError, success};
-use crate::{queue::Ping, store::Store, worker::WorkerHealth};
+use super::{
+    envelope::{ApiError, success},
+    readiness::{Answer, Readiness},
+};
+use crate::{queue::Ping, store::Store, worker::health::WorkerHealth};
 
 /// How long the database and the broker may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long an answer is kept, so that a storm of questions is few statements.
-const KEPT: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a result is reused, so that many requests are few statements.
+const CACHED_FOR: Duration = Duration::from_secs(1);
 
 /// What a process needs to do its work.
 #[derive(Clone)]
-pub struct Probes(Arc<Probing>);
+pub struct Probes(Arc<Inner>);
 
-struct Probing {
+struct Inner {
     store: Arc<dyn Store>,
     queue: Arc<dyn Ping>,
-    /// Its worker, if it has one.
     worker: Option<Arc<WorkerHealth>>,
-    /// Held while it asks: who comes meanwhile gets the same answer.
-    last: Mutex<Option<(Instant, Readiness)>>,
+    /// Locked during a check: requests that arrive then get the same result.
+    cached: Mutex<Option<(Instant, Readiness)>>,
 }
 
 impl Probes {
-    /// Of this database, this queue, and the process's worker if it has one.
+    /// `worker`: of this process, if it has one.
     pub fn new(store: Arc<dyn Store>, queue: Arc<dyn Ping>, worker: Option<Arc<WorkerHealth>>) -> Self {
-        Self(Arc::new(Probing { store, queue, worker, last: Mutex::default() }))
+        Self(Arc::new(Inner { store, queue, worker, cached: Mutex::default() }))
     }
 
     async fn readiness(&self) -> Readiness {
-        let Probing { store, queue, worker, last } = &*self.0;
-        let mut last = last.lock().await;
-        if let Some((asked_at, readiness)) = *last
-            && asked_at.elapsed() < KEPT
+        let Inner { store, queue, worker, cached } = &*self.0;
+        let mut cached = cached.lock().await;
+        if let Some((checked_at, readiness)) = *cached
+            && checked_at.elapsed() < CACHED_FOR
         {
             return readiness;
         }
-        let (database, queue) = tokio::join!(ask(store.ping()), ask(queue.ping()));
+        let (database, queue) = tokio::join!(check(store.ping()), check(queue.ping()));
         let worker = worker.as_ref().map(|worker| Answer::of(worker.is_well()));
         let readiness = Readiness { database, queue, worker };
-        *last = Some((Instant::now(), readiness));
+        *cached = Some((Instant::now(), readiness));
         readiness
     }
 }
@@ -62,37 +64,15 @@ pub(super) async fn live() -> Response {
     success(StatusCode::OK, Live { live: true })
 }
 
-/// Who answers, and whether the worker consumes and decides.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Readiness {
-    database: Answer,
-    queue: Answer,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    worker: Option<Answer>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Ok,
-    Unavailable,
-}
-
-impl Answer {
-    fn of(is_well: bool) -> Self {
-        if is_well { Self::Ok } else { Self::Unavailable }
-    }
-}
-
 /// `GET /health/ready`
 pub(super) async fn ready(State(probes): State<Probes>) -> Result<Response, ApiError> {
-    let readiness @ Readiness { database, queue, worker } = probes.readiness().await;
-    if [Some(database), Some(queue), worker].contains(&Some(Answer::Unavailable)) {
+    let readiness = probes.readiness().await;
+    if !readiness.is_ready() {
         return Err(ApiError::not_ready(readiness));
     }
     Ok(success(StatusCode::OK, readiness))
 }
 
-async fn ask<E>(answer: impl Future<Output = Result<(), E>>) -> Answer {
-    Answer::of(matches!(timeout(PATIENCE, answer).await, Ok(Ok(()))))
+async fn check<E>(answer: impl Future<Output = Result<(), E>>) -> Answer {
+    Answer::of(matches!(timeout(CHECK_TIMEOUT, answer).await, Ok(Ok(()))))
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     api::Api,
-    body::{Fields, HeadAndBody, JsonBody, NoBody},
+    body::{Fields, JsonBody, NoBody, PartsAndBody},
     envelope::{ApiError, PENDING, Reason, mark_replayed, page, success},
-    preferences::{GivenKey, Preferences},
+    preferences::{IdempotencyKeyHeader, Preferences},
     query::{ListQuery, OrderPath},
 };
 use crate::{
@@ -42,7 +42,10 @@ impl Fields for OrderRequest {
 pub(super) async fn place(
     State(api): State<Api>,
     preferences: Preferences,
-    HeadAndBody(GivenKey(key), JsonBody(order)): HeadAndBody<GivenKey, JsonBody<OrderRequest>>,
+    PartsAndBody(IdempotencyKeyHeader(key), JsonBody(order)): PartsAndBody<
+        IdempotencyKeyHeader,
+        JsonBody<OrderRequest>,
+    >,
 ) -> Response {
     let wait = preferences.wait();
     let answer = match api.orders.place(order.product_id, order.total, key, wait).await {
@@ -66,7 +69,7 @@ fn location(id: OrderId) -> [(HeaderName, String); 1] {
 pub(super) async fn pay(
     State(api): State<Api>,
     preferences: Preferences,
-    HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
+    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
     change(&api, id, Change::Pay, preferences).await
 }
@@ -75,7 +78,7 @@ pub(super) async fn pay(
 pub(super) async fn cancel(
     State(api): State<Api>,
     preferences: Preferences,
-    HeadAndBody(OrderPath(id), NoBody): HeadAndBody<OrderPath, NoBody>,
+    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
     change(&api, id, Change::Cancel, preferences).await
 }

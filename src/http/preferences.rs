@@ -12,11 +12,11 @@ use super::envelope::{ApiError, Reason};
 use crate::domain::ids::IdempotencyKey;
 
 /// The `Idempotency-Key` of a request, if it has one: quoted, as the IETF's draft says, or bare.
-pub(super) struct GivenKey(pub(super) Option<IdempotencyKey>);
+pub(super) struct IdempotencyKeyHeader(pub(super) Option<IdempotencyKey>);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-impl<S: Send + Sync> FromRequestParts<S> for GivenKey {
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKeyHeader {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {

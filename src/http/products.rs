@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
-    body::{Fields, HeadAndBody, JsonBody},
+    body::{Fields, JsonBody, PartsAndBody},
     envelope::{ApiError, Reason, page, success},
     query::{ListQuery, ProductPath},
 };
@@ -99,7 +99,7 @@ impl Fields for InventoryRequest {
 /// `PUT /api/products/{productId}/inventory`
 pub(super) async fn recount(
     State(api): State<Api>,
-    HeadAndBody(ProductPath(id), JsonBody(InventoryRequest { stock })): HeadAndBody<
+    PartsAndBody(ProductPath(id), JsonBody(InventoryRequest { stock })): PartsAndBody<
         ProductPath,
         JsonBody<InventoryRequest>,
     >,

@@ -30,9 +30,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    connection::{Connection, Order, Wait},
-    edge::{Edge, Site},
-    wire::{MAX_HEAD, Wire},
+    connection::{Connection, Directive, Wait},
+    site::{ConnectionService, Site},
+    socket::{ClientSocket, MAX_HEAD},
 };
 use crate::telemetry::Sparse;
 
@@ -46,13 +46,13 @@ const SEND_BUFFER: u32 = 16 * 1024;
 
 /// How long sent bytes may stay unacknowledged, also after we have closed: a client that never reads does not keep its
 /// buffers.
-const UNACKNOWLEDGED_MS: u32 = 30_000;
+const USER_TIMEOUT_MS: u32 = 30_000;
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
 
 /// A connection that was idle for less may be one whose request is on its way: it is not closed to make room.
-const IDLE_ENOUGH: Duration = Duration::from_secs(1);
+const MIN_IDLE: Duration = Duration::from_secs(1);
 
 /// Opens the address. Accepted connections inherit what is set here.
 pub async fn listen(address: &str) -> io::Result<TcpListener> {
@@ -66,7 +66,7 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
         socket.set_nodelay(true)?;
         socket.set_keepalive(true)?;
         #[cfg(target_os = "linux")]
-        rustix::net::sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MS)?;
+        rustix::net::sockopt::set_tcp_user_timeout(&socket, USER_TIMEOUT_MS)?;
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => return Ok(listener),
             Err(error) => last_error = error,
@@ -89,18 +89,18 @@ struct Shared {
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     /// A connection has ended.
     ended: Notify,
-    complaints: Sparse,
+    warnings: Sparse,
     next_id: AtomicU64,
 }
 
 /// A connection that is counted until this is dropped.
-struct Counted {
+struct ConnectionGuard {
     shared: Arc<Shared>,
     id: u64,
     connection: Arc<Connection>,
 }
 
-impl Drop for Counted {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.shared.connections().remove(&self.id);
         self.shared.ended.notify_waiters();
@@ -116,7 +116,7 @@ impl Server {
             max_connections,
             connections: Mutex::default(),
             ended: Notify::new(),
-            complaints: Sparse::default(),
+            warnings: Sparse::default(),
             next_id: AtomicU64::new(0),
         });
         Self {
@@ -131,36 +131,37 @@ impl Server {
     pub async fn finish(self, deadline: tokio::time::Instant) {
         self.accepting.abort();
         let _ = self.accepting.await; // now the address is free
-        self.shared.order_all(Order::Finish, |_| true);
+        self.shared.direct_all(Directive::Finish, |_| true);
         // What a client has begun to ask it may finish, if it is quick about it.
         if timeout(Duration::from_secs(1), self.shared.empty()).await.is_err() {
-            self.shared
-                .order_all(Order::Close, |wait| !matches!(wait, None | Some(Wait::Body | Wait::Reading)));
+            self.shared.direct_all(Directive::Close, |wait| {
+                !matches!(wait, None | Some(Wait::Body | Wait::Reading))
+            });
         }
         if timeout_at(deadline, self.shared.empty()).await.is_err() {
             let left = self.shared.connections().len();
             tracing::warn!(connections = left, "some requests did not finish in time");
-            self.shared.order_all(Order::Close, |_| true);
+            self.shared.direct_all(Directive::Close, |_| true);
         }
     }
 }
 
-impl Counted {
+impl ConnectionGuard {
     async fn serve(self, socket: TcpStream) {
         let Shared { site, http, .. } = &*self.shared;
         let connection = &self.connection;
-        let io = TokioIo::new(Wire::new(socket, connection.clone()));
-        let edge = Edge { site: site.clone(), connection: connection.clone() };
-        let mut serving = pin!(http.serve_connection(io, edge));
+        let io = TokioIo::new(ClientSocket::new(socket, connection.clone()));
+        let service = ConnectionService { site: site.clone(), connection: connection.clone() };
+        let mut serving = pin!(http.serve_connection(io, service));
         let mut is_finishing = false;
         let ended = poll_fn(|context| {
-            match connection.order(context) {
-                Order::Close => return Poll::Ready(Ok(())),
-                Order::Finish if !is_finishing => {
+            match connection.directive(context) {
+                Directive::Close => return Poll::Ready(Ok(())),
+                Directive::Finish if !is_finishing => {
                     is_finishing = true;
                     serving.as_mut().graceful_shutdown();
                 }
-                Order::Serve | Order::Refuse | Order::Finish => {}
+                Directive::Serve | Directive::Refuse | Directive::Finish => {}
             }
             serving.as_mut().poll(context)
         });
@@ -198,7 +199,7 @@ impl Shared {
         loop {
             match listener.accept().await {
                 Ok((socket, peer)) => self.admit(socket, peer.ip()).await,
-                Err(error) => self.not_accepted(&error).await,
+                Err(error) => self.accept_failed(&error).await,
             }
         }
     }
@@ -209,7 +210,7 @@ impl Shared {
         while self.connections().len() >= self.max_connections {
             let ended = self.ended.notified();
             let closed = self.make_room();
-            if self.complaints.due().is_some() {
+            if self.warnings.due().is_some() {
                 tracing::warn!(
                     limit = self.max_connections,
                     closed,
@@ -223,7 +224,7 @@ impl Shared {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(peer);
         self.connections().insert(id, connection.clone());
-        tokio::spawn(Counted { shared: self.clone(), id, connection }.serve(socket));
+        tokio::spawn(ConnectionGuard { shared: self.clone(), id, connection }.serve(socket));
     }
 
     /// No connection is left.
@@ -237,10 +238,10 @@ impl Shared {
         }
     }
 
-    fn order_all(&self, order: Order, which: impl Fn(Option<Wait>) -> bool) {
+    fn direct_all(&self, directive: Directive, which: impl Fn(Option<Wait>) -> bool) {
         for connection in self.connections().values() {
-            if which(connection.waits().map(|(wait, _)| wait)) {
-                connection.must(order);
+            if which(connection.waiting_for().map(|(wait, _)| wait)) {
+                connection.direct(directive);
             }
         }
     }
@@ -252,15 +253,15 @@ impl Shared {
         loop {
             ticks.tick().await;
             for connection in self.connections().values() {
-                let Some((wait, since)) = connection.waits() else { continue };
+                let Some((wait, since)) = connection.waiting_for() else { continue };
                 let late = since.elapsed().checked_sub(wait.limit());
                 let Some(late) = late else { continue };
-                connection.must(match wait {
+                connection.direct(match wait {
                     // Whoever does not hear it within a moment does not hear it.
-                    _ if late > 2 * SWEEP => Order::Close,
-                    Wait::Head => Order::Refuse,
-                    Wait::NextRequest => Order::Finish,
-                    Wait::Anything | Wait::Body | Wait::Reading | Wait::Closing => Order::Close,
+                    _ if late > 2 * SWEEP => Directive::Close,
+                    Wait::Head => Directive::Refuse,
+                    Wait::NextRequest => Directive::Finish,
+                    Wait::Anything | Wait::Body | Wait::Reading | Wait::Closing => Directive::Close,
                 });
             }
         }
@@ -272,19 +273,19 @@ impl Shared {
         let mut idle: Vec<_> = connections
             .values()
             .filter_map(|connection| {
-                let (wait, since) = connection.waits()?;
-                (since.elapsed() >= IDLE_ENOUGH).then_some((wait.rank(), since, connection))
+                let (wait, since) = connection.waiting_for()?;
+                (since.elapsed() >= MIN_IDLE).then_some((wait.rank(), since, connection))
             })
             .collect();
         idle.sort_unstable_by_key(|(rank, since, _)| (*rank, *since));
         let least = idle.first().map(|(rank, ..)| *rank);
         let few = self.max_connections / 32 + 1;
         let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(few);
-        chosen.map(|(.., connection)| connection.must(Order::Close)).count()
+        chosen.map(|(.., connection)| connection.direct(Directive::Close)).count()
     }
 
     /// An accept that failed is no reason to stop accepting, nor to try again without a pause.
-    async fn not_accepted(&self, error: &io::Error) {
+    async fn accept_failed(&self, error: &io::Error) {
         let errno = Errno::from_io_error(error);
         if matches!(errno, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR | Errno::PROTO)) {
             return; // the client's affair
@@ -293,7 +294,7 @@ impl Shared {
             Some(Errno::MFILE | Errno::NFILE) => self.make_room(),
             _ => 0,
         };
-        if self.complaints.due().is_some() {
+        if self.warnings.due().is_some() {
             tracing::warn!(
                 %error,
                 connections = self.connections().len(),

@@ -22,9 +22,9 @@ use tower::Service;
 
 use super::{
     body,
-    connection::{Connection, Exchange, Watched},
-    envelope::{ApiError, Logged, Reason},
-    links::Links,
+    connection::{Connection, Exchange, TrackedBody},
+    envelope::{ApiError, ErrorReport, Reason},
+    public_url::Links,
 };
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,13 +41,13 @@ pub struct Site {
 }
 
 /// The site for the requests of one connection.
-pub(super) struct Edge {
+pub(super) struct ConnectionService {
     pub(super) site: Site,
     pub(super) connection: Arc<Connection>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Edge {
-    type Response = Response<Watched<Body, Exchange>>;
+impl hyper::service::Service<Request<Incoming>> for ConnectionService {
+    type Response = Response<TrackedBody<Body, Exchange>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -72,7 +72,7 @@ async fn observed(mut router: Router, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let answering = async move {
         if let Err(error) = check_host(&request) {
-            body::pass_over(request).await;
+            body::drain_body(request).await;
             return error.into_response();
         }
         match router.call(request).await {
@@ -85,7 +85,7 @@ async fn observed(mut router: Router, request: Request) -> Response {
         Err(_) => ApiError::internal("a handler panicked").into_response(),
     };
     let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
-    if let Some(Logged { reason, cause }) = response.extensions().get() {
+    if let Some(ErrorReport { reason, cause }) = response.extensions().get() {
         let cause = cause.as_deref();
         if status >= 500 {
             if let Some(left_out) = reason.due() {

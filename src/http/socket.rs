@@ -20,8 +20,8 @@ use tokio::{
 
 use super::{
     connection::{Connection, Wait},
-    edge,
     envelope::{ApiError, Reason},
+    site::{REQUEST_ID, last_answer},
 };
 
 /// The most that the head of a request may have.
@@ -31,7 +31,7 @@ pub(super) const MAX_HEAD: usize = 32 * 1024;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// See the module.
-pub(super) struct Wire {
+pub(super) struct ClientSocket {
     socket: TcpStream,
     connection: Arc<Connection>,
     protocol: Protocol,
@@ -67,7 +67,7 @@ impl Protocol {
     }
 }
 
-impl Wire {
+impl ClientSocket {
     pub(super) fn new(socket: TcpStream, connection: Arc<Connection>) -> Self {
         Self {
             socket,
@@ -85,12 +85,12 @@ impl Wire {
         if let Protocol::Undecided(_) = self.protocol {
             self.protocol = self.protocol.after(bytes);
             if self.protocol == Protocol::Http2 {
-                self.connection.awaits(Wait::NextRequest);
+                self.connection.set_idle_wait(Wait::NextRequest);
             }
         }
         // HTTP/2 has pings and settings, too: what arrives says nothing about requests.
         if self.protocol != Protocol::Http2 {
-            if self.connection.begins_a_head() {
+            if self.connection.note_received() {
                 self.has_request_line = false;
             }
             self.has_request_line = self.has_request_line || bytes.contains(&b'\n');
@@ -106,13 +106,13 @@ impl Wire {
         let begin = bytes.windows(BEGIN.len()).rposition(|window| window == BEGIN)?;
         let head = str::from_utf8(&bytes[begin..]).ok()?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
-        let is_ours = head.contains(edge::REQUEST_ID.as_str());
+        let is_ours = head.contains(REQUEST_ID.as_str());
         (!is_ours && (400..500).contains(&status)).then_some((begin, status))
     }
 
     fn refuse(&mut self, status: u16) {
         let error = match status {
-            408 => late("head"),
+            408 => ApiError::late("head"),
             // hyper knows a limit of its own for the first line, and it is above the one for the whole head.
             414 | 431 if !self.has_request_line => ApiError::new(
                 Reason::UriTooLong,
@@ -127,16 +127,16 @@ impl Wire {
                 "this is not a request of HTTP/1.1 or HTTP/2 (without TLS); look at its first line and its headers",
             ),
         };
-        self.refusal = edge::last_answer(&error).into();
+        self.refusal = last_answer(&error).into();
         self.has_refused = true;
-        self.connection.awaits(Wait::Closing);
+        self.connection.set_idle_wait(Wait::Closing);
     }
 
     /// Notes whether the socket takes what is written.
     fn noted<T>(&mut self, written: Poll<T>) -> Poll<T> {
         if written.is_pending() != self.is_blocked {
             self.is_blocked = written.is_pending();
-            self.connection.blocked(self.is_blocked);
+            self.connection.set_blocked(self.is_blocked);
         }
         written
     }
@@ -170,7 +170,7 @@ impl Wire {
     }
 }
 
-impl Drop for Wire {
+impl Drop for ClientSocket {
     /// What a client does not read is thrown away at once: else the system keeps it, and offers it for another half
     /// minute.
     fn drop(&mut self) {
@@ -180,21 +180,13 @@ impl Drop for Wire {
     }
 }
 
-/// What did not arrive within its time.
-pub(super) fn late(what: &str) -> ApiError {
-    ApiError::new(
-        Reason::RequestTimeout,
-        format!("the {what} of the request did not arrive in time; nothing was done, send it again"),
-    )
-}
-
-impl AsyncRead for Wire {
+impl AsyncRead for ClientSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.connection.is_late() && !self.has_refused {
+        if self.connection.is_head_late() && !self.has_refused {
             self.refuse(408);
             // Best effort: this little fits into a socket that has nothing else to send.
             let _ = self.poll_refusal(context);
@@ -207,7 +199,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ClientSocket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
