@@ -17,10 +17,7 @@ python=$venv/bin/python
 # What pom.xml of a generated client asks Maven for, without Maven: openapi-generator's own jar has Jackson in it.
 annotations=/usr/share/java/jakarta-annotation-api.jar
 
-fail() {
-    echo "clients.sh: $1" >&2
-    exit 2
-}
+. "$root/scripts/venv.sh"
 
 main() {
     [ $# -eq 1 ] || fail "give the path of the antre binary, and nothing else"
@@ -31,8 +28,9 @@ main() {
     antre=$(realpath "$1")
     cd "$root"
     mkdir -p "$work"
-    install_debian_packages
-    install_generators
+    install_java
+    install_venv "$venv" scripts/clients/requirements.txt
+    jar=$("$python" -c 'import openapi_generator_cli, pathlib; print(pathlib.Path(openapi_generator_cli.__file__).with_name("openapi-generator.jar"))')
     # The longest first, so that it compiles while the others generate.
     CARGO_TARGET_DIR=$work/rust cargo build --quiet --locked --manifest-path scripts/clients/rust/Cargo.toml &
     local rust=$!
@@ -46,28 +44,11 @@ main() {
         "progenitor, Rust: $work/rust/debug/generated-client"
 }
 
-install_debian_packages() {
+install_java() {
     local missing=()
-    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     command -v javac >/dev/null || missing+=(default-jdk-headless)
     [ -f "$annotations" ] || missing+=(libjakarta-annotation-api-java)
-    [ ${#missing[@]} -gt 0 ] || return 0
-    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-        fail "needs, by their names in Debian: ${missing[*]}"
-    fi
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } >&2 ||
-        fail "apt-get could not install ${missing[*]}"
-}
-
-install_generators() {
-    local wanted=scripts/clients/requirements.txt
-    if ! cmp -s "$wanted" "$venv/requirements.txt"; then
-        python3 -m venv --clear "$venv" || fail "python3 could not make a virtual environment at $venv"
-        "$python" -m pip install --quiet --disable-pip-version-check -r "$wanted" ||
-            fail "pip could not install what $wanted lists (it needs Python 3.10 or newer and a package index)"
-        cp "$wanted" "$venv/requirements.txt"
-    fi
-    jar=$("$python" -c 'import openapi_generator_cli, pathlib; print(pathlib.Path(openapi_generator_cli.__file__).with_name("openapi-generator.jar"))')
+    install_debian_packages "${missing[@]}"
 }
 
 # Generates with openapi-generator, which tells what it writes at length.

@@ -21,12 +21,14 @@ mod api {
     pub(crate) mod life;
     pub(crate) mod race;
     mod routes;
+    mod schemathesis;
 }
 
 /// Processes: their command line, their faults, and several of them together.
 mod processes {
     pub(crate) mod cli;
     mod cluster;
+    mod compose;
     mod faults;
     mod secrets;
 }

@@ -292,6 +292,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Of a program that this harness did not start.
+    pub(crate) fn at(url: &str) -> Self {
+        Self::new(url.to_owned())
+    }
+
     fn new(url: String) -> Self {
         Self { url, http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap() }
     }
@@ -299,6 +304,15 @@ impl Client {
     /// Host and port.
     pub(crate) fn address(&self) -> &str {
         self.url.strip_prefix("http://").unwrap()
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(&self) {
+        eventually("it does not become ready", async || {
+            let answer = self.try_send(Method::GET, "/health/ready", |request| request).await;
+            answer.is_ok_and(|answer| answer.status == 200).then_some(())
+        })
+        .await;
     }
 
     /// Sends a request that `build` completes. An error is one of the connection: there was no answer.
