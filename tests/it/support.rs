@@ -1,6 +1,9 @@
-//! What tests use to start antre and the servers that it needs.
+//! Starts antre and the servers that it needs, and speaks to them.
 
+pub(crate) mod client;
 #[macro_use]
 pub(crate) mod harness;
 pub(crate) mod mysql_proxy;
+pub(crate) mod raw_connection;
 pub(crate) mod servers;
+pub(crate) mod wait;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::json;
 
-use crate::support::harness::{Answer, App, Pair, Wire};
+use crate::support::harness::{Answer, App, Pair, RawConnection};
 
 on_both_pairs!(
     bodies_that_are_no_order,
@@ -34,7 +34,7 @@ impl Target {
 
     /// Sends a request with this body, as it is.
     async fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
-        let mut wire = Wire::open(&self.app).await;
+        let mut wire = RawConnection::open(&self.app).await;
         let length = body.len();
         wire.send(
             format!("{method} {path} HTTP/1.1\r\nHost: antre\r\n{headers}Content-Length: {length}\r\n\r\n")
@@ -300,7 +300,7 @@ async fn bodies_that_are_too_large(pair: Pair) {
 }
 
 async fn send_chunked(target: &Target, body: &[u8]) -> Answer {
-    let mut wire = Wire::open(&target.app).await;
+    let mut wire = RawConnection::open(&target.app).await;
     wire.send(
         format!("POST /api/orders HTTP/1.1\r\nHost: antre\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n")
             .as_bytes(),
@@ -459,7 +459,7 @@ async fn paths_that_name_nothing(pair: Pair) {
         assert_eq!((answer.status, answer.reason()), (404, "route_not_found"), "{path}");
     }
     // An empty id is a bad one; to the contract it is no call at all.
-    let mut wire = Wire::open(&target.app).await;
+    let mut wire = RawConnection::open(&target.app).await;
     wire.send(b"GET /api/products//inventory HTTP/1.1\r\nHost: antre\r\n\r\n").await;
     assert_eq!(wire.read().await.unwrap().0, 400);
     target.is_unharmed("paths").await;
@@ -556,7 +556,7 @@ async fn what_is_not_http(pair: Pair) {
     let post =
         |headers: &str| format!("POST /api/orders HTTP/1.1\r\nHost: antre\r\n{JSON}{headers}\r\n{order}");
     let refused = async |bytes: &[u8], statuses: Range<u16>| {
-        let mut wire = Wire::open(&target.app).await;
+        let mut wire = RawConnection::open(&target.app).await;
         wire.send(bytes).await;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(120)]).into_owned();
         let Some((status, ..)) = wire.read().await else { panic!("no answer to {shown:?}") };
@@ -602,10 +602,10 @@ async fn requests_that_break_off(pair: Pair) {
     let head = format!("POST /api/orders HTTP/1.1\r\nHost: antre\r\n{JSON}");
     let whole = format!("{head}Content-Length: {}\r\n\r\n{order}", order.len());
     for end in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
-        Wire::open(&target.app).await.send(&whole.as_bytes()[..end]).await;
+        RawConnection::open(&target.app).await.send(&whole.as_bytes()[..end]).await;
     }
     // A whole order, of which more was announced.
-    let mut wire = Wire::open(&target.app).await;
+    let mut wire = RawConnection::open(&target.app).await;
     wire.send(format!("{head}Content-Length: 1000\r\n\r\n{order}").as_bytes()).await;
     wire.finish_sending().await;
     assert!(wire.read().await.is_none_or(|(status, ..)| status == 400));
@@ -615,19 +615,19 @@ async fn requests_that_break_off(pair: Pair) {
     for chunks in
         [format!("zz\r\n{order}\r\n0\r\n\r\n"), format!("{:x}\r\n{order}xx\r\n0\r\n\r\n", order.len())]
     {
-        let mut wire = Wire::open(&target.app).await;
+        let mut wire = RawConnection::open(&target.app).await;
         wire.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}").as_bytes()).await;
         let answer = wire.answer("POST", "/api/orders").await;
         assert_eq!((answer.status, answer.reason()), (400, "invalid_body"), "{chunks}");
     }
-    let mut wire = Wire::open(&target.app).await;
+    let mut wire = RawConnection::open(&target.app).await;
     wire.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{order}\r\n", order.len()).as_bytes())
         .await;
     wire.finish_sending().await;
     assert!(wire.read().await.is_none_or(|(status, ..)| status == 400));
 
     // Less was announced than is sent: what follows is another request, and it is none.
-    let mut wire = Wire::open(&target.app).await;
+    let mut wire = RawConnection::open(&target.app).await;
     wire.send(format!("{head}Content-Length: {}\r\n\r\n{order}", order.len() - 1).as_bytes()).await;
     assert_eq!(wire.answer("POST", "/api/orders").await.reason(), "invalid_json");
     target.is_unharmed("requests that break off").await;

@@ -8,13 +8,13 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::support::harness::{App, PATIENCE, Pair, Wire, eventually, order_request};
+use crate::support::harness::{App, Pair, RawConnection, TIMEOUT, eventually, order_request};
 
 const LIVE: &[u8] = b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n";
 
 /// What is answered to these bytes: status, headers, `data`.
 async fn told(app: &App, bytes: &[u8]) -> (u16, HeaderMap, Value) {
-    let mut wire = Wire::open(app).await;
+    let mut wire = RawConnection::open(app).await;
     wire.send(bytes).await;
     let (status, headers, body) = wire.read().await.expect("no answer");
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -63,7 +63,7 @@ async fn what_is_no_request_is_an_error_like_all_others() {
 #[tokio::test]
 async fn what_is_no_request_spoils_no_answer_before_it() {
     let app = App::start(Pair::Embedded).await;
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     wire.send(&[LIVE, LIVE, b"GARBAGE\r\n\r\n"].concat()).await;
     for status in [200, 200, 400] {
         let (given, headers, _) = wire.read().await.unwrap();
@@ -95,7 +95,7 @@ async fn a_request_has_one_host() {
         assert_eq!(status("1.1", bad).await, 400, "{bad}");
     }
     // A body is taken in before its request is refused, and is no request.
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     let order = order_request(1, 1).replace("Host: antre\r\n", "");
     wire.send(&[order.as_bytes(), LIVE].concat()).await;
     assert_eq!((wire.read().await.unwrap().0, wire.read().await.unwrap().0), (400, 200));
@@ -108,7 +108,7 @@ async fn slow_clients_are_closed_in_time() {
     let begun = Instant::now();
     // Drips a byte every 100 ms until it is answered or closed; says after how many seconds.
     let drips = async |begin: &[u8]| {
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         wire.send(begin).await;
         let answer = loop {
             if let Ok(answer) = timeout(Duration::from_millis(100), wire.read()).await {
@@ -129,7 +129,7 @@ async fn slow_clients_are_closed_in_time() {
     let timed_out = Some((408, "request_timeout".to_owned()));
     let body = b"POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n";
     let never_reads = async {
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         let request = b"GET /apispec.json HTTP/1.1\r\nHost: antre\r\n\r\n";
         // As much as both sides buffer, and more: then nothing moves any more.
         while timeout(Duration::from_secs(2), wire.try_send(request)).await.is_ok_and(|sent| sent.is_ok()) {}
@@ -153,7 +153,7 @@ async fn silent_connections_lock_nobody_out() {
     let product = app.create_stocked("Kaos Polos", 100).await;
     let mut silent = Vec::new();
     for n in 0..60 {
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         if n % 2 == 1 {
             let _ = wire.try_send(b"GET /api/pro").await; // a head that never ends
         }
@@ -161,7 +161,7 @@ async fn silent_connections_lock_nobody_out() {
     }
     for _ in 0..5 {
         let asked = Instant::now();
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         wire.send(order_request(product, 1).as_bytes()).await;
         assert_eq!(wire.answer("POST", "/api/orders").await.status, 201);
         assert!(asked.elapsed() < Duration::from_secs(9), "it took {:?}", asked.elapsed());
@@ -173,7 +173,7 @@ async fn silent_connections_lock_nobody_out() {
 async fn the_contract_is_compressed_and_kept() {
     let app = App::start(Pair::Embedded).await;
     let ask = async |method: &str, headers: &str| {
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         wire.send(format!("{method} /apispec.json HTTP/1.1\r\nHost: antre\r\n{headers}\r\n").as_bytes())
             .await;
         let (status, headers, body) = if method == "HEAD" {
@@ -248,7 +248,7 @@ async fn references_lead_to_where_clients_find_the_api() {
         let product = app.create_stocked("Kaos Polos", 1).await;
         let body = json!({"product_id": product, "total": 1}).to_string();
         let headers: String = prefix.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let mut wire = Wire::open(app).await;
+        let mut wire = RawConnection::open(app).await;
         let length = body.len();
         wire.send(
             format!(
@@ -277,7 +277,7 @@ async fn references_lead_to_where_clients_find_the_api() {
     let app = App::start_with(Pair::Embedded, &url).await;
     assert_eq!(location(&app, &[("X-Forwarded-Prefix", "/other")]).await, "https://shop.example/antre");
     app.create_product("Kaos Garis").await;
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     wire.send(b"GET /api/products?limit=1 HTTP/1.1\r\nHost: antre\r\n\r\n").await;
     let (_, headers, _) = wire.read().await.unwrap();
     let link = headers["link"].to_str().unwrap();
@@ -303,15 +303,15 @@ async fn what_clients_send_is_escaped_in_the_log() {
 async fn the_end_is_logged_and_waits_for_nobody_who_is_idle() {
     let mut app = App::start(Pair::Embedded).await;
     for n in 1..=4 {
-        let mut idle = Wire::open(&app).await;
+        let mut idle = RawConnection::open(&app).await;
         idle.send(LIVE).await;
         assert_eq!(idle.read().await.unwrap().0, 200);
-        let _silent = Wire::open(&app).await;
-        let mut late = Wire::open(&app).await;
+        let _silent = RawConnection::open(&app).await;
+        let mut late = RawConnection::open(&app).await;
         late.send(b"GET /health/live HTTP").await;
         let asked = Instant::now();
         assert_eq!(app.terminate().await.code(), Some(0));
-        assert!(asked.elapsed() < PATIENCE / 10, "it took {:?}", asked.elapsed());
+        assert!(asked.elapsed() < TIMEOUT / 10, "it took {:?}", asked.elapsed());
         assert!(idle.read().await.is_none());
         assert_eq!(app.log().matches("stopping").count(), n);
         app.restart().await;

@@ -6,7 +6,7 @@ use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::support::harness::{App, MAX_TOTAL, Pair, Wire, eventually};
+use crate::support::harness::{App, MAX_TOTAL, Pair, RawConnection, eventually};
 
 on_both_pairs!(
     a_product_is_created_and_found,
@@ -153,7 +153,7 @@ async fn the_proof_that_the_original_asked_for(pair: Pair) {
     // The seller finds one more.
     assert_eq!(app.stock(product, 101).await.status, 200);
     assert_eq!(app.order(product, 1).await.status, 201);
-    assert_eq!(app.books(product).await.orders.len(), 101);
+    assert_eq!(app.reservations(product).await.orders.len(), 101);
 }
 
 async fn never_a_partial_fill(pair: Pair) {
@@ -361,7 +361,7 @@ async fn the_program_tells_its_contract_and_its_health(pair: Pair) {
 async fn an_order_without_a_verdict_in_time_is_pending() {
     let app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "20ms")]).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
-    let database = app.hold_the_database().await;
+    let database = app.lock_database().await;
     let [first, second] = [app.order(product, 3).await, app.order(product, 3).await];
     for placed in [&first, &second] {
         let id = placed.data()["id"].as_str().unwrap();
@@ -398,13 +398,13 @@ async fn a_body_is_asked_for_when_it_is_wanted() {
              Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
         )
     };
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     wire.send(head(15).as_bytes()).await;
     assert_eq!(wire.read().await.unwrap().0, 100);
     wire.send(br#"{"name":"Kaos"}"#).await;
     assert_eq!(wire.answer("POST", "/api/products").await.status, 201);
 
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     wire.send(head(1_000_000).as_bytes()).await;
     assert_eq!(wire.answer("POST", "/api/products").await.reason(), "body_too_large");
 }
@@ -415,7 +415,7 @@ async fn a_body_is_asked_for_when_it_is_wanted() {
 async fn a_database_that_cannot_be_written_is_said_so() {
     let app = App::start(Pair::Embedded).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
-    let database = app.hold_the_database().await;
+    let database = app.lock_database().await;
     let refused = app.stock(product, 9).await;
     assert_eq!((refused.status, refused.reason()), (503, "database_unavailable"), "{refused:?}");
     assert_eq!(

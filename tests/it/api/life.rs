@@ -11,7 +11,7 @@ use reqwest::{Method, header::HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::support::harness::{Answer, App, Client, Pair, Wire, eventually};
+use crate::support::harness::{Answer, App, Client, Pair, RawConnection, eventually};
 
 on_both_pairs!(
     a_paid_order_leaves_the_stock,
@@ -84,7 +84,7 @@ async fn a_paid_order_leaves_the_stock(pair: Pair) {
     }
     assert_eq!(app.inventory(product).await, [88, 87, 1]);
     assert_eq!(app.all("/api/orders?status=paid").await, [expected]);
-    assert_eq!(app.books(product).await.orders, BTreeMap::from([(other, 1)]));
+    assert_eq!(app.reservations(product).await.orders, BTreeMap::from([(other, 1)]));
     // What left the stock is not there any more for the seller to count.
     assert_eq!(app.stock(product, 1).await.status, 200);
     assert_eq!(app.inventory(product).await, [1, 0, 1]);
@@ -105,7 +105,7 @@ async fn a_cancelled_order_gives_its_pieces_back(pair: Pair) {
     }
     assert_eq!(app.get(&format!("/api/orders/{order}")).await.data(), &expected);
     assert_eq!(app.all("/api/orders?status=cancelled").await, [expected]);
-    assert_eq!(app.books(product).await.orders, BTreeMap::from([(other.clone(), 1)]));
+    assert_eq!(app.reservations(product).await.orders, BTreeMap::from([(other.clone(), 1)]));
     // The pieces are another's now; nothing that was cancelled takes them back.
     let next = reserved(&app, product, 99).await;
     is_moved(&app.cancel(&order).await, &order, "cancelled");
@@ -178,7 +178,7 @@ async fn a_move_says_all_in_its_path(pair: Pair) {
     let order = reserved(&app, product, 1).await;
     let send = async |order: &str, what: &str, headers: &str, body: &[u8]| {
         let path = format!("/api/orders/{order}/{what}");
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         let head =
             format!("POST {path} HTTP/1.1\r\nHost: antre\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
         wire.send(head.as_bytes()).await;
@@ -219,7 +219,7 @@ async fn a_move_says_all_in_its_path(pair: Pair) {
         is_moved(&send(&order, what, headers, body).await, &order, status);
     }
     // In capitals it is the same order, and without a length there is no body.
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     let path = format!("/api/orders/{}/payment", order.to_uppercase());
     wire.send(format!("POST {path} HTTP/1.1\r\nHost: antre\r\n\r\n").as_bytes()).await;
     is_moved(&wire.answer("POST", &path).await, &order, "paid");
@@ -449,7 +449,7 @@ pub(crate) async fn one_of_these_products(apis: &[&Client], products: usize, rou
     }
     let mut on_record = 0;
     for product in products {
-        on_record += apis[0].books(product).await.reserved;
+        on_record += apis[0].reservations(product).await.reserved;
     }
     assert_eq!(on_record, rounds as u64);
 }
@@ -484,7 +484,7 @@ pub(crate) async fn keys_meet(apis: &[&Client], products: usize, keys: usize) {
     assert_eq!((won.len(), lost), (keys, (products.len() - 1) * keys));
     let mut shares = Vec::new();
     for product in products {
-        shares.push(apis[0].books(product).await.reserved);
+        shares.push(apis[0].reservations(product).await.reserved);
     }
     assert_eq!(shares.iter().sum::<u64>(), keys as u64);
     eprintln!("the lanes got {shares:?} of {keys} keys");
@@ -674,7 +674,7 @@ async fn keys_that_are_none(pair: Pair) {
 
     // In words, not by a reset while a large body is being sent.
     let body = vec![b' '; 5_000_000];
-    let mut wire = Wire::open(&app).await;
+    let mut wire = RawConnection::open(&app).await;
     let head = format!(
         "POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\nIdempotency-Key: \r\n\
          Content-Length: {}\r\n\r\n",
@@ -804,7 +804,7 @@ async fn a_client_may_wait_less_but_not_longer(pair: Pair) {
         assert_eq!((found, told.as_str()), (status, applied), "{prefer}");
     }
     app.lane_served(product).await;
-    assert_eq!(app.books(product).await.reserved, 7);
+    assert_eq!(app.reservations(product).await.reserved, 7);
 
     // Nobody decides: the longer the client waits, the later it hears of it.
     let hold = app.hold_decisions().await;
@@ -821,7 +821,7 @@ async fn a_client_may_wait_less_but_not_longer(pair: Pair) {
     }
     hold.end().await;
     app.lane_served(product).await;
-    assert_eq!(app.books(product).await.reserved, 12);
+    assert_eq!(app.reservations(product).await.reserved, 12);
 }
 
 async fn a_move_without_a_verdict_in_time_is_made_all_the_same(pair: Pair) {

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::harness::{Answer, App, Client, Pair, Wire, order_request};
+use crate::support::harness::{Answer, App, Client, Pair, RawConnection, order_request};
 
 on_both_pairs!(
     two_thousand_orders_for_a_hundred_pieces,
@@ -22,7 +22,7 @@ async fn rush(apis: &[&Client], orders: &[(u64, u64)]) -> Vec<Answer> {
     let mut at_the_door = Vec::new();
     for (n, &order) in orders.iter().enumerate() {
         // By twos: products alternate, and each is ordered at each API.
-        let mut wire = Wire::open(apis[n / 2 % apis.len()]).await;
+        let mut wire = RawConnection::open(apis[n / 2 % apis.len()]).await;
         if n % 500 == 499 {
             // Connections are taken in the order of their arrival: when this one is served, so are all before it.
             wire.send(b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n").await;
@@ -55,7 +55,7 @@ pub(crate) async fn race_for_a_hundred_pieces(apis: &[&Client]) {
         assert_eq!(answer.status, 400, "{answer:?}");
         assert_eq!((answer.reason(), &answer.data()["available_stock"]), ("insufficient_stock", &json!(0)));
     }
-    let books = app.books(product).await;
+    let books = app.reservations(product).await;
     assert_eq!([books.stored, books.available, books.reserved], [100, 0, 100]);
     assert_eq!(books.orders, orders_of(product, &accepted));
 }
@@ -78,7 +78,7 @@ pub(crate) async fn race_for_two_products(apis: &[&Client]) {
     let answers = rush(apis, &orders).await;
 
     for (product, stock) in products.into_iter().zip(STOCKS) {
-        let books = app.books(product).await;
+        let books = app.reservations(product).await;
         assert_eq!(books.stored, stock);
         // 2,000 buyers want about 4,000 pieces: what is left is too little for somebody who was refused.
         assert!(books.available < 3, "{books:?}");
@@ -124,7 +124,7 @@ async fn buyers_who_leave_do_no_harm(pair: Pair) {
     let product = app.create_stocked("Kaos Polos", STOCK).await;
     let request = order_request(product, 1);
     let leave = async || {
-        let buyers = (0..100).map(async |_| Wire::open(&app).await.send(request.as_bytes()).await);
+        let buyers = (0..100).map(async |_| RawConnection::open(&app).await.send(request.as_bytes()).await);
         join_all(buyers).await;
     };
 
@@ -144,7 +144,7 @@ async fn buyers_who_leave_do_no_harm(pair: Pair) {
     assert!(app.terminate().await.success());
     app.restart().await;
     app.lane_served(product).await;
-    let books = app.books(product).await;
+    let books = app.reservations(product).await;
     assert_eq!([books.stored, books.available, books.reserved], [STOCK, 0, STOCK]);
     let promised = orders_of(product, &accepted);
     assert!(promised.iter().all(|(id, total)| books.orders.get(id) == Some(total)), "{books:?}");

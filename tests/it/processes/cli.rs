@@ -5,13 +5,13 @@ use std::{fs, net::TcpListener, path::Path, process::Output};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::support::harness::{App, PATIENCE, Pair, antre};
+use crate::support::harness::{App, Pair, TIMEOUT, antre};
 
 /// Runs the program until it ends.
 pub(crate) async fn run(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = antre(directory);
     command.args(arguments).envs(environment.iter().copied());
-    timeout(PATIENCE, command.output()).await.expect("it runs, though it should not").unwrap()
+    timeout(TIMEOUT, command.output()).await.expect("it runs, though it should not").unwrap()
 }
 
 pub(crate) fn directory() -> TempDir {
@@ -275,7 +275,7 @@ async fn two_programs_on_one_file_do_not_oversell() {
         }
     }
     assert_eq!((accepted, first.inventory(product).await), (20, [20, 0, 20]));
-    assert_eq!(second.books(product).await.orders.len(), 20);
+    assert_eq!(second.reservations(product).await.orders.len(), 20);
 }
 
 /// For machines, everything is a line of JSON on stderr, and stdout is silent.

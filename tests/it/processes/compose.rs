@@ -38,7 +38,7 @@ async fn compose_runs_four_workers_and_outlives_the_death_of_one() {
 
     compose.run(&["up", "-d", "--no-build"]);
     compose.healthy(4).await;
-    let client = Client::at(&compose.address("api", 3000));
+    let client = Client::new(compose.address("api", 3000));
     let mut products = Vec::new();
     for product in 1..=PRODUCTS {
         products.push(client.create_stocked(&format!("Topi {product}"), 20).await);
@@ -70,7 +70,7 @@ async fn image_alone_takes_orders(image: &str) {
         }
     }
     let container = Container(docker(&["run", "--detach", "--publish", "127.0.0.1::3000", image]));
-    let client = Client::at(&format!("http://{}", docker(&["port", &container.0, "3000"])));
+    let client = Client::new(format!("http://{}", docker(&["port", &container.0, "3000"])));
     client.ready().await;
     let product = client.create_stocked("Kaos Polos", 1).await;
     assert_eq!(client.order(product, 1).await.status, 201);

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    support::harness::{App, Client, PATIENCE, Pair, Wire, eventually, order_request},
+    support::harness::{App, Client, Pair, RawConnection, TIMEOUT, eventually, order_request},
     support::servers::{QueueInfo, servers},
 };
 
@@ -74,7 +74,7 @@ impl Rush {
 
     /// Waits until the buyers have seen this.
     async fn until(&self, enough: impl FnMut(&Seen) -> bool) {
-        timeout(PATIENCE, self.seen.subscribe().wait_for(enough))
+        timeout(TIMEOUT, self.seen.subscribe().wait_for(enough))
             .await
             .expect("it never comes so far")
             .unwrap();
@@ -121,7 +121,7 @@ async fn killed_under_load_again_and_again(pair: Pair) {
         let mut untold = 0;
         for (product, stock) in [(scarce, SCARCE), (plenty, PLENTY)] {
             app.lane_served(product).await;
-            let books = app.books(product).await;
+            let books = app.reservations(product).await;
             assert_eq!(books.stored, stock, "round {round}");
             let promised = promised.entry(product).or_default();
             for (id, total) in &*promised {
@@ -160,7 +160,7 @@ async fn stopped_under_load(pair: Pair) {
         promised.append(rush.over().await.accepted.get_mut(&product).unwrap());
         app.restart().await;
 
-        let books = app.books(product).await;
+        let books = app.reservations(product).await;
         assert_eq!(books.stored, STOCK);
         assert_eq!(books.orders, promised, "round {round}");
     }
@@ -174,7 +174,7 @@ async fn what_is_in_flight_is_finished(pair: Pair) {
     let body = json!({"product_id": product, "total": 1}).to_string();
     let mut in_flight = join_all((0..50).map(async |_| in_flight(&app, body.len()).await)).await;
     app.signal(Signal::TERM);
-    app.closed_its_door().await;
+    app.refuses_connections().await;
     for wire in &mut in_flight {
         wire.send(body.as_bytes()).await;
     }
@@ -186,12 +186,12 @@ async fn what_is_in_flight_is_finished(pair: Pair) {
     assert_eq!(app.exited().await.code(), Some(0));
     app.restart().await;
     assert_eq!(app.inventory(product).await, [100, 50, 50]);
-    assert_eq!(app.books(product).await.orders.len(), 50);
+    assert_eq!(app.reservations(product).await.orders.len(), 50);
 }
 
 /// A request for an order whose head is read for certain: the program asks for the body.
-async fn in_flight(client: &Client, body_length: usize) -> Wire {
-    let mut wire = Wire::open(client).await;
+async fn in_flight(client: &Client, body_length: usize) -> RawConnection {
+    let mut wire = RawConnection::open(client).await;
     let head = format!(
         "POST /api/orders HTTP/1.1\r\nHost: antre\r\nContent-Type: application/json\r\n\
          Content-Length: {body_length}\r\nExpect: 100-continue\r\n\r\n"
@@ -206,32 +206,32 @@ async fn a_client_that_stalls_does_not_hold_up_the_end(pair: Pair) {
     let mut app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
 
-    let _idle = Wire::open(&app).await;
+    let _idle = RawConnection::open(&app).await;
     let stalled = in_flight(&app, 100).await;
     app.signal(Signal::TERM);
-    app.closed_its_door().await;
+    app.refuses_connections().await;
     let asked = Instant::now();
     assert_eq!(app.terminate().await.code(), Some(128 + 15));
     assert!(asked.elapsed().as_secs() < 2, "the second signal took {:?}", asked.elapsed());
     drop(stalled);
 
     app.restart().await;
-    let _idle = Wire::open(&app).await;
+    let _idle = RawConnection::open(&app).await;
     let _stalled = in_flight(&app, 100).await;
     let asked = Instant::now();
     assert_eq!(app.terminate().await.code(), Some(0));
     assert!(asked.elapsed().as_secs() < 10, "it took {:?}", asked.elapsed());
 
     app.restart().await;
-    assert_eq!(app.books(product).await.available, 100);
+    assert_eq!(app.reservations(product).await.available, 100);
 }
 
 /// A connection on which nothing happens is no reason to stay.
 #[tokio::test]
 async fn idle_connections_do_not_hold_up_the_end() {
     let mut app = App::start(Pair::Embedded).await;
-    let _silent = Wire::open(&app).await;
-    let mut idle = Wire::open(&app).await;
+    let _silent = RawConnection::open(&app).await;
+    let mut idle = RawConnection::open(&app).await;
     idle.send(b"GET /health/live HTTP/1.1\r\nHost: antre\r\n\r\n").await;
     idle.answer("GET", "/health/live").await;
     let asked = Instant::now();
@@ -249,13 +249,13 @@ async fn a_full_lane_says_so_at_once() {
     let app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
     let other = app.create_stocked("Kaos Garis", 100).await;
-    let database = app.hold_the_database().await;
+    let database = app.lock_database().await;
 
     const CONNECTIONS: usize = 50;
     const EACH: usize = (CAPACITY + IN_HAND) / CONNECTIONS + 2;
     let requests = order_request(product, 1).repeat(EACH);
     let buyers = join_all((0..CONNECTIONS).map(async |_| {
-        let mut wire = Wire::open(&app).await;
+        let mut wire = RawConnection::open(&app).await;
         wire.send(requests.as_bytes()).await;
         let mut pending = 0;
         for _ in 0..EACH {
@@ -277,9 +277,9 @@ async fn a_full_lane_says_so_at_once() {
 
     database.close().await.unwrap();
     app.lane_served(product).await;
-    assert_eq!(app.books(product).await.reserved, 100);
+    assert_eq!(app.reservations(product).await.reserved, 100);
     app.lane_served(other).await;
-    assert_eq!(app.books(other).await.reserved, 1);
+    assert_eq!(app.reservations(other).await.reserved, 1);
 }
 
 /// A stop is bounded, whatever stays away.
@@ -287,7 +287,7 @@ async fn a_full_lane_says_so_at_once() {
 async fn a_database_that_stays_away_does_not_hold_up_the_end() {
     let mut app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
-    let database = app.hold_the_database().await;
+    let database = app.lock_database().await;
     assert_eq!(app.order(product, 1).await.status, 202);
     let asked = Instant::now();
     assert_eq!(app.terminate().await.code(), Some(0));

@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::{Cluster, all_is_decided, workers_serve};
 use crate::support::{
-    harness::{Answer, App, PATIENCE},
+    harness::{Answer, App, TIMEOUT},
     servers::{Place, servers},
 };
 
@@ -104,7 +104,7 @@ impl Receiver {
     async fn until(&self, enough: impl FnMut(&Vec<Received>) -> bool) {
         let mut received = self.received.subscribe();
         let waiting =
-            timeout(PATIENCE, received.wait_for(enough)).await.map(|received| drop(received.unwrap()));
+            timeout(TIMEOUT, received.wait_for(enough)).await.map(|received| drop(received.unwrap()));
         assert!(waiting.is_ok(), "only these arrived: {:?}", self.received.borrow());
     }
 

@@ -20,7 +20,7 @@ use super::{Cluster, all_is_decided, workers_serve};
 use crate::{
     api::life,
     support::{
-        harness::{App, PATIENCE, eventually},
+        harness::{App, TIMEOUT, eventually},
         servers::{Place, Server, servers},
     },
 };
@@ -160,7 +160,7 @@ async fn workers_are_killed_in_the_middle_of_payments() {
             .collect::<Vec<_>>()
     });
     let until = async |count: usize| {
-        timeout(PATIENCE, answered.subscribe().wait_for(|answered| *answered >= count))
+        timeout(TIMEOUT, answered.subscribe().wait_for(|answered| *answered >= count))
             .await
             .expect("no payments")
             .unwrap();
@@ -248,7 +248,7 @@ impl Proxy {
     /// Waits until these bytes were swallowed.
     async fn lost(&self, words: &str) {
         let lost = |lost: &Option<Vec<u8>>| String::from_utf8_lossy(lost.as_ref().unwrap()).contains(words);
-        timeout(PATIENCE, self.shared.lost.subscribe().wait_for(lost))
+        timeout(TIMEOUT, self.shared.lost.subscribe().wait_for(lost))
             .await
             .expect("it was not sent")
             .unwrap();

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::harness::{Client, MAX_TOTAL, PATIENCE};
+use crate::support::harness::{Client, MAX_TOTAL, TIMEOUT};
 
 /// Buyers who order all products in turn, as long as there are orders to place. No two orders of a product have the same
 /// total, so a stored order can be matched with its buyer, whatever the answer was.
@@ -91,7 +91,7 @@ impl Load {
     async fn answered(&mut self, count: usize) {
         let mut history = self.history.subscribe();
         tokio::select! {
-            seen = timeout(PATIENCE, history.wait_for(|history| history.len() >= count)) => {
+            seen = timeout(TIMEOUT, history.wait_for(|history| history.len() >= count)) => {
                 seen.unwrap_or_else(|_| panic!("{} of {count} are answered", self.history.borrow().len())).unwrap();
             }
             Some(buyer) = self.buyers.join_next() => panic!("a buyer ended: {buyer:?}"),
@@ -127,7 +127,7 @@ async fn place_order(api: &Client, product: u64, total: u64) -> Answered {
 /// Compares the answers with the stored orders, once all orders are decided.
 pub(super) async fn the_answers_are_true(api: &Client, stocks: &BTreeMap<u64, u64>, history: &[Placed]) {
     for (&product, &stock) in stocks {
-        let books = api.books(product).await;
+        let books = api.reservations(product).await;
         assert_eq!(books.stored, stock);
         let rejected = api.all(&format!("/api/orders?product_id={product}&status=rejected&limit=100")).await;
         let rejected = rejected

@@ -88,7 +88,7 @@ async fn the_broker_dies_and_comes_back() {
         }
     }
     for product in &products {
-        assert_eq!(other.books(*product).await.reserved, 1 + 2 + 3 + 3);
+        assert_eq!(other.reservations(*product).await.reserved, 1 + 2 + 3 + 3);
     }
     for process in [one, other, &cluster.workers[0], &cluster.workers[1]] {
         eventually("it is not ready", async || {
@@ -156,6 +156,6 @@ async fn the_database_dies_and_comes_back() {
             .await;
         }
     }
-    assert_eq!(api.books(product).await.reserved, 1 + 2 * 4);
+    assert_eq!(api.reservations(product).await.reserved, 1 + 2 * 4);
     all_is_decided(&alone.place).await;
 }

@@ -15,7 +15,7 @@ use super::{
     *,
 };
 use crate::support::{
-    harness::{PATIENCE, Wire, antre},
+    harness::{RawConnection, TIMEOUT, antre},
     servers::ConsumerInfo,
 };
 
@@ -176,7 +176,7 @@ async fn asked_to_stop_under_load() {
     all_is_decided(&place).await;
     the_answers_are_true(&cluster.apis[1], &stocks, &history).await;
     // Some buyers could not connect; every order that arrived has an answer.
-    let stored = stocks.keys().map(|product| cluster.apis[1].books(*product));
+    let stored = stocks.keys().map(|product| cluster.apis[1].reservations(*product));
     let stored: usize = join_all(stored).await.iter().map(|books| books.orders.len()).sum();
     let count = |which: fn(&Answered) -> bool| history.iter().filter(|placed| which(&placed.answer)).count();
     assert_eq!(stored, count(|answer| matches!(answer, Answered::Reserved(_))));
@@ -214,7 +214,7 @@ async fn the_lanes_of_a_frozen_worker_go_on() {
     }
     all_is_decided(&place).await;
     for product in [product, other] {
-        cluster.apis[0].books(product).await;
+        cluster.apis[0].reservations(product).await;
     }
 }
 
@@ -270,7 +270,7 @@ async fn a_worker_serves_its_health_at_its_listen_addr() {
     });
     assert_eq!(ready.await.data(), &json!({"database": "ok", "queue": "ok", "worker": "ok"}));
     for path in ["/api/products", "/api/orders", "/apispec.json", "/"] {
-        let mut wire = Wire::open(worker).await;
+        let mut wire = RawConnection::open(worker).await;
         wire.send(format!("GET {path} HTTP/1.1\r\nHost: antre\r\n\r\n").as_bytes()).await;
         assert_eq!(wire.read().await.unwrap().0, 404, "{path}");
     }
@@ -281,14 +281,14 @@ async fn a_worker_serves_its_health_at_its_listen_addr() {
     worker.arg("worker").envs(place.settings()).stdout(Stdio::piped());
     let mut worker = worker.spawn().unwrap();
     let mut stdout = BufReader::new(worker.stdout.take().unwrap()).lines();
-    let first = timeout(PATIENCE, stdout.next_line()).await.unwrap().unwrap().unwrap();
+    let first = timeout(TIMEOUT, stdout.next_line()).await.unwrap().unwrap().unwrap();
     assert!(first.contains("is open: a worker"), "{first}");
     assert_eq!(listening(worker.id().unwrap()), 0);
     let _own = TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(listening(std::process::id()) > 0, "the test cannot see listening sockets");
     let id = Pid::from_raw(worker.id().unwrap().cast_signed()).unwrap();
     kill_process(id, Signal::TERM).unwrap();
-    assert_eq!(timeout(PATIENCE, worker.wait()).await.unwrap().unwrap().code(), Some(0));
+    assert_eq!(timeout(TIMEOUT, worker.wait()).await.unwrap().unwrap().code(), Some(0));
 }
 
 /// On how many TCP sockets a process listens, from `/proc`.
