@@ -26,12 +26,14 @@ use crate::{
     server_url::{self, shown},
     service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
-    store::{Store, Usable, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{Store, TimeLimited, Usable, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
     telemetry::LogFormat,
     worker::{Worker, expiry::Expiry, health::WorkerHealth},
 };
 
+/// How long an API, and the watch for lanes, wait for a read of the database.
+const READ_LIMIT: Duration = Duration::from_secs(3);
 /// How long a process that was told to stop finishes what is in flight. Less than the ten seconds after which
 /// container runtimes kill.
 const GRACE: Duration = Duration::from_secs(8);
@@ -174,7 +176,7 @@ async fn run_on_servers(
     }
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
     let queue = open_rabbitmq(settings, amqp_url, &*store).await?;
-    let _lane_watch = LaneWatch::start(store.clone(), queue.clone(), lane_set(settings)).await;
+    let _lane_watch = LaneWatch::start(Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)), queue.clone(), lane_set(settings)).await;
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());
@@ -220,9 +222,10 @@ async fn run_on_servers(
 }
 
 fn api(store: &Arc<dyn Store>, dispatcher: &Arc<Dispatcher>, worker: Option<Arc<WorkerHealth>>) -> Api {
+    let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api {
-        catalog: Arc::new(CatalogService::new(store.clone(), dispatcher.clone())),
-        orders: Arc::new(OrderService::new(store.clone(), dispatcher.clone())),
+        catalog: Arc::new(CatalogService::new(reads.clone(), dispatcher.clone())),
+        orders: Arc::new(OrderService::new(reads.clone(), reads, dispatcher.clone())),
         probes: Probes::new(store.clone(), dispatcher.health_check(), worker),
     }
 }

@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     domain::lane_set::LaneSet,
     queue::rabbitmq::RabbitMqQueue,
-    store::{Store, StoreError, in_time},
+    store::{Installation, StoreError},
     telemetry::Sparse,
 };
 
@@ -20,7 +20,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// What one process knows of the lanes in use.
 pub struct LaneWatch {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Installation>,
     queue: RabbitMqQueue,
     own: LaneSet,
     told_at: Option<Instant>,
@@ -31,7 +31,11 @@ pub struct LaneWatch {
 
 impl LaneWatch {
     /// Looks once before anything is queued, then for ever.
-    pub async fn start(store: Arc<dyn Store>, queue: RabbitMqQueue, own: LaneSet) -> AbortOnDropHandle<()> {
+    pub async fn start(
+        store: Arc<dyn Installation>,
+        queue: RabbitMqQueue,
+        own: LaneSet,
+    ) -> AbortOnDropHandle<()> {
         let (told_at, reported, failures) = (None, HashSet::new(), Sparse::every(TELL_EVERY));
         let mut watch = Self { store, queue, own, told_at, reported, failures };
         watch.look().await;
@@ -56,10 +60,10 @@ impl LaneWatch {
 
     async fn try_to_look(&mut self) -> Result<(), StoreError> {
         if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            in_time(self.store.use_lanes(&self.own)).await?;
+            self.store.use_lanes(&self.own).await?;
             self.told_at = Some(Instant::now());
         }
-        let mut sets = in_time(self.store.lanes_in_use()).await?;
+        let mut sets = self.store.lanes_in_use().await?;
         sets.retain(|set| *set != self.own);
         for other in sets.iter().filter(|set| !self.reported.contains(*set)) {
             tracing::warn!(

@@ -13,7 +13,7 @@ use super::{
     envelope::{ApiError, success},
     readiness::{Answer, Readiness},
 };
-use crate::{queue::Ping, store::Store, worker::health::WorkerHealth};
+use crate::{queue::Ping, store::Health, worker::health::WorkerHealth};
 
 /// How long the database and the broker may take to answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ const CACHED_FOR: Duration = Duration::from_secs(1);
 pub struct Probes(Arc<Inner>);
 
 struct Inner {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Health>,
     queue: Arc<dyn Ping>,
     worker: Option<Arc<WorkerHealth>>,
     /// Locked during a check: requests that arrive then get the same result.
@@ -34,7 +34,7 @@ struct Inner {
 
 impl Probes {
     /// `worker`: of this process, if it has one.
-    pub fn new(store: Arc<dyn Store>, queue: Arc<dyn Ping>, worker: Option<Arc<WorkerHealth>>) -> Self {
+    pub fn new(store: Arc<dyn Health>, queue: Arc<dyn Ping>, worker: Option<Arc<WorkerHealth>>) -> Self {
         Self(Arc::new(Inner { store, queue, worker, cached: Mutex::default() }))
     }
 

@@ -9,48 +9,55 @@ use std::{
     mem,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     domain::{
         ids::{IdempotencyKey, OrderId, ProductId},
         order::Order,
     },
-    store::{Store, StoreError, in_time},
+    store::{Catalog, Orders, StoreError},
 };
 
 /// How many things one statement reads at most.
 const MAX_KEYS: usize = 1_000;
+/// How long a request waits at most: for the read that is under way, and for its own.
+const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// What something is found by.
 #[async_trait]
 pub trait LoadKey: Clone + Eq + Hash + Send + Sync + 'static {
     /// What is found.
     type Found: Copy + Send;
+    /// The role of the store that finds it.
+    type Source: ?Sized + Send + Sync + 'static;
 
     /// Those things of these names that there are.
-    async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, Self::Found>, StoreError>;
+    async fn read(source: &Self::Source, names: &[Self]) -> Result<HashMap<Self, Self::Found>, StoreError>;
 }
 
 #[async_trait]
 impl LoadKey for OrderId {
     type Found = Order;
+    type Source = dyn Orders;
 
-    async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
-        store.orders_by_id(names).await
+    async fn read(orders: &dyn Orders, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
+        orders.orders_by_id(names).await
     }
 }
 
 #[async_trait]
 impl LoadKey for IdempotencyKey {
     type Found = Order;
+    type Source = dyn Orders;
 
-    async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
-        store.orders_by_key(names).await
+    async fn read(orders: &dyn Orders, names: &[Self]) -> Result<HashMap<Self, Order>, StoreError> {
+        orders.orders_by_key(names).await
     }
 }
 
@@ -58,15 +65,16 @@ impl LoadKey for IdempotencyKey {
 #[async_trait]
 impl LoadKey for ProductId {
     type Found = ();
+    type Source = dyn Catalog;
 
-    async fn read(store: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
-        Ok(store.existing(names).await?.into_iter().map(|id| (id, ())).collect())
+    async fn read(catalog: &dyn Catalog, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
+        Ok(catalog.existing(names).await?.into_iter().map(|id| (id, ())).collect())
     }
 }
 
 /// The desk where one kind of name is looked up.
 pub struct BatchLoader<N: LoadKey> {
-    store: Arc<dyn Store>,
+    source: Arc<N::Source>,
     gathering: Mutex<Gathering<N>>,
 }
 
@@ -81,13 +89,13 @@ struct Request<N: LoadKey> {
 }
 
 impl<N: LoadKey> BatchLoader<N> {
-    /// Asks this store.
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    /// Reads from this source, each of whose reads must end within a time limit.
+    pub fn new(source: Arc<N::Source>) -> Self {
         let gathering = Gathering { requests: Vec::new(), is_reading: false };
-        Self { store, gathering: Mutex::new(gathering) }
+        Self { source, gathering: Mutex::new(gathering) }
     }
 
-    /// What has this name, if anything has. Waits as long as [`in_time`] does, whatever is wrong with the reads of others.
+    /// What has this name, if anything has. Waits for [`MAX_WAIT`] at most, whatever is wrong with the reads of others.
     pub async fn find(self: &Arc<Self>, name: N) -> Result<Option<N::Found>, StoreError> {
         let (answer, answered) = oneshot::channel();
         let is_first = {
@@ -103,10 +111,11 @@ impl<N: LoadKey> BatchLoader<N> {
             match answered.await {
                 Ok(answer) => answer,
                 // Something is wrong with what stands there: everybody asks for himself, and hears whether it is with his.
-                Err(_) => Ok(N::read(&*self.store, &[name]).await?.into_values().next()),
+                Err(_) => Ok(N::read(&*self.source, &[name]).await?.into_values().next()),
             }
         };
-        in_time(answer).await
+        let silent = || StoreError::Unavailable(format!("no read is done within {MAX_WAIT:?}"));
+        timeout(MAX_WAIT, answer).await.unwrap_or_else(|_| Err(silent()))
     }
 
     /// Reads until nobody asks.
@@ -123,7 +132,7 @@ impl<N: LoadKey> BatchLoader<N> {
                 mem::replace(&mut gathering.requests, rest)
             };
             let names: Vec<_> = requests.iter().map(|request| request.name.clone()).collect();
-            let reading = in_time(N::read(&*self.store, &names));
+            let reading = N::read(&*self.source, &names);
             match AssertUnwindSafe(reading).catch_unwind().await {
                 Ok(Ok(found)) => {
                     for Request { name, answer } in requests {
@@ -150,23 +159,28 @@ impl<N: LoadKey> BatchLoader<N> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, future::pending, time::Duration};
+    use std::cell::Cell;
 
     use futures_util::future::join_all;
     use tokio::{
         task::{JoinHandle, yield_now},
-        time::{Instant, advance},
+        time::{Instant, advance, sleep},
     };
 
     use super::*;
-    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Store, sqlite::SqliteStore};
 
-    async fn loader() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
+    async fn store() -> (tempfile::TempDir, Arc<SqliteStore>) {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", directory.path().join("antre.db").display());
         let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+        (directory, store)
+    }
+
+    async fn loader() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
+        let (directory, store) = store().await;
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        (directory, Arc::new(BatchLoader::new(store)), product.id)
+        (directory, Arc::new(BatchLoader::<ProductId>::new(store)), product.id)
     }
 
     #[tokio::test]
@@ -197,8 +211,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_that_fails_is_told_to_everybody() {
-        let (_directory, loader, known) = loader().await;
-        loader.store.close().await;
+        let (_directory, store) = store().await;
+        let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
+        let (loader, known) = (Arc::new(BatchLoader::<ProductId>::new(store.clone())), product.id);
+        store.close().await;
         let answers = join_all((0..5).map(|_| loader.find(known))).await;
         assert!(answers.iter().all(Result::is_err));
     }
@@ -221,13 +237,18 @@ mod tests {
     #[async_trait]
     impl LoadKey for Strange {
         type Found = ();
+        type Source = ();
 
-        async fn read(_: &dyn Store, names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
+        async fn read((): &(), names: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
             READS.set(READS.get() + 1);
             for name in names {
                 match name {
                     Self::Good => {}
-                    Self::Silent => pending().await,
+                    // As every read of a time-limited store.
+                    Self::Silent => {
+                        sleep(Duration::from_secs(3)).await;
+                        return Err(StoreError::Unavailable("it is silent".to_owned()));
+                    }
                     Self::Away => return Err(StoreError::Unavailable("it is away".to_owned())),
                     Self::Corrupt => return Err(StoreError::Corrupt("it cannot be".to_owned())),
                     Self::Panics => panic!("a name that panics"),
@@ -237,14 +258,13 @@ mod tests {
         }
     }
 
-    async fn strange() -> (tempfile::TempDir, Arc<BatchLoader<Strange>>) {
-        let (directory, loader, _) = loader().await;
-        (directory, Arc::new(BatchLoader::new(loader.store.clone())))
+    fn strange() -> Arc<BatchLoader<Strange>> {
+        Arc::new(BatchLoader::new(Arc::new(())))
     }
 
     #[tokio::test]
     async fn a_read_that_is_stuck_ends_and_the_next_one_begins() {
-        let (_directory, loader) = strange().await;
+        let loader = strange();
         tokio::time::pause();
         let began = Instant::now();
         let stuck = spawn_find(&loader, Strange::Silent);
@@ -260,7 +280,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_more_than_one_read_that_is_stuck() {
-        let (_directory, loader) = strange().await;
+        let loader = strange();
         tokio::time::pause();
         let stuck = spawn_find(&loader, Strange::Silent);
         advance(Duration::from_secs(2)).await;
@@ -272,7 +292,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_database_that_is_away_is_asked_once_for_everybody() {
-        let (_directory, loader) = strange().await;
+        let loader = strange();
         let answers = join_all((0..5).map(|_| loader.find(Strange::Away))).await;
         assert!(answers.into_iter().all(|answer| answer.unwrap_err().is_transient()));
         assert_eq!(READS.get(), 1);
@@ -280,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_wrong_with_one_is_his_own_affair() {
-        let (_directory, loader) = strange().await;
+        let loader = strange();
         for strange in [Strange::Corrupt, Strange::Panics] {
             let wrong = spawn_find(&loader, strange);
             let right = spawn_find(&loader, Strange::Good);

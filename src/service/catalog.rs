@@ -9,7 +9,7 @@ use crate::{
         product::{Product, ProductName},
     },
     service::{dispatcher::Dispatcher, sold_out::SoldOutCache},
-    store::{Page, Store, StoreError},
+    store::{Catalog, Page, Recount, StoreError},
     telemetry::Sparse,
 };
 
@@ -26,13 +26,13 @@ pub enum RecountError {
 
 /// What the seller does with products, and what anybody reads of them.
 pub struct CatalogService {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Catalog>,
     dispatcher: Arc<Dispatcher>,
     lanes_not_opened: Sparse,
 }
 
 impl CatalogService {
-    pub fn new(store: Arc<dyn Store>, dispatcher: Arc<Dispatcher>) -> Self {
+    pub fn new(store: Arc<dyn Catalog>, dispatcher: Arc<Dispatcher>) -> Self {
         Self { store, dispatcher, lanes_not_opened: Sparse::default() }
     }
 
@@ -67,9 +67,13 @@ impl CatalogService {
 
     /// Sets the stored stock to what the seller counted. Returns when every API takes orders of the pieces.
     pub async fn recount(&self, id: ProductId, stock: Stock) -> Result<(Product, Inventory), RecountError> {
-        let recount = self.store.recount(id, stock).await?.ok_or(RecountError::ProductNotFound(id))?;
-        let counted = recount.map_err(RecountError::BelowReserved)?;
-        SoldOutCache::outlast_leases().await;
-        Ok(counted)
+        match self.store.recount(id, stock).await? {
+            Recount::Done(product, inventory) => {
+                SoldOutCache::outlast_leases().await;
+                Ok((product, inventory))
+            }
+            Recount::NoSuchProduct => Err(RecountError::ProductNotFound(id)),
+            Recount::BelowReserved(below) => Err(RecountError::BelowReserved(below)),
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
         dispatcher::{Dispatcher, reply_mode},
         sold_out::SoldOutCache,
     },
-    store::{OrderPage, Page, Store, StoreError},
+    store::{Catalog, OrderPage, Orders, Page, StoreError},
 };
 
 /// The shortest wait that is left after lookups.
@@ -109,7 +109,7 @@ pub enum StatusFilter {
 
 /// What buyers do with orders.
 pub struct OrderService {
-    store: Arc<dyn Store>,
+    stored_orders: Arc<dyn Orders>,
     dispatcher: Arc<Dispatcher>,
     sold_out_cache: Arc<SoldOutCache>,
     orders: Arc<BatchLoader<OrderId>>,
@@ -120,15 +120,15 @@ pub struct OrderService {
 }
 
 impl OrderService {
-    pub fn new(store: Arc<dyn Store>, dispatcher: Arc<Dispatcher>) -> Self {
+    pub fn new(catalog: Arc<dyn Catalog>, orders: Arc<dyn Orders>, dispatcher: Arc<Dispatcher>) -> Self {
         Self {
-            sold_out_cache: SoldOutCache::new(store.clone()),
-            orders: Arc::new(BatchLoader::new(store.clone())),
-            keys: Arc::new(BatchLoader::new(store.clone())),
-            products: Arc::new(BatchLoader::new(store.clone())),
+            sold_out_cache: SoldOutCache::new(catalog.clone()),
+            orders: Arc::new(BatchLoader::new(orders.clone())),
+            keys: Arc::new(BatchLoader::new(orders.clone())),
+            products: Arc::new(BatchLoader::new(catalog)),
             known_products: RwLock::default(),
             dispatcher,
-            store,
+            stored_orders: orders,
         }
     }
 
@@ -287,7 +287,7 @@ impl OrderService {
             Some(StatusFilter::Stored(status)) => Some(status),
             None => None,
         };
-        self.store.orders(OrderPage { product_id, status, after, limit }).await
+        self.stored_orders.orders(OrderPage { product_id, status, after, limit }).await
     }
 
     /// How long a client waits that prefers to wait this long: it may prefer less than the order timeout, not more.
@@ -327,16 +327,16 @@ mod tests {
         domain::command::Command,
         queue::{Queue, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
-        store::sqlite::SqliteStore,
+        store::{Store, sqlite::SqliteStore},
     };
 
     async fn service(
-        store: Arc<dyn Store>,
+        store: Arc<impl Store + 'static>,
         queue: &dyn Queue,
         timeout: Duration,
         stop: CancellationToken,
     ) -> OrderService {
-        OrderService::new(store, Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()))
+        OrderService::new(store.clone(), store, Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()))
     }
 
     fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {

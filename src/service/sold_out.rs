@@ -27,12 +27,12 @@ use tokio::{
 
 use crate::{
     domain::ids::ProductId,
-    store::{Store, StoreError, within},
+    store::{Catalog, StoreError, TimeLimited},
 };
 
 /// What one API knows of products of which nothing is left.
 pub struct SoldOutCache {
-    store: Arc<dyn Store>,
+    store: Arc<TimeLimited<dyn Catalog>>,
     entries: Mutex<Entries>,
     /// Told to all who wait whenever a read is done.
     refreshed: Notify,
@@ -76,7 +76,8 @@ impl SoldOutCache {
     const MAX_LOOKED_FOR: usize = 10_000;
 
     /// Open for all, to begin with.
-    pub fn new(store: Arc<dyn Store>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Catalog>) -> Arc<Self> {
+        let store = Arc::new(TimeLimited::new(store, Self::PATIENCE));
         Arc::new(Self { store, entries: Mutex::default(), refreshed: Notify::new() })
     }
 
@@ -140,7 +141,7 @@ impl SoldOutCache {
             let Some(wanted) = self.wanted(until) else { return };
             let (store, ids) = (self.store.clone(), wanted.clone());
             // On its own: should it panic, who waits here still hears of it.
-            let read = tokio::spawn(async move { within(Self::PATIENCE, store.sold_out(&ids)).await });
+            let read = tokio::spawn(async move { store.sold_out(&ids).await });
             let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
             self.apply_refresh(wanted, until, sold_out);
             self.refreshed.notify_waiters();
@@ -197,7 +198,10 @@ mod tests {
     use tokio::task::{JoinHandle, yield_now};
 
     use super::*;
-    use crate::{domain::inventory::Stock, store::sqlite::SqliteStore};
+    use crate::{
+        domain::inventory::Stock,
+        store::{Store, sqlite::SqliteStore},
+    };
 
     struct Shop {
         _directory: tempfile::TempDir,
@@ -227,7 +231,7 @@ mod tests {
 
         async fn count(&self, pieces: u32) {
             let stock = Stock::new(pieces).unwrap();
-            self.store.recount(self.product, stock).await.unwrap().unwrap().unwrap();
+            self.store.recount(self.product, stock).await.unwrap().done().unwrap();
         }
 
         async fn is_sold_out(&self) -> bool {

@@ -15,7 +15,8 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Due, OrderPage, StoreError,
+    error::StoreError,
+    page::{Due, OrderPage, Page},
     rows::{OrderRow, Text, column, product, product_id, readable},
 };
 use crate::domain::{
@@ -37,47 +38,22 @@ const REST: u32 = 3;
 /// How long a turn rests at most.
 const MAX_REST: Duration = Duration::from_millis(500);
 
-/// Some rows in the order of their ids, and where those behind them begin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page<T, Id> {
-    /// The rows. There may be fewer than asked for, or none, while there are more behind them.
-    pub rows: Vec<T>,
-    /// Behind which id the next page begins. `None`: this is the last page.
-    pub next: Option<Id>,
-}
-
-impl<T, Id> Page<T, Id> {
-    /// Of one row more than `limit`, if there are so many. `edge` is the last id that was examined, if there may be rows
-    /// behind it.
-    fn of(mut rows: Vec<T>, limit: u32, edge: Option<Id>, id: impl Fn(&T) -> Id) -> Self {
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next = if more { rows.last().map(id) } else { edge };
-        Self { rows, next }
-    }
-
-    /// A page without rows that is the last one.
-    pub fn empty() -> Self {
-        Self { rows: Vec::new(), next: None }
-    }
-}
-
 // Pages are cut before rows that cannot be are left out, so that these end no list.
 
 pub(super) fn page_of_products(rows: Vec<(i64, Text)>, limit: u32) -> Page<Product, ProductId> {
-    let Page { rows, next } = Page::of(rows, limit, None, |(id, _)| *id);
+    let Page { rows, next } = Page::cut(rows, limit, None, |(id, _)| *id);
     let products = readable(rows.into_iter().map(|(id, name)| product(id, name)));
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
 }
 
 pub(super) fn page_of_orders(rows: Vec<OrderRow>, limit: u32, edge: Option<Uuid>) -> Page<Order, OrderId> {
-    let Page { rows, next } = Page::of(rows, limit, edge, |row| row.id);
+    let Page { rows, next } = Page::cut(rows, limit, edge, |row| row.id);
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next: next.map(OrderId::from) }
 }
 
 pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
     let due = |row: &OrderRow| Due { expires_at: row.expires_at.unwrap_or_default(), id: row.id.into() };
-    let Page { rows, next } = Page::of(rows, limit, None, due);
+    let Page { rows, next } = Page::cut(rows, limit, None, due);
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
@@ -183,17 +159,6 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_page_says_where_the_next_one_begins() {
-        let page = |rows: &[u32], edge| Page::of(rows.to_vec(), 2, edge, |row| *row);
-        assert_eq!(page(&[1, 2, 3], None), Page { rows: vec![1, 2], next: Some(2) });
-        assert_eq!(page(&[1, 2, 3], Some(9)), Page { rows: vec![1, 2], next: Some(2) });
-        assert_eq!(page(&[1, 2], Some(9)), Page { rows: vec![1, 2], next: Some(9) });
-        assert_eq!(page(&[], Some(9)), Page { rows: vec![], next: Some(9) });
-        assert_eq!(page(&[1, 2], None), Page { rows: vec![1, 2], next: None });
-        assert_eq!(page(&[], None), Page::empty());
-    }
 
     #[tokio::test(start_paused = true)]
     async fn who_gets_no_turn_in_time_hears_so() {

@@ -14,7 +14,10 @@ use sqlx::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::open_error::{OpenError, is_missing_right};
+use super::{
+    open_error::OpenError,
+    sqlx_error::{failed_migration, is_missing_right},
+};
 
 pub(super) static MYSQL: Migrator = sqlx::migrate!("migrations/mysql");
 pub(super) static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -267,9 +270,9 @@ impl Tables for SqliteConnection {
 impl From<MigrateError> for OpenError {
     fn from(error: MigrateError) -> Self {
         match error {
-            MigrateError::Execute(error) if is_missing_right(&error) => Self::Migration(error),
-            MigrateError::Execute(error) => Self::Connect(error),
-            MigrateError::ExecuteMigration(error, _) => Self::Migration(error),
+            MigrateError::Execute(error) if is_missing_right(&error) => failed_migration(error),
+            MigrateError::Execute(error) => error.into(),
+            MigrateError::ExecuteMigration(error, _) => failed_migration(error),
             other => Self::Schema(other.to_string()),
         }
     }

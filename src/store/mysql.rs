@@ -15,11 +15,14 @@ use uuid::Uuid;
 
 use self::connections::{Age, Connections, Lease};
 use super::{
-    Decided, Due, OrderPage, Page, Store, StoreError, lane_sets,
+    error::StoreError,
+    lane_sets,
     lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     mysql_url::connect_options,
     open_error::OpenError,
+    page::{Due, OrderPage, Page},
+    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, INSTALLATION_ID, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id,
         product, product_id, readable,
@@ -29,7 +32,7 @@ use super::{
 use crate::domain::{
     command::Command,
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventory, Stock, StockBelowReserved},
+    inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
     product::{Product, ProductName},
@@ -102,7 +105,7 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
     STRAIGHT_JOIN orders ON orders.id = order_id";
 
 #[async_trait]
-impl Store for MySqlStore {
+impl Catalog for MySqlStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
         let mut lease = self.deciding.lease().await?;
         let insert = sqlx::query("INSERT INTO products (name) VALUES (?)").bind(name.as_str());
@@ -130,6 +133,12 @@ impl Store for MySqlStore {
         Ok(page_of_products(self.listing.fetch_all(query).await?, limit))
     }
 
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
+        let rows: Vec<(i64,)> =
+            self.reading.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
+        Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
+    }
+
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
         let query = sqlx::query_as(
             "SELECT products.id
@@ -149,12 +158,6 @@ impl Store for MySqlStore {
         product_ids(self.reading.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        let rows: Vec<(i64,)> =
-            self.reading.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
-        Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
-    }
-
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         let query = sqlx::query_as(
             "SELECT name, stored_stock, available_stock, reserved_stock
@@ -166,14 +169,13 @@ impl Store for MySqlStore {
         Ok(Some((product(column(id), name)?, inventory)))
     }
 
-    async fn recount(
-        &self,
-        id: ProductId,
-        stock: Stock,
-    ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         transaction::recount(self, id, stock).await
     }
+}
 
+#[async_trait]
+impl Orders for MySqlStore {
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
         let query = sqlx::query_as(
             "SELECT batch.id AS asked, orders.*
@@ -194,16 +196,6 @@ impl Store for MySqlStore {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
-        let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
-        let query = sqlx::query_as(DUE)
-            .bind(after.expires_at)
-            .bind(after.expires_at)
-            .bind(after.id.uuid())
-            .bind(i64::from(limit) + 1);
-        Ok(page_of_due(self.reading.fetch_all(query).await?, limit))
-    }
-
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
         let _turn = self.turns.take().await?;
         let mut lease = self.listing.lease().await?;
@@ -216,13 +208,21 @@ impl Store for MySqlStore {
         Ok(page_of_orders(rows, page.limit, edge))
     }
 
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
+        let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
+        let query = sqlx::query_as(DUE)
+            .bind(after.expires_at)
+            .bind(after.expires_at)
+            .bind(after.id.uuid())
+            .bind(i64::from(limit) + 1);
+        Ok(page_of_due(self.reading.fetch_all(query).await?, limit))
+    }
+}
+
+#[async_trait]
+impl Decider for MySqlStore {
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
         transaction::decide(self, commands, reservation_ttl).await
-    }
-
-    async fn installation_id(&self) -> Result<Uuid, StoreError> {
-        let rows: Vec<(Uuid,)> = self.reading.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
-        installation_id(rows.first().map(|(id,)| *id))
     }
 
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -236,6 +236,14 @@ impl Store for MySqlStore {
         lease.commit("ROLLBACK").await?;
         product_ids(rows)
     }
+}
+
+#[async_trait]
+impl Installation for MySqlStore {
+    async fn installation_id(&self) -> Result<Uuid, StoreError> {
+        let rows: Vec<(Uuid,)> = self.reading.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
+        installation_id(rows.first().map(|(id,)| *id))
+    }
 
     async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
         Ok(self.reading.lease().await?.execute(lane_sets::put(lanes)).await.map(drop)?)
@@ -245,14 +253,20 @@ impl Store for MySqlStore {
         let rows = self.reading.fetch_all(sqlx::query_as(lane_sets::IN_USE)).await?;
         Ok(rows.into_iter().filter_map(lane_sets::lane_set).collect())
     }
+}
 
+#[async_trait]
+impl Health for MySqlStore {
     async fn ping(&self) -> Result<(), StoreError> {
         // Changes nothing, and is refused by a server that is read-only.
         let mut lease = self.asking.lease().await?;
         lease.execute(sqlx::query("UPDATE installation SET only_row = 1 WHERE only_row = 1")).await?;
         Ok(lease.commit("ROLLBACK").await?)
     }
+}
 
+#[async_trait]
+impl Store for MySqlStore {
     async fn close(&self) {
         for connections in [&self.deciding, &self.listing, &self.asking, &self.reading] {
             connections.close();

@@ -2,23 +2,30 @@
 
 use std::time::Duration;
 
-use sqlx::mysql::MySqlDatabaseError;
-
-/// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is not one.
+    /// The URL is invalid.
     #[error("{0}")]
     Url(String),
-    /// The server or the file does not let us in.
-    #[error("{0}{hint}", hint = hint(.0))]
-    Connect(#[from] sqlx::Error),
-    /// The file cannot be made.
+    /// The server or the file refuses the connection.
+    #[error("{error}{}", if *.is_encryption { ENCRYPTION_HINT } else { "" })]
+    Connect {
+        error: String,
+        /// Whether it is about TLS.
+        is_encryption: bool,
+    },
+    /// The file cannot be created.
     #[error(transparent)]
     File(#[from] std::io::Error),
-    /// A migration failed.
-    #[error("its tables are not up to date, and a migration failed: {0}{hint}", hint = right(.0))]
-    Migration(#[source] sqlx::Error),
+    #[error(
+        "its tables are not up to date, and a migration failed: {error}{}",
+        if *.is_missing_right { RIGHTS_HINT } else { "" }
+    )]
+    Migration {
+        error: String,
+        /// Whether this user may not change tables.
+        is_missing_right: bool,
+    },
     /// This program cannot use its tables.
     #[error("{0}")]
     Schema(String),
@@ -30,31 +37,9 @@ pub enum OpenError {
     MigrationLocked(Duration),
 }
 
-/// What helps where an encrypted connection is not had.
-fn hint(error: &sqlx::Error) -> &'static str {
-    let text = error.to_string();
-    if ["certificate", "TLS", "tls"].iter().any(|word| text.contains(word)) {
-        ". To a server on another machine the connection is encrypted and the server's certificate is verified. Name a \
-         private CA in DATABASE_URL with ?ssl-ca=/path/ca.pem, or, in a network that nobody else can reach, ask for less with \
-         ?ssl-mode=REQUIRED (encrypted, not verified) or ?ssl-mode=DISABLED"
-    } else {
-        ""
-    }
-}
+const ENCRYPTION_HINT: &str = ". To a server on another machine the connection is encrypted and the server's certificate is verified. Name a \
+     private CA in DATABASE_URL with ?ssl-ca=/path/ca.pem, or, in a network that nobody else can reach, ask for less with \
+     ?ssl-mode=REQUIRED (encrypted, not verified) or ?ssl-mode=DISABLED";
 
-/// What helps who may not change tables.
-fn right(error: &sqlx::Error) -> &'static str {
-    if is_missing_right(error) {
-        ". Run antre migrate once, with the DATABASE_URL of a user who has SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, \
-         INDEX, DROP and REFERENCES on this database; everything else needs SELECT, INSERT, UPDATE and DELETE only"
-    } else {
-        ""
-    }
-}
-
-/// Whether the server says that this user may not do it.
-pub(super) fn is_missing_right(error: &sqlx::Error) -> bool {
-    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
-    // Access to the database, to a table, to a column; a privilege of the server.
-    error.is_some_and(|error| matches!(error.number(), 1044 | 1142 | 1143 | 1227))
-}
+const RIGHTS_HINT: &str = ". Run antre migrate once, with the DATABASE_URL of a user who has SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, \
+     INDEX, DROP and REFERENCES on this database; everything else needs SELECT, INSERT, UPDATE and DELETE only";

@@ -4,7 +4,7 @@
 
 use uuid::Uuid;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::{
     domain::time::from_millis,
     domain::{

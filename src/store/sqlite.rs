@@ -31,10 +31,12 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Decided, Due, OrderPage, Page, Store, StoreError,
+    error::StoreError,
     lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     open_error::OpenError,
+    page::{Due, OrderPage, Page},
+    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, INSTALLATION_ID, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id,
         product, product_id, readable,
@@ -46,7 +48,8 @@ use crate::{
     domain::{
         command::Command,
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
+        inventory::{Inventory, Stock},
+        lane_set::LaneSet,
         order::Order,
         product::{Product, ProductName},
     },
@@ -156,7 +159,7 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?)
     CROSS JOIN orders ON orders.id = order_id";
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Catalog for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
         let mut transaction = self.begin().await?;
         // Begins by itself: sqlx's own transactions do not see it when SQLite rolls back, for example on a full disk, and
@@ -191,6 +194,11 @@ impl Store for SqliteStore {
         Ok(page_of_products(rows, limit))
     }
 
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
+        let rows: Vec<(i64,)> = self.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
+        Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
+    }
+
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
         let query = sqlx::query_as(
             "SELECT products.id FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value",
@@ -207,11 +215,6 @@ impl Store for SqliteStore {
         product_ids(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        let rows: Vec<(i64,)> = self.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
-        Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
-    }
-
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         let query = sqlx::query_as(
             "SELECT name, stored_stock, available_stock, reserved_stock
@@ -223,14 +226,13 @@ impl Store for SqliteStore {
         Ok(Some((product(column(id), name)?, inventory)))
     }
 
-    async fn recount(
-        &self,
-        id: ProductId,
-        stock: Stock,
-    ) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         transaction::recount(self, id, stock).await
     }
+}
 
+#[async_trait]
+impl Orders for SqliteStore {
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
         let query = sqlx::query_as(
             "SELECT batch.value AS asked, orders.*
@@ -250,6 +252,18 @@ impl Store for SqliteStore {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+        let _turn = self.turns.take().await?;
+        let mut connection = self.listing().await?;
+        let edge = match BY_ID.edge(&page) {
+            Some(mut edge) => edge.build_query_scalar().fetch_optional(&mut *connection).await?,
+            None => None,
+        };
+        let rows: Vec<OrderRow> =
+            BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
+        Ok(page_of_orders(rows, page.limit, edge))
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(
@@ -264,38 +278,47 @@ impl Store for SqliteStore {
         .bind(i64::from(limit) + 1);
         Ok(page_of_due(self.fetch_all(query).await?, limit))
     }
+}
 
-    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
-        let _turn = self.turns.take().await?;
-        let mut connection = self.listing().await?;
-        let edge = match BY_ID.edge(&page) {
-            Some(mut edge) => edge.build_query_scalar().fetch_optional(&mut *connection).await?,
-            None => None,
-        };
-        let rows: Vec<OrderRow> =
-            BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
-        Ok(page_of_orders(rows, page.limit, edge))
-    }
-
+#[async_trait]
+impl Decider for SqliteStore {
     async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
         transaction::decide(self, commands, reservation_ttl).await
-    }
-
-    async fn installation_id(&self) -> Result<Uuid, StoreError> {
-        let rows: Vec<(Uuid,)> = self.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
-        installation_id(rows.first().map(|(id,)| *id))
     }
 
     /// One lock covers the whole file.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
         Ok(ids.to_vec())
     }
+}
 
+#[async_trait]
+impl Installation for SqliteStore {
+    async fn installation_id(&self) -> Result<Uuid, StoreError> {
+        let rows: Vec<(Uuid,)> = self.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
+        installation_id(rows.first().map(|(id,)| *id))
+    }
+
+    /// Stores nothing: lanes in memory are known to their own process only.
+    async fn use_lanes(&self, _: &LaneSet) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Health for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         // In turn with all who write, so that a flood does not look like trouble.
         self.begin().await?.lock_inventories(json(&[(); 0])).await.map(drop)
     }
+}
 
+#[async_trait]
+impl Store for SqliteStore {
     async fn close(&self) {
         self.readers.close().await;
         self.listing.close().await;

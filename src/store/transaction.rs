@@ -15,7 +15,8 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use super::{
-    Decided, Store, StoreError,
+    error::StoreError,
+    ports::{Catalog, Decided, Recount},
     rows::{ReadOrder, product_id},
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
         command::Command,
         decide::{self, Decision, Inventories, StoredOrders, Times, Undecidable, Writes},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
+        inventory::{Inventory, Stock},
         order::OrderState,
         product::Product,
         verdict::Verdict,
@@ -136,7 +137,7 @@ pub(super) enum CommitError {
 /// caller hears of it.
 const RUNS: u32 = 5;
 
-/// Decides a batch: see [`super::Store::decide`]. One that the database refuses is decided again in halves, until the command
+/// Decides a batch: see [`super::ports::Decider::decide`]. One that the database refuses is decided again in halves, until the command
 /// that it refuses is alone: all others get their verdicts.
 pub(super) fn decide<'a, B: Begin>(
     store: &'a B,
@@ -219,48 +220,47 @@ enum Way {
     WithOrphanedKeys,
 }
 
-/// Counts a product's stock anew: see [`Store::recount`].
-pub(super) async fn recount<S: Store + Begin>(
+/// Sets a product's stock: see [`Catalog::recount`].
+pub(super) async fn recount<S: Catalog + Begin>(
     store: &S,
     id: ProductId,
     stock: Stock,
-) -> Result<Option<Result<(Product, Inventory), StockBelowReserved>>, StoreError> {
-    let Some(product) = store.product(id).await? else { return Ok(None) };
+) -> Result<Recount, StoreError> {
+    let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
     let mut run = 1;
     loop {
-        match recount_once(store, id, stock).await {
-            Ok(counted) => return Ok(counted.map(|result| result.map(|inventory| (product, inventory)))),
+        match recount_once(store, product.clone(), stock).await {
             Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
                 run += 1
             }
-            Err(error) => return Err(error.into()),
+            result => return Ok(result?),
         }
     }
 }
 
-/// How often a recount that meets a locked row is tried before the seller hears of it.
+/// How often a recount that meets a locked row is tried before the seller gets the error.
 const RECOUNTS: u32 = 3;
 
 async fn recount_once<B: Begin>(
     store: &B,
-    id: ProductId,
+    product: Product,
     stock: Stock,
-) -> Result<Option<Result<Inventory, StockBelowReserved>>, CommitError> {
+) -> Result<Recount, CommitError> {
     let mut transaction = store.begin().await?;
-    let locked = transaction.lock_inventories(json(&[id])).await?;
+    let locked = transaction.lock_inventories(json(&[product.id])).await?;
     if let Some(cause) = locked.unreadable.into_values().next() {
         return Err(StoreError::Corrupt(cause).into());
     }
     let before = locked.inventories;
     let mut after = before.clone();
-    let Some(counted) = after.get_mut(&id) else { return Ok(None) };
-    if let Err(below) = counted.recount(stock) {
-        return Ok(Some(Err(below)));
+    let Some(inventory) = after.get_mut(&product.id) else { return Ok(Recount::NoSuchProduct) };
+    if let Err(below) = inventory.recount(stock) {
+        return Ok(Recount::BelowReserved(below));
     }
-    let counted = *counted;
+    let inventory = *inventory;
     let stock = list(&differences(&before, &after));
     transaction.commit(Changes { stock, ..Changes::default() }).await?;
-    Ok(Some(Ok(counted)))
+    Ok(Recount::Done(product, inventory))
 }
 
 /// Whether a batch is what most batches are: new orders, each once.
@@ -482,14 +482,5 @@ impl From<CommitError> for StoreError {
 impl From<StoreError> for CommitError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
-    }
-}
-
-impl From<sqlx::Error> for CommitError {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Database(database) if database.is_unique_violation() => Self::Duplicate,
-            _ => Self::Store(error.into()),
-        }
     }
 }

@@ -139,7 +139,7 @@ mod tests {
             verdict::Verdict,
         },
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
-        store::sqlite::SqliteStore,
+        store::{Catalog, sqlite::SqliteStore},
     };
 
     /// Lanes from which nobody takes, and one that takes nothing.
@@ -199,7 +199,7 @@ mod tests {
             for _ in 0..2 {
                 let product =
                     store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-                store.recount(product.id, Stock::new(100_000).unwrap()).await.unwrap().unwrap().unwrap();
+                store.recount(product.id, Stock::new(100_000).unwrap()).await.unwrap().done().unwrap();
                 products.push(product.id);
             }
             let expiry = Expiry { queue: Arc::new(MemoryQueue::new(1)), store };

@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::super::{StoreError, error::spares_connection};
+use super::super::{error::StoreError, sqlx_error::is_connection_usable};
 
 /// How long a call waits for a connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -244,7 +244,7 @@ impl Lease {
 
     fn judge<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         if let Err(error) = &result
-            && !spares_connection(error)
+            && !is_connection_usable(error)
             && let Some(session) = &self.session
         {
             self.state = State::Broken;

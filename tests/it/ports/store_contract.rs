@@ -23,7 +23,7 @@ use antre::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    store::{OrderPage, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{OrderPage, Recount, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
 };
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
@@ -127,7 +127,7 @@ impl Database {
     /// A product of so many pieces.
     async fn product_of(&self, pieces: u32) -> ProductId {
         let product = self.store.create_product(name("Kaos Polos")).await.unwrap();
-        self.store.recount(product.id, stock(pieces)).await.unwrap().unwrap().unwrap();
+        self.store.recount(product.id, stock(pieces)).await.unwrap().done().unwrap();
         product.id
     }
 
@@ -340,7 +340,7 @@ async fn a_name_comes_back_as_it_went_in(database: Database) {
         assert_eq!(product.name.as_str(), text);
         assert_eq!(store.product(product.id).await.unwrap().as_ref(), Some(&product));
         assert_eq!(store.inventory(product.id).await.unwrap().unwrap().0, product);
-        assert_eq!(store.recount(product.id, stock(1)).await.unwrap().unwrap().unwrap().0, product);
+        assert_eq!(store.recount(product.id, stock(1)).await.unwrap().done().unwrap().0, product);
         assert_eq!(store.products(None, 100).await.unwrap().rows.last(), Some(&product));
     }
 }
@@ -378,7 +378,7 @@ async fn what_is_not_reserved_is_available_after_a_recount(database: Database) {
     // Twice the same is once.
     for (counted, expected) in [(7, [7, 3, 4]), (7, [7, 3, 4]), (4, [4, 0, 4]), (100, [100, 96, 4])] {
         let (product, inventory) =
-            database.store.recount(id, stock(counted)).await.unwrap().unwrap().unwrap();
+            database.store.recount(id, stock(counted)).await.unwrap().done().unwrap();
         assert_eq!((product.id, product.name), (id, name("Kaos Polos")));
         assert_eq!([inventory.stored(), inventory.available(), inventory.reserved()], expected);
         assert_eq!(database.pieces(id).await, expected);
@@ -390,8 +390,8 @@ async fn a_recount_below_what_is_reserved_changes_nothing(database: Database) {
     let id = database.product_of(10).await;
     database.decide(&[order(id, 4)]).await;
     for counted in [0, 3] {
-        let refused = database.store.recount(id, stock(counted)).await.unwrap().unwrap();
-        assert_eq!(refused, Err(StockBelowReserved { reserved: 4 }));
+        let refused = database.store.recount(id, stock(counted)).await.unwrap();
+        assert_eq!(refused, Recount::BelowReserved(StockBelowReserved { reserved: 4 }));
         assert_eq!(database.pieces(id).await, [10, 6, 4]);
     }
     // The refused one left no lock behind.
@@ -405,7 +405,7 @@ async fn nothing_is_known_of_what_does_not_exist(database: Database) {
     for id in [stranger(), ProductId::new(known.get() + 1).unwrap()] {
         assert_eq!(store.product(id).await.unwrap(), None);
         assert_eq!(store.inventory(id).await.unwrap(), None);
-        assert_eq!(store.recount(id, stock(5)).await.unwrap(), None);
+        assert_eq!(store.recount(id, stock(5)).await.unwrap(), Recount::NoSuchProduct);
         assert_eq!(database.orders_of(id).await, []);
     }
     for id in [OrderId::generate(), uuid::Uuid::nil().into(), uuid::Uuid::max().into()] {
@@ -591,7 +591,7 @@ async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
         assert_eq!(database.decide(&batch).await, verdicts);
     }
     // In other company, in another order, with another time to live, and after more pieces came.
-    database.store.recount(shirt, stock(100)).await.unwrap().unwrap().unwrap();
+    database.store.recount(shirt, stock(100)).await.unwrap().done().unwrap();
     let turned: Vec<NewOrder> = batch.iter().rev().cloned().collect();
     let again = database.store.decide(&commands(&turned), Duration::ZERO).await.unwrap().verdicts;
     assert_eq!(again, verdicts.iter().rev().copied().collect::<Vec<_>>());
@@ -668,7 +668,7 @@ async fn a_rejection_for_which_nobody_waits_is_stored(database: Database) {
     assert_eq!(database.store.order(late.id).await.unwrap(), Some(expected));
     assert_eq!(database.pieces(id).await, [3, 3, 0]);
     // It stays rejected, with the reason of that day, although now there would be enough.
-    database.store.recount(id, stock(10)).await.unwrap().unwrap().unwrap();
+    database.store.recount(id, stock(10)).await.unwrap().done().unwrap();
     assert_eq!(database.decide(&[late]).await, [rejected(3)]);
     assert_eq!(database.pieces(id).await, [10, 10, 0]);
     // The one of which nothing is on record is decided as if it came for the first time.
@@ -717,8 +717,8 @@ async fn the_largest_numbers_are_exact(database: Database) {
     assert_eq!(accepted(&verdicts), [false, true, false, true, false]);
     assert_eq!([verdicts[0], verdicts[2], verdicts[4]], [Quantity::MAX - 1, Stock::MAX - 1, 0].map(rejected));
     assert_eq!(database.pieces(id).await, [Stock::MAX, 0, Stock::MAX]);
-    let recounted = database.store.recount(id, stock(Stock::MAX - 1)).await.unwrap().unwrap();
-    assert_eq!(recounted, Err(StockBelowReserved { reserved: Stock::MAX }));
+    let recounted = database.store.recount(id, stock(Stock::MAX - 1)).await.unwrap();
+    assert_eq!(recounted, Recount::BelowReserved(StockBelowReserved { reserved: Stock::MAX }));
     database.assert_balanced().await;
 }
 
@@ -861,12 +861,12 @@ async fn recounts_and_orders_do_not_lose_each_other(database: Database) {
             let mut last = 0;
             for counted in (10..=400).step_by(10).chain([200, 399, 0, 400]) {
                 match store.recount(id, stock(counted)).await {
-                    Ok(Some(Ok((_, inventory)))) => {
+                    Ok(Recount::Done(_, inventory)) => {
                         assert_eq!(inventory.stored(), counted);
                         last = counted;
                     }
-                    Ok(Some(Err(below))) => assert!(counted < below.reserved, "{counted}: {below:?}"),
-                    Ok(None) => panic!("the product is gone"),
+                    Ok(Recount::BelowReserved(below)) => assert!(counted < below.reserved, "{counted}: {below:?}"),
+                    Ok(Recount::NoSuchProduct) => panic!("the product is gone"),
                     Err(error) => assert!(error.is_transient(), "{error}"),
                 }
             }
@@ -989,7 +989,12 @@ async fn replay(database: &Database, steps: Vec<Step>) {
             Step::Recount { product, counted } => {
                 let found = database.store.recount(products[product], stock(counted)).await.unwrap();
                 let expected = model.recount(products[product], counted);
-                assert_eq!(found.map(|counted| counted.map(drop)), expected);
+                let found = match found {
+                    Recount::Done(..) => Some(Ok(())),
+                    Recount::BelowReserved(below) => Some(Err(below)),
+                    Recount::NoSuchProduct => None,
+                };
+                assert_eq!(found, expected);
             }
             Step::Decide(picks) => {
                 let mut batch = Vec::new();

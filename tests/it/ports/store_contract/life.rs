@@ -426,12 +426,12 @@ async fn an_order_under_a_key_is_found_after_the_shelf_is_empty(database: Databa
     }
     assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-2")]).await, [rejected(0)]);
     // A rejection in time is not on record: the same key may try again when there are pieces.
-    database.store.recount(id, stock(3)).await.unwrap().unwrap().unwrap();
+    database.store.recount(id, stock(3)).await.unwrap().done().unwrap();
     assert_eq!(accepted(&database.decide(&[keyed(order(id, 1), "buyer-2")]).await), [true]);
     // A late one is.
     let late = keyed(detached_order(id, 1), "buyer-3");
     assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(0)]);
-    database.store.recount(id, stock(9)).await.unwrap().unwrap().unwrap();
+    database.store.recount(id, stock(9)).await.unwrap().done().unwrap();
     let on_record = database.store.order(late.id).await.unwrap().unwrap();
     assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-3")]).await, [Verdict::AlreadyPlaced(on_record)]);
     database.assert_balanced().await;
@@ -539,10 +539,10 @@ async fn what_is_sold_out_is_known_with_the_commit(database: Database) {
         let last = order(shirt, 1);
         database.decide(slice::from_ref(&last)).await;
         assert_eq!(sold_out().await, BTreeSet::from([hat, shirt, empty]), "{round}");
-        store.recount(hat, stock(round + 2)).await.unwrap().unwrap().unwrap();
+        store.recount(hat, stock(round + 2)).await.unwrap().done().unwrap();
         store.decide(&[change_of(&last, Change::Cancel)], TTL).await.unwrap();
         assert_eq!(sold_out().await, BTreeSet::from([empty]), "{round}");
-        store.recount(shirt, stock(round + 3)).await.unwrap().unwrap().unwrap();
+        store.recount(shirt, stock(round + 3)).await.unwrap().done().unwrap();
     }
 }
 
@@ -645,8 +645,8 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
     for step in steps {
         let batch = match step {
             Step::Recount { product, counted: pieces } => {
-                let done = database.store.recount(products[product], stock(pieces)).await.unwrap().unwrap();
-                if done.is_ok() {
+                let done = database.store.recount(products[product], stock(pieces)).await.unwrap();
+                if done.done().is_some() {
                     (counted[product], paid_since[product]) = (pieces, 0);
                 }
                 continue;

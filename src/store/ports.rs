@@ -1,0 +1,153 @@
+//! The ports: what a database must be able to do, by role. A caller names the role that it needs, and [`Store`] is all of
+//! them. Every method may be called from many tasks at once.
+//!
+//! Every method fails with a [`StoreError`], which says whether trying again may help.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{
+    error::StoreError,
+    page::{Due, OrderPage, Page},
+};
+use crate::domain::{
+    command::Command,
+    decide::Undecidable,
+    event::Event,
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock, StockBelowReserved},
+    lane_set::LaneSet,
+    order::Order,
+    product::{Product, ProductName},
+    verdict::Verdict,
+};
+
+/// The products, and what the seller has of each.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// Creates a product with an inventory of zeros.
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError>;
+
+    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
+
+    /// Up to `limit` products in id order, beginning behind `after`.
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError>;
+
+    /// The ids of all products, ascending: a lane each.
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
+
+    /// Those of these products that exist, in any order.
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+
+    /// Those of these products without available pieces, in any order. Sees all that was committed before the call.
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+
+    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
+
+    /// Sets `stored_stock` to what the seller counted. Takes the lock of the inventory, like a batch.
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
+}
+
+/// What became of [`Catalog::recount`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recount {
+    Done(Product, Inventory),
+    NoSuchProduct,
+    /// Nothing has changed.
+    BelowReserved(StockBelowReserved),
+}
+
+impl Recount {
+    pub fn done(self) -> Option<(Product, Inventory)> {
+        match self {
+            Self::Done(product, inventory) => Some((product, inventory)),
+            Self::NoSuchProduct | Self::BelowReserved(_) => None,
+        }
+    }
+}
+
+/// The stored orders, to read.
+#[async_trait]
+pub trait Orders: Send + Sync {
+    async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
+        Ok(self.orders_by_id(&[id]).await?.remove(&id))
+    }
+
+    /// Those of these orders that are stored, by the id that was asked for. An order that was sent twice under one
+    /// idempotency key may have two ids; it is found under both.
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError>;
+
+    /// The stored orders with these idempotency keys.
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError>;
+
+    /// Stored orders in id order, which is the order of their creation. Examines a bounded number of orders, so that a page
+    /// may be short though there are more.
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError>;
+
+    /// Up to `limit` reservations that are due by the database's clock, the longest overdue first, beginning behind `after`.
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError>;
+}
+
+/// The decisions.
+#[async_trait]
+pub trait Decider: Send + Sync {
+    /// Decides a batch in one transaction. When it returns, the result is committed. An order that is already stored gets the
+    /// stored verdict.
+    ///
+    /// All times come from the database's clock. A command that cannot be decided gets [`Verdict::Undecidable`], and all
+    /// others their verdicts.
+    ///
+    /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
+    /// commands is right in either case.
+    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError>;
+
+    /// Those of these products whose inventories no other transaction has locked now.
+    async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+}
+
+/// What became of a batch, committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// One for each command, at the same index.
+    pub verdicts: Vec<Verdict>,
+    /// What became of orders, in the order in which it did.
+    pub events: Vec<Event>,
+    /// Why commands were not decided, ascending.
+    pub undecidable: Vec<Undecidable>,
+}
+
+/// Which database this is, and which lanes its processes use.
+#[async_trait]
+pub trait Installation: Send + Sync {
+    /// A random id that the migrations generated, the same for every process that opens this database.
+    async fn installation_id(&self) -> Result<Uuid, StoreError>;
+
+    /// Stores that a process uses these lanes now, by the database's clock.
+    async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError>;
+
+    /// The lanes that processes used within the last two hours: no command waits in a lane for longer.
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError>;
+}
+
+/// Readiness.
+#[async_trait]
+pub trait Health: Send + Sync {
+    /// Whether the database would decide a batch now. Goes the way of a batch, up to the first write.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// All roles: what a process opens, and closes.
+#[async_trait]
+pub trait Store: Catalog + Orders + Decider + Installation + Health {
+    /// Closes the connections once they are idle.
+    async fn close(&self);
+}

@@ -1,0 +1,162 @@
+//! A time limit on reads.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{
+    error::StoreError,
+    page::{Due, OrderPage, Page},
+    ports::{Catalog, Installation, Orders, Recount},
+};
+use crate::domain::{
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock},
+    lane_set::LaneSet,
+    order::Order,
+    product::{Product, ProductName},
+};
+
+/// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
+/// that stands still keeps its connections and answers nothing.
+///
+/// Writes ([`Catalog::create_product`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
+/// one up does not know what became of it.
+pub struct TimeLimited<S: ?Sized> {
+    store: Arc<S>,
+    limit: Duration,
+}
+
+impl<S: ?Sized> TimeLimited<S> {
+    pub fn new(store: Arc<S>, limit: Duration) -> Self {
+        Self { store, limit }
+    }
+
+    async fn read<T>(&self, read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let limit = self.limit;
+        let silent = || StoreError::Unavailable(format!("the database is silent for {limit:?} now"));
+        timeout(limit, read).await.unwrap_or_else(|_| Err(silent()))
+    }
+}
+
+#[async_trait]
+impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+        self.store.create_product(name).await
+    }
+
+    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
+        self.read(self.store.product(id)).await
+    }
+
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        self.read(self.store.products(after, limit)).await
+    }
+
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
+        self.read(self.store.product_ids()).await
+    }
+
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        self.read(self.store.existing(ids)).await
+    }
+
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        self.read(self.store.sold_out(ids)).await
+    }
+
+    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
+        self.read(self.store.inventory(id)).await
+    }
+
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
+        self.store.recount(id, stock).await
+    }
+}
+
+#[async_trait]
+impl<S: Orders + ?Sized> Orders for TimeLimited<S> {
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+        self.read(self.store.orders_by_id(ids)).await
+    }
+
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+        self.read(self.store.orders_by_key(keys)).await
+    }
+
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+        self.read(self.store.orders(page)).await
+    }
+
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
+        self.read(self.store.due(after, limit)).await
+    }
+}
+
+#[async_trait]
+impl<S: Installation + ?Sized> Installation for TimeLimited<S> {
+    async fn installation_id(&self) -> Result<Uuid, StoreError> {
+        self.read(self.store.installation_id()).await
+    }
+
+    async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
+        self.read(self.store.use_lanes(lanes)).await
+    }
+
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
+        self.read(self.store.lanes_in_use()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A database that stands still.
+    struct Silent;
+
+    #[async_trait]
+    impl Orders for Silent {
+        async fn orders_by_id(&self, _: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+            pending().await
+        }
+
+        async fn orders_by_key(
+            &self,
+            _: &[IdempotencyKey],
+        ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+            pending().await
+        }
+
+        async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            pending().await
+        }
+
+        async fn due(&self, _: Option<Due>, _: u32) -> Result<Page<Order, Due>, StoreError> {
+            pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_of_a_silent_database_ends_at_the_limit_and_may_be_tried_again() {
+        let began = Instant::now();
+        let store = TimeLimited::new(Arc::new(Silent), Duration::from_millis(250));
+        let error = store.due(None, 1).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains("250ms"), "{error}");
+        assert!(store.order(Uuid::nil().into()).await.is_err());
+        assert_eq!(began.elapsed(), Duration::from_millis(500));
+    }
+}
