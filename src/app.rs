@@ -176,7 +176,12 @@ async fn run_on_servers(
     }
     let store: Arc<dyn Store> = open_mysql(database_url).await?;
     let queue = open_rabbitmq(settings, amqp_url, &*store).await?;
-    let _lane_watch = LaneWatch::start(Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)), queue.clone(), lane_set(settings)).await;
+    let _lane_watch = LaneWatch::start(
+        Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
+        queue.clone(),
+        lane_set(settings),
+    )
+    .await;
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
     let health = worker.as_ref().map(|worker| worker.health.clone());

@@ -336,7 +336,11 @@ mod tests {
         timeout: Duration,
         stop: CancellationToken,
     ) -> OrderService {
-        OrderService::new(store.clone(), store, Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()))
+        OrderService::new(
+            store.clone(),
+            store,
+            Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()),
+        )
     }
 
     fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {
@@ -497,8 +501,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_is_done_conflicts_or_is_done_again() {
-        let (_directory, queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
-        let store = ordering.store.clone();
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let product_id = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
+        let queue = MemoryQueue::new(100);
+        let ordering =
+            service(store.clone(), &queue, Duration::from_secs(60), CancellationToken::new()).await;
         store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();
         let client = async {
             let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();

@@ -241,11 +241,7 @@ pub(super) async fn recount<S: Catalog + Begin>(
 /// How often a recount that meets a locked row is tried before the seller gets the error.
 const RECOUNTS: u32 = 3;
 
-async fn recount_once<B: Begin>(
-    store: &B,
-    product: Product,
-    stock: Stock,
-) -> Result<Recount, CommitError> {
+async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Result<Recount, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(json(&[product.id])).await?;
     if let Some(cause) = locked.unreadable.into_values().next() {

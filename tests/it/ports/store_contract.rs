@@ -377,8 +377,7 @@ async fn what_is_not_reserved_is_available_after_a_recount(database: Database) {
     assert_eq!(database.pieces(id).await, [10, 6, 4]);
     // Twice the same is once.
     for (counted, expected) in [(7, [7, 3, 4]), (7, [7, 3, 4]), (4, [4, 0, 4]), (100, [100, 96, 4])] {
-        let (product, inventory) =
-            database.store.recount(id, stock(counted)).await.unwrap().done().unwrap();
+        let (product, inventory) = database.store.recount(id, stock(counted)).await.unwrap().done().unwrap();
         assert_eq!((product.id, product.name), (id, name("Kaos Polos")));
         assert_eq!([inventory.stored(), inventory.available(), inventory.reserved()], expected);
         assert_eq!(database.pieces(id).await, expected);
@@ -865,7 +864,9 @@ async fn recounts_and_orders_do_not_lose_each_other(database: Database) {
                         assert_eq!(inventory.stored(), counted);
                         last = counted;
                     }
-                    Ok(Recount::BelowReserved(below)) => assert!(counted < below.reserved, "{counted}: {below:?}"),
+                    Ok(Recount::BelowReserved(below)) => {
+                        assert!(counted < below.reserved, "{counted}: {below:?}")
+                    }
                     Ok(Recount::NoSuchProduct) => panic!("the product is gone"),
                     Err(error) => assert!(error.is_transient(), "{error}"),
                 }
