@@ -53,7 +53,7 @@ pub(super) struct RabbitMqConsumer {
     settling: Option<JoinHandle<Result<Vec<Unsettled>, QueueError>>>,
     /// Deliveries whose API is gone, to be taken again.
     orphaned: Vec<Delivery>,
-    foreign: Arc<Sparse>,
+    foreign: Sparse,
 }
 
 impl RabbitMqConsumer {
@@ -75,7 +75,7 @@ impl RabbitMqConsumer {
             unsettled: HashMap::new(),
             settling: None,
             orphaned: Vec::new(),
-            foreign: Arc::new(Sparse::every(FOREIGN_EVERY)),
+            foreign: Sparse::every(FOREIGN_EVERY),
         })
     }
 
