@@ -1,4 +1,4 @@
-//! Wires a process together: which store, which queue, which roles; starts it, and stops it in order.
+//! Wires a process together: the store, the queue, the roles. Starts it, and stops it in order.
 
 use std::{
     io::{self, Write},
@@ -34,20 +34,19 @@ use crate::{
 
 /// How long an API, and the watch for lanes, wait for a read of the database.
 const READ_LIMIT: Duration = Duration::from_secs(3);
-/// How long a process that was told to stop finishes what is in flight. Less than the ten seconds after which
+/// How long a process that was told to stop finishes requests and batches in flight. Less than the ten seconds after which
 /// container runtimes kill.
 const GRACE: Duration = Duration::from_secs(8);
 
-/// How many orders may stand in one lane of the embedded mode.
+/// How many commands one lane of the embedded mode takes.
 const LANE_CAPACITY: usize = 10_000;
 
 /// Why a process did not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The settings are wrong.
     #[error(transparent)]
     Usage(#[from] SettingsError),
-    /// Something it needs is not there.
+    /// Something that it needs is not available.
     #[error("{0}")]
     Start(String),
 }
@@ -67,15 +66,15 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppE
             run_on_servers(&settings, role, &database_url, &amqp_url, stop).await
         }
         (Backends::Embedded { .. }, Role::Api | Role::Worker) => Err(SettingsError(
-            "DATABASE_URL (mysql://…) and AMQP_URL are missing: API and worker on their own meet on servers; \
-             to run both in one process without any, use antre serve"
+            "DATABASE_URL (mysql://…) and AMQP_URL are missing: separate API and worker processes need both servers; \
+             to run both roles in one process without servers, use antre serve"
                 .to_owned(),
         )
         .into()),
     }
 }
 
-/// Every buyer is a file to the system, and the soft limit that shells hand out is often 1,024.
+/// Every connection is a file to the system, and the soft limit of shells is often 1,024.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -94,11 +93,11 @@ async fn migrate(settings: &Settings) -> Result<(), AppError> {
             url
         }
     };
-    say(settings, &[format!("The tables of {} are up to date.", shown(&url))]);
+    announce(settings, &[format!("The tables of {} are up to date.", shown(&url))]);
     Ok(())
 }
 
-/// Lists the migrations. An error when this program may not run on the tables as they are.
+/// Lists the migrations. An error if this program may not run on the tables as they are.
 async fn migration_status(settings: &Settings) -> Result<(), AppError> {
     let (url, schema) = match settings.backends.database()? {
         Database::Sqlite(url) => (url.clone(), SqliteStore::schema(&url).await),
@@ -107,10 +106,10 @@ async fn migration_status(settings: &Settings) -> Result<(), AppError> {
     let url = shown(&url);
     let schema =
         schema.map_err(|error| AppError::Start(format!("cannot read the tables of {url}: {error}")))?;
-    say(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
+    announce(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
     let why = match schema.usable() {
         Usable::Now => {
-            say(settings, &["This antre may run.".to_owned()]);
+            announce(settings, &["This antre may run.".to_owned()]);
             return Ok(());
         }
         Usable::AfterMigration => "some migrations are pending; antre migrate applies them".to_owned(),
@@ -131,19 +130,19 @@ async fn serve_embedded(
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     let dispatcher = dispatcher(settings, &queue, &stop).await?;
     let api = api(&store, &dispatcher, Some(worker.health.clone()));
-    say(
+    announce(
         settings,
         &[
             banner("API and worker in one process"),
-            "  orders in line   in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)"
+            "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)"
                 .into(),
-            format!("  orders on record {database_url}"),
-            invitation(&listener)?,
+            format!("  database         {database_url}"),
+            try_line(&listener)?,
         ],
     );
     let deadline = serve_http(settings, listener, http::site(api, links(settings)), stop).await;
 
-    // Nobody comes in any more, nor what is overdue. Those in line are served, then the worker may go.
+    // No request and no expiry arrives any more. Decide the queued commands, then stop the worker.
     worker.expiry.abort();
     let _ = timeout_at(deadline, queue.drain()).await;
     worker.stop(deadline).await;
@@ -199,13 +198,13 @@ async fn run_on_servers(
             Role::Worker => "a worker",
             _ => "API and worker in one process",
         }),
-        format!("  orders in line   {}", shown(amqp_url)),
-        format!("  orders on record {}", shown(database_url)),
+        format!("  queue            {}", shown(amqp_url)),
+        format!("  database         {}", shown(database_url)),
     ];
     if let Some(listener) = &listener {
-        lines.push(if role == Role::Worker { health_invitation(listener)? } else { invitation(listener)? });
+        lines.push(if role == Role::Worker { health_line(listener)? } else { try_line(listener)? });
     }
-    say(settings, &lines);
+    announce(settings, &lines);
     let deadline = match listener {
         Some(listener) => serve_http(settings, listener, site, stop).await,
         None => {
@@ -217,7 +216,7 @@ async fn run_on_servers(
     if let Some(dispatcher) = api_dispatcher
         && timeout_at(deadline - GRACE / 8, dispatcher.drain()).await.is_err()
     {
-        tracing::error!("ends before all is queued of which clients were told that there will be a verdict");
+        tracing::error!("stops with parked commands whose clients were answered 202: they are lost");
     }
     if let Some(worker) = worker {
         worker.stop(deadline).await;
@@ -228,11 +227,11 @@ async fn run_on_servers(
 
 fn api(store: &Arc<dyn Store>, dispatcher: &Arc<Dispatcher>, worker: Option<Arc<WorkerHealth>>) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
-    Api {
-        catalog: Arc::new(CatalogService::new(reads.clone(), dispatcher.clone())),
-        orders: Arc::new(OrderService::new(reads.clone(), reads, dispatcher.clone())),
-        probes: Probes::new(store.clone(), dispatcher.health_check(), worker),
-    }
+    Api::new(
+        CatalogService::new(reads.clone(), dispatcher.clone()),
+        OrderService::new(reads.clone(), reads, dispatcher.clone()),
+        Probes::new(store.clone(), dispatcher.health_check(), worker),
+    )
 }
 
 async fn dispatcher(
@@ -270,7 +269,7 @@ impl RunningWorker {
         Self { stop, task, expiry, health }
     }
 
-    /// Lets it finish the batch in its hands.
+    /// Lets it finish its batch.
     async fn stop(self, deadline: Instant) {
         self.expiry.abort();
         self.stop.cancel();
@@ -278,8 +277,7 @@ impl RunningWorker {
     }
 }
 
-/// Answers requests until `stop`, then finishes those in flight. Returns by when the rest of the process must have
-/// finished too.
+/// Answers requests until `stop`, then finishes those in flight. Returns the deadline of the rest of the process.
 async fn serve_http(
     settings: &Settings,
     listener: TcpListener,
@@ -288,7 +286,7 @@ async fn serve_http(
 ) -> Instant {
     let server = Server::start(listener, site, max_connections(settings.http.max_connections));
     stop.cancelled().await;
-    tracing::info!("stopping: finishing what is in flight");
+    tracing::info!("stopping: finishing requests in flight");
     let deadline = Instant::now() + GRACE;
     server.finish(deadline - GRACE / 4).await;
     deadline
@@ -301,25 +299,25 @@ fn links(settings: &Settings) -> Links {
     }
 }
 
-/// How many connections there may be: as many as asked for, as long as files are left for everything else.
-fn max_connections(asked: Option<u32>) -> usize {
+/// The maximum number of connections: the setting, as long as files are left for everything else.
+fn max_connections(wanted: Option<u32>) -> usize {
     const DEFAULT: usize = 10_000;
-    const LEAST: usize = 16;
-    let asked = asked.map(|asked| asked as usize);
-    let Some(files) = getrlimit(Resource::Nofile).current else { return asked.unwrap_or(DEFAULT) };
+    const MIN: usize = 16;
+    let wanted = wanted.map(|wanted| wanted as usize);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return wanted.unwrap_or(DEFAULT) };
     let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let possible = files.saturating_sub(100 + files / 10).max(LEAST);
-    if let Some(asked) = asked
-        && asked > possible
+    let possible = files.saturating_sub(100 + files / 10).max(MIN);
+    if let Some(wanted) = wanted
+        && wanted > possible
     {
         tracing::warn!(
-            asked,
+            wanted,
             possible,
             files,
             "MAX_CONNECTIONS is more than the limit of open files (ulimit -n) allows"
         );
     }
-    asked.unwrap_or(DEFAULT).min(possible)
+    wanted.unwrap_or(DEFAULT).min(possible)
 }
 
 async fn listen(address: &str) -> Result<TcpListener, AppError> {
@@ -374,11 +372,11 @@ fn banner(what: &str) -> String {
     format!("antre {} is open: {what}.", env!("CARGO_PKG_VERSION"))
 }
 
-fn invitation(listener: &TcpListener) -> Result<String, AppError> {
+fn try_line(listener: &TcpListener) -> Result<String, AppError> {
     Ok(format!("  try              curl {}/api/products", url(listener)?))
 }
 
-fn health_invitation(listener: &TcpListener) -> Result<String, AppError> {
+fn health_line(listener: &TcpListener) -> Result<String, AppError> {
     Ok(format!("  health           curl {}/health/ready", url(listener)?))
 }
 
@@ -391,8 +389,8 @@ fn url(listener: &TcpListener) -> Result<String, AppError> {
     })
 }
 
-/// Tells the person who started it, on stdout; for machines, it goes to the log.
-fn say(settings: &Settings, lines: &[String]) {
+/// For the person who started it, on stdout; with `--log-format json`, in the log.
+fn announce(settings: &Settings, lines: &[String]) {
     match settings.log.log_format {
         LogFormat::Json => {
             for line in lines {

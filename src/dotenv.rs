@@ -1,5 +1,5 @@
-//! The file `.env` of the current directory: settings for those who do not want to export them. Not of the directories above,
-//! where another program's `.env` would decide which database is used.
+//! The file `.env` of the current directory. Not of its parent directories, where another program's `.env` would decide which
+//! database is used.
 
 use std::{
     cell::Cell,
@@ -14,8 +14,8 @@ use crate::settings::Settings;
 
 const FILE: &str = ".env";
 
-/// Variables that are read, and are no settings: by docker-compose.yml, which reads the same file, and by libraries.
-const OTHERS: [&str; 15] = [
+/// Variables that are no settings of antre, but of docker-compose.yml, which reads the same file, and of libraries.
+const OTHER_NAMES: [&str; 15] = [
     "ANTRE_IMAGE",
     "API_PORT",
     "BUILD_NETWORK",
@@ -33,17 +33,16 @@ const OTHERS: [&str; 15] = [
     "TZ",
 ];
 
-/// What was read.
+/// A file that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DotEnv {
-    /// Where it is.
     pub path: PathBuf,
-    /// Names in it that no setting has, as they stand there.
+    /// Names in it that no setting has.
     pub unknown: Vec<String>,
 }
 
 impl DotEnv {
-    /// Puts what the file says into the environment, which is stronger. `None`: there is no such file.
+    /// Adds the variables of the file to the environment, and overrides none. `None`: there is no such file.
     pub fn load() -> Result<Option<Self>, DotEnvError> {
         let path = env::current_dir().unwrap_or_default().join(FILE);
         let read = match fs::read(&path) {
@@ -64,10 +63,10 @@ impl DotEnv {
         }
     }
 
-    /// Tells the log where settings come from, and of those that are none.
+    /// Logs where settings come from, and unknown names.
     pub fn log(&self) {
         let path = self.path.display();
-        tracing::info!(%path, "settings of this file count where neither flags nor the environment say otherwise");
+        tracing::info!(%path, "settings of this file apply unless a flag or the environment overrides them");
         if !self.unknown.is_empty() {
             let names = self.unknown.join(", ");
             tracing::warn!(%path, names, "antre has no settings of these names; antre --help lists those that it has");
@@ -75,7 +74,7 @@ impl DotEnv {
     }
 }
 
-/// Why the file cannot be read. Never shows what is in it, which may be a password.
+/// Why the file cannot be read. Never shows its content, which may be a password.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}: {problem}", path.display())]
 pub struct DotEnvError {
@@ -97,12 +96,12 @@ enum Problem {
 }
 
 impl Problem {
-    /// When so many lines were read.
+    /// `lines`: how many were read.
     fn of(error: dotenvy::Error, lines: usize) -> Self {
         match error {
             dotenvy::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Self::NotText(lines),
             dotenvy::Error::Io(error) => Self::Unreadable(error),
-            // Where a quote stays open, it has read all that is behind it, too.
+            // If a quote stays open, it has also read all lines after it.
             dotenvy::Error::LineParse(text, _) => {
                 Self::NotAVariable((lines + 1).saturating_sub(text.lines().count().max(1)))
             }
@@ -114,22 +113,22 @@ impl Problem {
 fn is_known(name: &str) -> bool {
     let settings = Settings::command();
     let is_setting = settings.get_arguments().any(|setting| setting.get_env().is_some_and(|env| env == name));
-    is_setting || OTHERS.contains(&name)
+    is_setting || OTHER_NAMES.contains(&name)
 }
 
-/// The names in the file, or the line that is none.
+/// The names in the file, or which line is invalid.
 fn names(text: &[u8]) -> Result<Vec<String>, Problem> {
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
-    let handed_out = Cell::new(0);
-    let lines = Lines { rest: text, handed_out: &handed_out };
+    let returned = Cell::new(0);
+    let lines = Lines { rest: text, returned: &returned };
     let names = dotenvy::from_read_iter(lines).map(|variable| variable.map(|(name, _)| name));
-    names.collect::<Result<_, _>>().map_err(|error| Problem::of(error, handed_out.get()))
+    names.collect::<Result<_, _>>().map_err(|error| Problem::of(error, returned.get()))
 }
 
-/// Hands out a line at a time, and counts: dotenvy does not say which line it dislikes.
+/// Returns a line at a time, and counts: dotenvy does not say which line is invalid.
 struct Lines<'a> {
     rest: &'a [u8],
-    handed_out: &'a Cell<usize>,
+    returned: &'a Cell<usize>,
 }
 
 impl Read for Lines<'_> {
@@ -140,7 +139,7 @@ impl Read for Lines<'_> {
         buffer[..count].copy_from_slice(now);
         self.rest = later;
         if count > 0 && count == line.len() {
-            self.handed_out.update(|lines| lines + 1);
+            self.returned.update(|lines| lines + 1);
         }
         Ok(count)
     }

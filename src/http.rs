@@ -35,7 +35,7 @@ pub use public_url::{Links, PublicUrl, TrustedProxies};
 pub use server::{Server, listen};
 pub use site::Site;
 
-/// Every path of the contract and what answers there. A test holds it against `apispec.json`.
+/// Every path of the contract with its handlers. A test compares it with `apispec.json`.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/api/products", get(products::list).post(products::create)),
@@ -53,16 +53,16 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
 
 /// The whole API.
 pub fn site(api: Api, links: Links) -> Site {
-    finish(routes(), api, links)
+    build(routes(), api, links)
 }
 
-/// What a worker answers: only how it is.
+/// What a worker serves: its health only.
 pub fn health_site(probes: Probes) -> Site {
     let routes = vec![("/health/live", get(health::live)), ("/health/ready", get(health::ready))];
-    finish(routes, probes, Links::default())
+    build(routes, probes, Links::default())
 }
 
-fn finish<S: Clone + Send + Sync + 'static>(
+fn build<S: Clone + Send + Sync + 'static>(
     routes: Vec<(&'static str, MethodRouter<S>)>,
     state: S,
     links: Links,

@@ -10,7 +10,7 @@ use crate::{
     domain::lane_set::LaneSet,
     queue::rabbitmq::RabbitMqQueue,
     store::{Installation, StoreError},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 /// How often the others are looked for.
@@ -26,7 +26,7 @@ pub struct LaneWatch {
     told_at: Option<Instant>,
     /// Other sets that the log tells of.
     reported: HashSet<LaneSet>,
-    failures: Sparse,
+    failures: LogLimiter,
 }
 
 impl LaneWatch {
@@ -36,7 +36,7 @@ impl LaneWatch {
         queue: RabbitMqQueue,
         own: LaneSet,
     ) -> AbortOnDropHandle<()> {
-        let (told_at, reported, failures) = (None, HashSet::new(), Sparse::every(TELL_EVERY));
+        let (told_at, reported, failures) = (None, HashSet::new(), LogLimiter::every(TELL_EVERY));
         let mut watch = Self { store, queue, own, told_at, reported, failures };
         watch.look().await;
         AbortOnDropHandle::new(tokio::spawn(async move {
@@ -52,9 +52,9 @@ impl LaneWatch {
 
     async fn look(&mut self) {
         if let Err(error) = self.try_to_look().await
-            && let Some(left_out) = self.failures.due()
+            && let Some(suppressed) = self.failures.due()
         {
-            tracing::warn!(%error, left_out, "could not look which lanes other processes use");
+            tracing::warn!(%error, suppressed, "could not look which lanes other processes use");
         }
     }
 

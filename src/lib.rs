@@ -3,19 +3,20 @@
 //! The way of one order, which is also the order in which to read:
 //!
 //! 1. [`http`] parses the request into the types of [`domain`], which cannot be invalid;
-//! 2. [`service::ordering`] submits the order and waits for its verdict, unless [`service::sold_out`] knows that no piece
-//!    is available;
+//! 2. [`service::ordering`] queues the order with [`service::dispatcher`] and waits for its verdict, unless
+//!    [`service::sold_out`] knows that no piece is available;
 //! 3. [`queue`] keeps a lane for each product, first come, first served;
 //! 4. [`worker`] takes all that has arrived, from all of its lanes;
 //! 5. [`domain::decide`] decides it, a pure function of inventories, stored orders and commands;
 //! 6. [`store`] does that in one transaction: lock, decide, insert the orders, move the stock, commit;
 //! 7. and the verdict goes back: [`queue`], [`service::ordering`], [`http`].
 //!
-//! What becomes of a reservation goes the same way: payment, cancellation and expiry are [`domain::command`]s in the order's
-//! lane. [`service::batch_loader`] finds the order that a client means, [`worker::expiry`] those whose time is over.
+//! A reservation changes the same way: payment, cancellation and expiry are [`domain::command`]s in the order's lane.
+//! [`service::batch_loader`] finds the order that a client names, [`worker::expiry`] the reservations that are due.
+//! [`service::catalog`] is for products and their stock.
 //!
-//! [`lane_watch`] sees to it that processes with different lanes meet all the same. [`app`] wires a process together as its
-//! [`settings`] say. `ARCHITECTURE.md` tells the same at length, and `docs/glossary.md` has the words.
+//! [`lane_watch`] ensures that processes with different lanes serve each other. [`app`] wires a process together as its
+//! [`settings`] say. `ARCHITECTURE.md` explains the same at length, and `docs/glossary.md` lists the words.
 
 pub mod domain;
 pub mod http;

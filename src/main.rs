@@ -13,40 +13,40 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A request makes and drops dozens of small things, on whichever thread: with glibc's allocator an API spends 15 % of
-/// its time on that.
+/// A request allocates dozens of small objects, and frees them on other threads: with glibc's allocator an API spends 15 % of its
+/// time on that.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The settings are wrong: what clap exits with, too.
-const USAGE: u8 = 2;
+/// The exit code for wrong settings, as clap has it.
+const USAGE_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
     let dotenv = match DotEnv::load() {
         Ok(dotenv) => dotenv,
-        Err(error) => return complain(&error.to_string(), USAGE),
+        Err(error) => return fail(&error.to_string(), USAGE_ERROR),
     };
     let settings = match Settings::try_parse() {
         Ok(settings) => settings,
-        Err(error) => return complain_as_clap(&error),
+        Err(error) => return report_usage_error(&error),
     };
     if let Err(error) = telemetry::init(&settings.log) {
-        return complain(&error, USAGE);
+        return fail(&error, USAGE_ERROR);
     }
     if let Some(dotenv) = dotenv {
         dotenv.log();
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return complain(&format!("cannot start: {error}"), 1),
+        Err(error) => return fail(&format!("cannot start: {error}"), 1),
     };
     let result = runtime.block_on(async { app::run(settings, signals()?).await });
-    // What is still running then is not worth waiting for: a stop is bounded.
+    // Do not wait for tasks that still run: a stop is bounded.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ AppError::Usage(_)) => complain(&error.to_string(), USAGE),
-        Err(error) => complain(&error.to_string(), 1),
+        Err(error @ AppError::Usage(_)) => fail(&error.to_string(), USAGE_ERROR),
+        Err(error) => fail(&error.to_string(), 1),
     }
 }
 
@@ -71,20 +71,21 @@ fn signals() -> Result<CancellationToken, AppError> {
     Ok(stop)
 }
 
-/// Help and the version are no complaints to clap, and a URL in a wrong place is not repeated with its password.
-fn complain_as_clap(error: &clap::Error) -> ExitCode {
+/// Prints what clap says, but without the passwords of URLs in wrong places. Help and the version are no errors.
+fn report_usage_error(error: &clap::Error) -> ExitCode {
     let arguments: Vec<_> = std::env::args().collect();
     let urls: Vec<_> = arguments.iter().filter_map(|argument| server_url::within(argument)).collect();
     if !error.use_stderr() || urls.is_empty() {
         error.exit();
     }
-    let said =
-        urls.iter().fold(error.render().to_string(), |said, url| said.replace(url, &server_url::shown(url)));
-    eprint!("{said}");
-    ExitCode::from(USAGE)
+    let message = urls
+        .iter()
+        .fold(error.render().to_string(), |message, url| message.replace(url, &server_url::shown(url)));
+    eprint!("{message}");
+    ExitCode::from(USAGE_ERROR)
 }
 
-fn complain(what: &str, code: u8) -> ExitCode {
-    eprintln!("antre: {what}");
+fn fail(message: &str, code: u8) -> ExitCode {
+    eprintln!("antre: {message}");
     ExitCode::from(code)
 }

@@ -1,9 +1,9 @@
-//! The URLs of the database and the broker: they hold passwords, which nobody may see who looks at the terminal or the log.
+//! The URLs of the database and the broker. They contain passwords, which must not appear on the terminal or in the log.
 
 use url::{Host, Url};
 
-/// A URL as it may be shown: scheme, host and path. Passwords are not always percent-encoded as they should be, so all up
-/// to the last `@` is left out first, whatever it looks like.
+/// A URL without its password: scheme, host and path. Passwords are not always percent-encoded as they should be, so everything up
+/// to the last `@` is removed first.
 pub fn shown(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "(not a URL)".to_owned() };
     if scheme == "sqlite" {
@@ -11,7 +11,7 @@ pub fn shown(url: &str) -> String {
     }
     let shown = match rest.rsplit_once('@') {
         Some((_, behind)) => behind,
-        // Perhaps a user and a password, and the host was forgotten.
+        // Perhaps a user and a password without a host.
         None if Url::parse(url).is_err() => "…",
         None => rest,
     };
@@ -26,11 +26,11 @@ pub fn within(text: &str) -> Option<&str> {
     Some(&text[scheme_end - scheme.len()..])
 }
 
-/// Whether the URL means what it says. The complaint does not show it.
+/// Checks that the URL means what was typed. The error does not show it.
 pub fn check(setting: &str, url: &str) -> Result<(), String> {
     let (_, rest) = url.split_once("://").unwrap_or_default();
-    let behind_the_host = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
-    let wrong = if behind_the_host.contains('@') {
+    let after_host = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
+    let wrong = if after_host.contains('@') {
         "it has an @ behind its host".to_owned()
     } else {
         match Url::parse(url) {
@@ -48,7 +48,7 @@ pub fn check(setting: &str, url: &str) -> Result<(), String> {
     ))
 }
 
-/// Whether what travels to the URL's host stays on this machine. An address that cannot be read is somebody else's.
+/// Whether the URL's host is this machine. An invalid address is not.
 pub fn is_this_machine(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
     match url.host() {
@@ -98,9 +98,9 @@ mod tests {
         }
     }
 
-    /// Either the URL means what was typed, or it is complained of.
+    /// Either the URL means what was typed, or it is refused.
     #[test]
-    fn a_password_is_taken_as_it_was_typed_or_not_at_all() {
+    fn a_password_is_taken_as_typed_or_refused() {
         for character in awkward() {
             for password in [format!("to{character}p"), format!("4{character}2"), format!("{character}")] {
                 let url = format!("mysql://root:{password}@db.example/antre");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_told_from_others() {
+    fn this_machine_is_recognised() {
         for host in ["localhost", "LOCALHOST:3306", "127.0.0.1", "127.1.2.3:3306", "[::1]:3306"] {
             assert!(is_this_machine(&format!("mysql://root:secret@{host}/antre")), "{host}");
         }

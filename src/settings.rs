@@ -1,4 +1,4 @@
-//! Flags, environment and `.env`, in that order of strength.
+//! Settings: flags override the environment, which overrides `.env`.
 
 use std::time::Duration;
 
@@ -11,24 +11,18 @@ use crate::{
     telemetry::LogSettings,
 };
 
-/// The whole command line. Each role uses the settings it needs and passes over the others, so that one `.env`
-/// serves all of them.
+/// The whole command line. Each role uses the settings that it needs and ignores the others, so that one `.env` serves all.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "antre", version, about, max_term_width = 100)]
 pub struct Settings {
-    /// What to run.
     #[command(subcommand)]
     pub role: Option<Role>,
-    /// The servers it runs on.
     #[command(flatten)]
     pub backends: BackendSettings,
-    /// The HTTP side.
     #[command(flatten)]
     pub http: HttpSettings,
-    /// What happens to orders.
     #[command(flatten)]
     pub orders: OrderSettings,
-    /// What it says about itself.
     #[command(flatten)]
     pub log: LogSettings,
 }
@@ -51,7 +45,7 @@ pub enum Role {
     },
 }
 
-/// Where orders stand in line and where they are kept.
+/// Database and queue.
 #[derive(Args, Clone, Debug)]
 pub struct BackendSettings {
     /// The database, mysql://user:password@host/name or sqlite://file [default: sqlite://antre.db]
@@ -63,12 +57,11 @@ pub struct BackendSettings {
     /// What the names of all queues and exchanges begin with, so that installations can share a broker
     #[arg(long, env, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = queue_prefix, global = true)]
     pub queue_prefix: String,
-    /// Which orders stand in one queue: `product`, or `hash:N` for N queues that share all products
+    /// Which orders share a queue: those of a product (`product`), or those of one of N groups of products (`hash:N`)
     #[arg(long, env, value_name = "MODE", default_value = "product", value_parser = str::parse::<LaneMode>, global = true)]
     pub lanes: LaneMode,
 }
 
-/// The HTTP side.
 #[derive(Args, Clone, Debug)]
 pub struct HttpSettings {
     /// Where to listen [default: 127.0.0.1:3000]
@@ -89,32 +82,27 @@ pub struct HttpSettings {
 }
 
 impl HttpSettings {
-    /// Where an API listens when nothing is said.
+    /// Where an API listens by default.
     pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3000";
 
-    /// Where an API listens.
     pub fn listen_addr_or_default(&self) -> &str {
         self.listen_addr.as_deref().unwrap_or(Self::DEFAULT_LISTEN_ADDR)
     }
 }
 
-/// What happens to orders.
 #[derive(Args, Clone, Debug)]
 pub struct OrderSettings {
     /// How long a reservation lives unless it is paid
     #[arg(long, env, value_name = "DURATION", default_value = "15m", value_parser = reservation_ttl, global = true)]
     pub reservation_ttl: Duration,
-    /// Whether workers tell the shop's other services what becomes of orders (exchange `antre.events`)
+    /// Whether workers publish events of orders for the shop's other services (exchange `antre.events`)
     #[arg(long, env, value_enum, value_name = "SWITCH", default_value = "on", global = true)]
     pub events: Switch,
 }
 
-/// Whether something is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// It is.
     On,
-    /// It is not.
     Off,
 }
 
@@ -150,7 +138,7 @@ pub enum Database {
 pub struct SettingsError(pub String);
 
 impl BackendSettings {
-    /// The SQLite file when nothing is said.
+    /// The default SQLite file.
     pub const DEFAULT_DATABASE_URL: &str = "sqlite://antre.db";
 
     /// Which pair the URLs name.
@@ -198,7 +186,7 @@ impl BackendSettings {
     }
 }
 
-/// An empty variable is one that is not set: compose files and shells cannot always leave one out.
+/// An empty variable counts as not set: compose files and shells cannot always omit one.
 fn given(url: &Option<String>) -> Option<String> {
     url.clone().filter(|url| !url.trim().is_empty())
 }

@@ -1,6 +1,6 @@
 //! Logs.
 
-mod lines;
+mod escaping;
 
 use std::{
     collections::HashSet,
@@ -12,16 +12,15 @@ use std::{
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use lines::PlainLines;
+use escaping::EscapingStderr;
 
-/// Targets that are off unless the filter names them. lapin logs each message that the broker returns, with its payload
-/// byte by byte, and each channel that it closes; `queue::rabbitmq` says in one line what matters of that.
+/// Targets that are off unless the filter names them. lapin logs each message that the broker returns, with its payload byte by
+/// byte, and each channel that it closes; `queue::rabbitmq` logs in one line what matters.
 const QUIET_TARGETS: [&str; 2] = ["lapin::returned_messages", "lapin::channel"];
 
-/// What to log, and how.
 #[derive(Args, Clone, Debug)]
 pub struct LogSettings {
-    /// What to log: a level, or `target=level` parted by commas
+    /// What to log: a level, or `target=level` separated by commas
     #[arg(long = "log", env = "RUST_LOG", value_name = "FILTER", default_value = "info", global = true)]
     pub filter: String,
     /// How log lines look
@@ -29,7 +28,6 @@ pub struct LogSettings {
     pub log_format: LogFormat,
 }
 
-/// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -38,7 +36,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to stderr from now on. The error says what is wrong with the filter.
+/// Logs to stderr from now on. The error says what is wrong with the filter.
 pub fn init(settings: &LogSettings) -> Result<(), String> {
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
@@ -49,7 +47,7 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         .fold(filter, EnvFilter::add_directive);
     let lines = fmt::layer().with_ansi(io::stderr().is_terminal());
     let lines = match settings.log_format {
-        LogFormat::Text => lines.with_writer(PlainLines).with_target(false).boxed(),
+        LogFormat::Text => lines.with_writer(EscapingStderr).with_target(false).boxed(),
         LogFormat::Json => lines.with_writer(io::stderr).json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
@@ -58,11 +56,11 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         .map_err(|error| format!("cannot start logging: {error}"))
 }
 
-/// How many different texts [`first_time`] remembers.
+/// How many different texts [`is_first_report`] remembers.
 const MAX_REMEMBERED: usize = 1_000;
 
-/// Whether nobody asked with this text before, for complaints that are made once.
-pub fn first_time(text: &str) -> bool {
+/// Whether this text is new, for messages that are logged once.
+pub fn is_first_report(text: &str) -> bool {
     static SEEN: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     if seen.contains(text) {
@@ -74,14 +72,14 @@ pub fn first_time(text: &str) -> bool {
     seen.insert(text.to_owned())
 }
 
-/// A log line that a flood would repeat: the first one is due, then one every five seconds.
+/// Limits the rate of a log message: the first one is due, then one every five seconds.
 #[derive(Debug)]
-pub struct Sparse {
-    every: Duration,
+pub struct LogLimiter {
+    interval: Duration,
     last: Mutex<Option<Last>>,
 }
 
-impl Default for Sparse {
+impl Default for LogLimiter {
     fn default() -> Self {
         Self::every(Duration::from_secs(5))
     }
@@ -90,16 +88,16 @@ impl Default for Sparse {
 #[derive(Debug)]
 struct Last {
     at: Instant,
-    left_out: u64,
+    suppressed: u64,
 }
 
-impl Sparse {
-    /// One in so much time is due.
-    pub const fn every(every: Duration) -> Self {
-        Self { every, last: Mutex::new(None) }
+impl LogLimiter {
+    /// One message per `interval` is due.
+    pub const fn every(interval: Duration) -> Self {
+        Self { interval, last: Mutex::new(None) }
     }
 
-    /// How many lines were left out since the last one, if this one is due.
+    /// `Some` if a message is due, with the number of suppressed ones since the last.
     pub fn due(&self) -> Option<u64> {
         self.due_at(Instant::now())
     }
@@ -107,13 +105,13 @@ impl Sparse {
     fn due_at(&self, now: Instant) -> Option<u64> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match last.as_mut() {
-            Some(last) if now.duration_since(last.at) < self.every => {
-                last.left_out += 1;
+            Some(last) if now.duration_since(last.at) < self.interval => {
+                last.suppressed += 1;
                 None
             }
             _ => {
-                let left_out = last.replace(Last { at: now, left_out: 0 });
-                Some(left_out.map_or(0, |last| last.left_out))
+                let suppressed = last.replace(Last { at: now, suppressed: 0 });
+                Some(suppressed.map_or(0, |last| last.suppressed))
             }
         }
     }
@@ -124,16 +122,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complaint_is_made_once() {
-        assert!(first_time("a test complains"));
-        assert!(!first_time("a test complains"));
-        assert!(first_time("a test complains of something else"));
+    fn a_message_is_reported_once() {
+        assert!(is_first_report("a test reports"));
+        assert!(!is_first_report("a test reports"));
+        assert!(is_first_report("a test reports something else"));
     }
 
     #[test]
-    fn of_a_flood_of_lines_the_first_is_due_and_one_every_five_seconds() {
-        let (sparse, begin) = (Sparse::default(), Instant::now());
-        let at = |ms| sparse.due_at(begin + Duration::from_millis(ms));
+    fn of_many_messages_the_first_is_due_and_one_every_five_seconds() {
+        let (limiter, begin) = (LogLimiter::default(), Instant::now());
+        let at = |ms| limiter.due_at(begin + Duration::from_millis(ms));
         assert_eq!(at(0), Some(0));
         assert_eq!((at(1), at(4_999)), (None, None));
         assert_eq!(at(5_000), Some(2));

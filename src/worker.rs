@@ -29,7 +29,7 @@ use crate::{
     domain::ids::ProductId,
     queue::{Completion, Consumer, Delivery, Queue, QueueError},
     store::{Decided, Store, StoreError},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 /// How often a worker looks for products whose notification did not arrive.
@@ -55,7 +55,7 @@ impl Worker {
     /// Runs until [`Worker::stop`]. When the connection dies, it connects again, for as long as it takes.
     pub async fn run(&self) {
         let mut delays = backoff(MIN_DELAY, MAX_DELAY);
-        let failures = Sparse::default();
+        let failures = LogLimiter::default();
         while !self.stop.is_cancelled() {
             match self.serve_lanes().await {
                 Ok(()) => return,
@@ -64,8 +64,8 @@ impl Worker {
                     tracing::warn!(%error, "lost the queue; unacknowledged commands will be delivered again");
                 }
                 Err(ConsumerLost { error, has_worked: false }) => {
-                    if let Some(left_out) = failures.due() {
-                        tracing::warn!(%error, left_out, "no queue yet");
+                    if let Some(suppressed) = failures.due() {
+                        tracing::warn!(%error, suppressed, "no queue yet");
                     }
                 }
             }
@@ -80,7 +80,8 @@ impl Worker {
         let _consuming = self.health.consuming();
         let decider = BatchDecider { store: self.store.clone(), reservation_ttl: self.reservation_ttl };
         let stalled = Stalled::new(decider.clone());
-        let mut session = Session { worker: self, decider, consumer, stalled, failures: Sparse::default() };
+        let mut session =
+            Session { worker: self, decider, consumer, stalled, failures: LogLimiter::default() };
         let mut has_worked = false;
         let result = session.run(&mut has_worked).await;
         result.map_err(lost(has_worked))
@@ -108,7 +109,7 @@ struct Session<'a> {
     decider: BatchDecider,
     consumer: Box<dyn Consumer>,
     stalled: Stalled,
-    failures: Sparse,
+    failures: LogLimiter,
 }
 
 impl Session<'_> {
@@ -192,8 +193,8 @@ impl Session<'_> {
         match self.worker.store.product_ids().await {
             Ok(products) => self.consumer.serve(&products).await,
             Err(error) => {
-                if let Some(left_out) = self.failures.due() {
-                    tracing::warn!(%error, left_out, "could not look for new products");
+                if let Some(suppressed) = self.failures.due() {
+                    tracing::warn!(%error, suppressed, "could not look for new products");
                 }
                 Ok(())
             }
@@ -201,10 +202,10 @@ impl Session<'_> {
     }
 
     fn report_failure(&self, batch: &[Delivery], error: &StoreError) {
-        if let Some(left_out) = self.failures.due() {
+        if let Some(suppressed) = self.failures.due() {
             let products = products_of(batch).into_iter().take(10).map(ProductId::get).collect::<Vec<_>>();
             let commands: usize = batch.iter().map(|delivery| delivery.commands.len()).sum();
-            tracing::warn!(%error, ?products, commands, left_out, "could not decide a batch, trying again");
+            tracing::warn!(%error, ?products, commands, suppressed, "could not decide a batch, trying again");
         }
     }
 }

@@ -1,18 +1,34 @@
 //! What every handler can reach.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use axum::extract::FromRef;
 
 use super::health::Probes;
 use crate::service::{catalog::CatalogService, ordering::OrderService};
 
-/// The state of the API's handlers.
+/// The state of the API's handlers. Every request clones it several times, so it is one [`Arc`].
 #[derive(Clone)]
-pub struct Api {
-    pub catalog: Arc<CatalogService>,
-    pub orders: Arc<OrderService>,
+pub struct Api(Arc<Services>);
+
+pub struct Services {
+    pub catalog: CatalogService,
+    pub orders: OrderService,
     pub probes: Probes,
+}
+
+impl Api {
+    pub fn new(catalog: CatalogService, orders: OrderService, probes: Probes) -> Self {
+        Self(Arc::new(Services { catalog, orders, probes }))
+    }
+}
+
+impl Deref for Api {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.0
+    }
 }
 
 impl FromRef<Api> for Probes {

@@ -13,15 +13,15 @@ use serde_json::value::RawValue;
 
 use super::envelope::{ApiError, Reason};
 
-/// The most a body may have.
+/// The maximum size of a body.
 const MAX_BYTES: usize = 16 * 1024;
 
 /// How long a body may take to arrive.
 const MAX_TIME: Duration = Duration::from_secs(10);
 
-/// What a JSON body looks like.
+/// The fields of a JSON body.
 pub(super) trait Fields: DeserializeOwned {
-    /// Its fields, all required: name, reason when it is wrong, what it must be.
+    /// All are required: name, reason if the value is invalid, what it must be.
     const FIELDS: &'static [(&'static str, Reason, &'static str)];
 }
 
@@ -47,7 +47,7 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// Extracts nothing: for calls that say all in their path. An empty JSON object is nothing as well.
+/// Extracts an empty body, for calls whose path says all. An empty JSON object counts as empty.
 pub(super) struct NoBody;
 
 impl<S: Send + Sync> FromRequest<S> for NoBody {
@@ -66,8 +66,8 @@ impl<S: Send + Sync> FromRequest<S> for NoBody {
     }
 }
 
-/// Extracts what the head of a request says, then its body. A request that its head condemns is taken in as well before
-/// it is refused: see [`drain_body`].
+/// Extracts from the head of a request, then from its body. If the head is refused, the body is read before the answer: see
+/// [`drain_body`].
 pub(super) struct PartsAndBody<H, B>(pub(super) H, pub(super) B);
 
 impl<S, H, B> FromRequest<S> for PartsAndBody<H, B>
@@ -92,7 +92,7 @@ where
     }
 }
 
-/// Exactly one header that says so: of two, nobody could tell which one is true.
+/// There must be exactly one header: of two, it is unclear which one counts.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut given = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (given.next(), given.next()) else { return false };
@@ -100,7 +100,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// Serde takes `[1, 1]` as well for an object with two fields.
+/// Serde also accepts `[1, 1]` for an object with two fields.
 fn is_object(json: &[u8]) -> bool {
     json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
@@ -136,16 +136,16 @@ async fn read_all(request: Request) -> Result<Bytes, ApiError> {
     Ok(whole.into())
 }
 
-/// Takes in the body of a request that is refused whatever stands in it.
+/// Reads the body of a request that is refused whatever it contains.
 pub(super) async fn drain_body(request: Request) {
-    // Who asks first whether to send it has not sent it yet.
+    // A client that expects `100 Continue` has not sent it yet.
     if !request.headers().contains_key(header::EXPECT) {
         drain(request.into_body().into_data_stream()).await;
     }
 }
 
-/// Reads on without keeping anything, within limits: a client that is still sending when the connection closes
-/// would see a reset instead of the answer.
+/// Reads and discards, within limits: a client that is still sending when the connection closes would see a reset instead of
+/// the answer.
 async fn drain(mut chunks: BodyDataStream) {
     const MAX_DRAINED: usize = 64 * 1024 * 1024;
     const MAX_TIME: Duration = Duration::from_secs(5);
@@ -161,9 +161,9 @@ async fn drain(mut chunks: BodyDataStream) {
     let _ = tokio::time::timeout(MAX_TIME, reading).await;
 }
 
-/// Why the body is no `T`: looked into only when it is none.
+/// Why the body is no `T`. Runs only if it is none.
 fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
-    // Raw values: only the syntax is looked at, so that a number beyond all ranges is blamed on its field.
+    // Raw values: only the syntax is checked, so that a number out of range is an error of its field.
     if let Err(error) = serde_json::from_slice::<&RawValue>(bytes) {
         return ApiError::new(Reason::InvalidJson, format!("the body is not JSON: {error}"));
     }

@@ -1,7 +1,7 @@
-//! What a connection does at the moment, and so whether it waits for its client: what the [`server`](super::server)
-//! needs to know to end connections that take too long, and to make room when there are too many.
+//! The state of a connection, and so whether it waits for its client. The [`server`](super::server) needs it to close connections
+//! that take too long, and to make room when there are too many.
 //!
-//! Nothing in here has a timer. A request only notes what begins and ends; one sweep twice a second reads all notes.
+//! Nothing here has a timer. A request only updates the state; one sweep twice a second reads all of them.
 
 use std::{
     net::IpAddr,
@@ -17,7 +17,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 
-/// What a connection waits for that its client has to do.
+/// What a connection waits for its client to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// To send anything at all.
@@ -30,13 +30,13 @@ pub(super) enum Wait {
     Body,
     /// To take its answer.
     Reading,
-    /// To hear why it was refused, and close.
+    /// To read why it was refused, and close.
     Closing,
 }
 
 impl Wait {
-    /// How long a client may take. A body has a limit of its own, with an answer: see `body`. The one in here counts
-    /// where no handler reads it.
+    /// How long a client may take. `body` has a shorter limit for a body, with an answer; this one counts where no handler
+    /// reads the body.
     pub(super) fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Anything | Self::Head => 10,
@@ -47,7 +47,7 @@ impl Wait {
         })
     }
 
-    /// Which connections are closed first to make room: those of whom least is lost.
+    /// Connections of the lowest rank are closed first to make room: their clients lose least.
     pub(super) fn rank(self) -> u8 {
         match self {
             Self::Closing | Self::Anything | Self::Head => 0,
@@ -57,15 +57,15 @@ impl Wait {
     }
 }
 
-/// What the server wants of a connection. Later ones are stronger.
+/// What the server tells a connection to do. Later ones are stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Directive {
     /// Go on.
     Serve,
-    /// Answer what is under way, then close.
+    /// Answer the current requests, then close.
     Finish,
-    /// The head of a request is late: say so, and close.
+    /// The head of a request is late: answer so, and close.
     Refuse,
     /// Close now.
     Close,
@@ -82,15 +82,15 @@ pub(super) struct Connection {
 struct Progress {
     /// Requests that a handler works on.
     handled: u32,
-    /// Of these, requests whose body has not arrived entirely.
+    /// Of these, requests whose body is not complete.
     receiving: u32,
-    /// Requests whose answer has not left entirely.
+    /// Requests whose answer is not written entirely.
     answered: u32,
-    /// What it waits for while there are none.
+    /// What it waits for while there is no request.
     idle_wait: Wait,
     /// The last change of any of these.
     since: Instant,
-    /// Since when the socket takes no more, if it does not.
+    /// Since when the socket takes no more bytes.
     blocked: Option<Instant>,
 }
 
@@ -135,17 +135,17 @@ impl Connection {
         progress.since = Instant::now();
     }
 
-    /// What it waits for, and since when. `None`: the turn is ours.
+    /// What it waits for, and since when. `None`: it does not wait for its client.
     pub(super) fn waiting_for(&self) -> Option<(Wait, Instant)> {
         self.progress().waiting_for()
     }
 
-    /// Between requests, it waits for this from now on.
+    /// What it waits for between requests, from now on.
     pub(super) fn set_idle_wait(&self, wait: Wait) {
         self.update(|progress| progress.idle_wait = wait);
     }
 
-    /// Bytes arrived. Whether they begin the head of a request.
+    /// Bytes arrived. Returns whether they begin the head of a request.
     pub(super) fn note_received(&self) -> bool {
         let mut progress = self.progress();
         let begins = matches!(progress.waiting_for(), Some((Wait::Anything | Wait::NextRequest, _)));
@@ -155,7 +155,7 @@ impl Connection {
         begins
     }
 
-    /// The socket takes no more, or does again.
+    /// The socket takes no more bytes, or takes them again.
     pub(super) fn set_blocked(&self, is: bool) {
         self.progress().blocked = is.then(Instant::now);
     }
@@ -166,7 +166,7 @@ impl Connection {
         Exchange { connection: self.clone(), is_answered: false }
     }
 
-    /// What the server wants of it. The task that asks is woken when that changes.
+    /// What the server tells it to do. The calling task is woken when that changes.
     pub(super) fn directive(&self, task: &Context<'_>) -> Directive {
         self.task.register(task.waker());
         match self.directive.load(Ordering::Acquire) {
@@ -177,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// Whether the head that it waits for is late.
+    /// Whether the current head is late.
     pub(super) fn is_head_late(&self) -> bool {
         self.directive.load(Ordering::Acquire) == Directive::Refuse as u8
     }
@@ -197,8 +197,8 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// The body of the request, watched.
-    pub(super) fn receives<B: Body>(&self, body: B) -> TrackedBody<B, RequestBodyGuard> {
+    /// The body of the request. The connection waits for it until it is complete.
+    pub(super) fn track_request<B: Body>(&self, body: B) -> TrackedBody<B, RequestBodyGuard> {
         let receiving = (!body.is_end_stream()).then(|| {
             self.connection.update(|progress| progress.receiving += 1);
             RequestBodyGuard(self.connection.clone())
@@ -206,8 +206,8 @@ impl Exchange {
         TrackedBody { body, guard: receiving }
     }
 
-    /// The body of the answer, watched.
-    pub(super) fn answers<B: Body>(mut self, body: B) -> TrackedBody<B, Self> {
+    /// The body of the answer. The exchange lasts until it is written.
+    pub(super) fn track_response<B: Body>(mut self, body: B) -> TrackedBody<B, Self> {
         self.is_answered = true;
         self.connection.update(|progress| {
             progress.handled -= 1;
@@ -228,7 +228,7 @@ impl Drop for Exchange {
     }
 }
 
-/// A body of a request that has not arrived entirely.
+/// Counts a request body until it is complete.
 pub(super) struct RequestBodyGuard(Arc<Connection>);
 
 impl Drop for RequestBodyGuard {
@@ -237,7 +237,7 @@ impl Drop for RequestBodyGuard {
     }
 }
 
-/// A body that keeps something until it ends.
+/// A body that drops a guard when it ends.
 pub(super) struct TrackedBody<B, T> {
     body: B,
     guard: Option<T>,

@@ -1,4 +1,4 @@
-//! The contract, for those who write clients.
+//! The contract, for authors of clients.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -27,7 +27,7 @@ pub(super) async fn contract(request: HeaderMap) -> Response {
     let mut headers = HeaderMap::new();
     headers.insert(header::ETAG, variant.tag.clone());
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    // Kept, but never used without asking: a new release may bring a new contract.
+    // Cached, but revalidated at each use: a new release may bring a new contract.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     if variant.is_known(&request) {
         return (StatusCode::NOT_MODIFIED, headers).into_response();
@@ -39,7 +39,7 @@ pub(super) async fn contract(request: HeaderMap) -> Response {
     (headers, variant.bytes.clone()).into_response()
 }
 
-/// One encoding of the contract. Each has a tag of its own: a strong tag says that all bytes are the same.
+/// One encoding of the contract. Each has its own tag: a strong tag says that all bytes are the same.
 struct Variant {
     bytes: Bytes,
     tag: HeaderValue,
@@ -53,7 +53,7 @@ impl Variant {
         Self { bytes, tag: tag.unwrap_or(HeaderValue::from_static("\"contract\"")) }
     }
 
-    /// Whether the client has it already (RFC 9110, section 13.1.2).
+    /// Whether the client has it (RFC 9110, section 13.1.2).
     fn is_known(&self, request: &HeaderMap) -> bool {
         items(request, header::IF_NONE_MATCH)
             .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == self.tag.as_bytes())
@@ -66,7 +66,7 @@ fn gzip(bytes: &[u8]) -> Option<Bytes> {
     encoder.finish().ok().map(Bytes::from)
 }
 
-/// Whether the client takes gzip (RFC 9110, section 12.5.3). A name counts more than `*`.
+/// Whether the client accepts gzip (RFC 9110, section 12.5.3). A name counts more than `*`.
 fn accepts_gzip(request: &HeaderMap) -> bool {
     let weight = |names: &[&str]| {
         items(request, header::ACCEPT_ENCODING).find_map(|item| {
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_for_those_who_take_it() {
+    fn gzip_is_sent_to_clients_that_accept_it() {
         let accepts = |value: &'static str| {
             accepts_gzip(&HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]))
         };

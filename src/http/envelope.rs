@@ -18,7 +18,7 @@ use crate::{
     },
     queue::Refusal,
     store::StoreError,
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 #[derive(Serialize)]
@@ -151,10 +151,10 @@ impl Reason {
         }
     }
 
-    /// Whether the log tells of it now, and how many it left out before: a flood of 503s is summed up every five seconds,
-    /// each reason by itself.
+    /// `Some` if this error is logged now, with the number of suppressed ones before it: a flood of 503s becomes one line every
+    /// five seconds for each reason.
     pub(super) fn due(self) -> Option<u64> {
-        static FLOODS: [Sparse; 5] = [const { Sparse::every(Duration::from_secs(5)) }; 5];
+        static FLOODS: [LogLimiter; 5] = [const { LogLimiter::every(Duration::from_secs(5)) }; 5];
         let flood = match self {
             Self::LaneFull => 0,
             Self::Overloaded => 1,

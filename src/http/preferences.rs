@@ -49,8 +49,8 @@ fn unquoted(text: &str) -> Option<String> {
     }
 }
 
-/// How long the client wants to wait for a verdict: `Prefer` (RFC 7240). Preferences that nobody knows, or that are not
-/// well-formed, are passed over, as the RFC says.
+/// How long the client wants to wait for a verdict: `Prefer` (RFC 7240). Preferences that are unknown or malformed are
+/// ignored, as the RFC says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Preferences {
     respond_async: bool,
@@ -73,7 +73,7 @@ impl Preferences {
         let mut preferences = Self::default();
         let given = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
         for preference in given.flat_map(|value| parts(value, ',')) {
-            // Parameters, behind a semicolon, are defined for none of these.
+            // Parameters, after a semicolon, are defined for none of these.
             let preference = parts(preference, ';').next().unwrap_or_default();
             let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
             match name.trim().to_ascii_lowercase().as_str() {
@@ -88,19 +88,22 @@ impl Preferences {
         preferences
     }
 
-    /// How long it wants to wait, if it says so. Both together mean: answer asynchronously after so long.
+    /// How long the client wants to wait, if it says so. Both preferences together mean: answer asynchronously after so long.
     pub(super) fn wait(self) -> Option<Duration> {
         self.wait.or(self.respond_async.then_some(Duration::ZERO))
     }
 
-    /// The answer, with the header that says which preferences counted when the service waits for `waiting_time`.
+    /// The answer, with the header that says which preferences were applied when the service waits for `waiting_time`.
     pub(super) fn applied(self, waiting_time: Duration, answer: impl IntoResponse) -> Response {
+        if self == Self::default() {
+            return answer.into_response();
+        }
         let mut applied = Vec::new();
         if self.respond_async {
             applied.push("respond-async".to_owned());
         }
         if self.wait.is_some() {
-            // Rounded up: "wait=0" would say that nobody waited.
+            // Rounded up: "wait=0" would say that there was no wait.
             let seconds = waiting_time.as_secs() + u64::from(waiting_time.subsec_nanos() > 0);
             applied.push(format!("wait={seconds}"));
         }
@@ -109,7 +112,7 @@ impl Preferences {
     }
 }
 
-/// The parts of a list, or of one of its members. What stands in a quoted string (RFC 7230, section 3.2.6) parts nothing.
+/// The parts of a list, or of one of its members. A separator in a quoted string (RFC 7230, section 3.2.6) does not count.
 fn parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(move |character| {
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn no_wait_that_was_granted_is_told_as_none() {
+    fn a_granted_wait_is_never_answered_as_zero() {
         let preferences = Preferences { respond_async: false, wait: Some(Duration::from_secs(5)) };
         for (waiting_ms, told) in
             [(0, "wait=0"), (1, "wait=1"), (500, "wait=1"), (1_000, "wait=1"), (1_001, "wait=2")]

@@ -1,4 +1,5 @@
-//! Where clients find this API, when that is not where it listens: behind a proxy that adds a path prefix.
+//! The URL below which clients find this API behind a proxy that adds a path prefix: it is put in front of the references in
+//! answers.
 
 use std::{net::IpAddr, str::FromStr};
 
@@ -30,7 +31,7 @@ impl FromStr for PublicUrl {
     }
 }
 
-/// The proxies whose `X-Forwarded-Prefix` counts: addresses and networks, separated by commas. Nobody unless told.
+/// The proxies whose `X-Forwarded-Prefix` counts: addresses and networks, separated by commas. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -63,19 +64,17 @@ impl TrustedProxies {
     }
 }
 
-/// Makes the references in answers ones that clients can follow.
+/// How references in answers become URLs that clients can follow.
 #[derive(Clone, Debug, Default)]
 pub struct Links {
-    /// Where clients find the API.
     pub public_url: PublicUrl,
-    /// Who may tell a path prefix.
     pub trusted_proxies: TrustedProxies,
 }
 
 pub(super) const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 impl Links {
-    /// What stands in front of every path of an answer to this request. The setting wins over the proxy's header.
+    /// The URL or path in front of every path of an answer to this request, if there is one. The setting wins over the proxy's header.
     pub(super) fn base(&self, peer: IpAddr, request: &HeaderMap) -> Option<String> {
         if !self.public_url.0.is_empty() {
             return Some(self.public_url.0.clone());
@@ -86,7 +85,7 @@ impl Links {
         self.trusted_proxies.has(peer).then(|| prefix.to_owned())
     }
 
-    /// Puts `base` in front of the references of an answer. Handlers give them as paths.
+    /// Puts `base` in front of the references of an answer. Handlers write them as paths.
     pub(super) fn rebase(base: &str, answer: &mut HeaderMap) {
         if let Some(rebased) = answer.get(header::LOCATION).and_then(|path| before(base, "", path)) {
             answer.insert(header::LOCATION, rebased);
@@ -97,7 +96,7 @@ impl Links {
     }
 }
 
-/// A prefix as it is put in front of paths; `None` when it is none. Not `//host`: that names another host.
+/// A prefix as it is put in front of paths; `None` if it is invalid. `//host` is: it names another host.
 fn path_prefix(text: &str) -> Option<&str> {
     let prefix = text.trim().trim_end_matches('/');
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&byte);
@@ -108,7 +107,7 @@ fn path_prefix(text: &str) -> Option<&str> {
     .then_some(prefix)
 }
 
-/// `value` with `base` between its `opening` and the path behind that.
+/// `value` with `base` between its `opening` and the path.
 fn before(base: &str, opening: &str, value: &HeaderValue) -> Option<HeaderValue> {
     let path = value.to_str().ok()?.strip_prefix(opening)?;
     path.starts_with('/').then(|| HeaderValue::try_from(format!("{opening}{base}{path}")).ok())?
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_public_url_is_a_base() {
+    fn public_urls_are_parsed() {
         let parsed = |text: &str| text.parse::<PublicUrl>().map(|url| url.0);
         assert_eq!(parsed(""), Ok(String::new()));
         assert_eq!(parsed("https://shop.example"), Ok("https://shop.example".to_owned()));
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_proxy_tells_a_prefix() {
+    fn only_a_trusted_proxy_sets_a_prefix() {
         let links = |proxies: &str| Links { trusted_proxies: proxies.parse().unwrap(), ..Links::default() };
         let base = |links: &Links, peer: &str, prefixes: &[&str]| {
             let mut headers = HeaderMap::new();
@@ -158,7 +157,7 @@ mod tests {
         {
             assert_eq!(base(&trusting, "::1", &[bad]), None, "{bad}");
         }
-        assert_eq!(base(&trusting, "::1", &["/a", "/b"]), None, "of two, nobody could tell which is true");
+        assert_eq!(base(&trusting, "::1", &["/a", "/b"]), None, "of two, it is unclear which one counts");
         assert!("10.0.0.0/33".parse::<TrustedProxies>().is_err());
         assert!("proxy.example".parse::<TrustedProxies>().is_err());
     }

@@ -1,4 +1,4 @@
-//! What stands in URLs: ids in the path, and the parameters of lists.
+//! URLs: ids in the path, and the parameters of lists.
 
 use std::str::FromStr;
 
@@ -60,7 +60,7 @@ impl ListQuery {
     const DEFAULT_LIMIT: u32 = 20;
     const MAX_LIMIT: u32 = 100;
 
-    /// Refuses parameters of other names, and repeated ones.
+    /// Refuses unknown and repeated parameters.
     pub(super) fn only(self, names: &[&str]) -> Result<Self, ApiError> {
         for (at, (name, _)) in self.0.iter().enumerate() {
             let problem = if !names.contains(&name.as_str()) {
@@ -77,7 +77,7 @@ impl ListQuery {
         Ok(self)
     }
 
-    /// The parameter, parsed; `None` when it is not given.
+    /// The parsed parameter; `None` if it is not given.
     pub(super) fn get<T>(
         &self,
         name: &'static str,
@@ -102,15 +102,15 @@ impl ListQuery {
         Ok(limit.unwrap_or(Self::DEFAULT_LIMIT))
     }
 
-    /// The URL of the page that begins behind `after`: the same parameters.
+    /// The `Link` to the page that begins behind `after`, with the same parameters.
     pub(super) fn next(&self, path: &str, after: impl std::fmt::Display) -> String {
-        // What was given has been parsed: names and values need no escaping.
-        let kept: String = self
+        // The parameters have been parsed: names and values need no escaping.
+        let others: String = self
             .0
             .iter()
             .filter(|(name, _)| name != "after")
             .map(|(name, value)| format!("{name}={value}&"))
             .collect();
-        format!("<{path}?{kept}after={after}>; rel=\"next\"")
+        format!("<{path}?{others}after={after}>; rel=\"next\"")
     }
 }

@@ -1,7 +1,7 @@
-//! Takes connections in and serves them, within limits: how many there may be, and how long a client may take.
+//! Accepts connections and serves them, within limits: how many there may be, and how long a client may take.
 //!
-//! Whoever comes too late loses only his own connection, and when there are too many, those go first that wait for a
-//! client that does nothing. So buyers get in while others hold thousands of connections and are silent.
+//! A client that is too slow loses only its own connection. When there are too many, those are closed first that wait for a
+//! client that does nothing. So buyers connect while others hold thousands of silent connections.
 
 use std::{
     collections::HashMap,
@@ -32,26 +32,25 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     connection::{Connection, Directive, Wait},
     site::{ConnectionService, Site},
-    socket::{ClientSocket, MAX_HEAD},
+    socket::{ClientSocket, MAX_HEAD_BYTES},
 };
-use crate::telemetry::Sparse;
+use crate::telemetry::LogLimiter;
 
 /// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
 const BACKLOG: u32 = 4096;
 
-/// What the system keeps of what one client sends or does not read. Answers and requests are small; without these limits a
-/// few thousand clients that do not read pin gigabytes.
+/// The socket buffers of one client, in bytes. Answers and requests are small; without these limits a few thousand clients that
+/// do not read pin gigabytes.
 const RECEIVE_BUFFER: u32 = 64 * 1024;
 const SEND_BUFFER: u32 = 16 * 1024;
 
-/// How long sent bytes may stay unacknowledged, also after we have closed: a client that never reads does not keep its
-/// buffers.
+/// How long sent bytes may stay unacknowledged, also after the close: a client that never reads does not keep its buffers.
 const USER_TIMEOUT_MS: u32 = 30_000;
 
-/// How often connections are looked at.
+/// How often connections are checked for slow clients.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// A connection that was idle for less may be one whose request is on its way: it is not closed to make room.
+/// A connection that is idle for less may have a request on its way: it is not closed to make room.
 const MIN_IDLE: Duration = Duration::from_secs(1);
 
 /// Opens the address. Accepted connections inherit what is set here.
@@ -59,10 +58,10 @@ pub async fn listen(address: &str) -> io::Result<TcpListener> {
     let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in tokio::net::lookup_host(address).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?; // a restart need not wait for old connections to fade out
+        socket.set_reuseaddr(true)?; // a restart need not wait for TIME_WAIT to end
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         socket.set_send_buffer_size(SEND_BUFFER)?;
-        // Answers are small and complete: waiting for more to send (Nagle) would only delay them.
+        // Answers are small and complete: Nagle's algorithm would only delay them.
         socket.set_nodelay(true)?;
         socket.set_keepalive(true)?;
         #[cfg(target_os = "linux")]
@@ -89,7 +88,7 @@ struct Shared {
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     /// A connection has ended.
     ended: Notify,
-    warnings: Sparse,
+    warnings: LogLimiter,
     next_id: AtomicU64,
 }
 
@@ -108,7 +107,7 @@ impl Drop for ConnectionGuard {
 }
 
 impl Server {
-    /// Takes connections in from now on, no more than `max_connections` at once: see [`Shared::admit`].
+    /// Accepts connections from now on, at most `max_connections` at once: see [`Shared::admit`].
     pub fn start(listener: TcpListener, site: Site, max_connections: usize) -> Self {
         let shared = Arc::new(Shared {
             site,
@@ -116,7 +115,7 @@ impl Server {
             max_connections,
             connections: Mutex::default(),
             ended: Notify::new(),
-            warnings: Sparse::default(),
+            warnings: LogLimiter::default(),
             next_id: AtomicU64::new(0),
         });
         Self {
@@ -126,19 +125,19 @@ impl Server {
         }
     }
 
-    /// Takes no connections in any more. Lets every one answer what is under way, and closes those on which nothing is;
-    /// all of them at `deadline`.
+    /// Accepts no more connections. Lets each one answer its current requests, and closes the idle ones; closes all at
+    /// `deadline`.
     pub async fn finish(self, deadline: tokio::time::Instant) {
         self.accepting.abort();
         let _ = self.accepting.await; // now the address is free
         self.shared.direct_all(Directive::Finish, |_| true);
-        // What a client has begun to ask it may finish, if it is quick about it.
-        if timeout(Duration::from_secs(1), self.shared.empty()).await.is_err() {
+        // A client may finish a request that it has begun, within a second.
+        if timeout(Duration::from_secs(1), self.shared.all_ended()).await.is_err() {
             self.shared.direct_all(Directive::Close, |wait| {
                 !matches!(wait, None | Some(Wait::Body | Wait::Reading))
             });
         }
-        if timeout_at(deadline, self.shared.empty()).await.is_err() {
+        if timeout_at(deadline, self.shared.all_ended()).await.is_err() {
             let left = self.shared.connections().len();
             tracing::warn!(connections = left, "some requests did not finish in time");
             self.shared.direct_all(Directive::Close, |_| true);
@@ -175,11 +174,11 @@ impl ConnectionGuard {
 /// 100 headers in a head, 20 resets that were not looked at.
 fn protocols() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().max_buf_size(MAX_HEAD).header_read_timeout(None); // `sweep` does that, without a timer for each request
+    http.http1().max_buf_size(MAX_HEAD_BYTES).header_read_timeout(None); // `sweep` does that, without a timer for each request
     http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(100)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)
         .initial_stream_window_size(32 * 1024)
@@ -204,8 +203,8 @@ impl Shared {
         }
     }
 
-    /// Serves one more connection, once there is room for it. Meanwhile others wait in the backlog of the system:
-    /// buyers come in a little later, instead of being sent away.
+    /// Serves one more connection, once there is room for it. Until then, others wait in the backlog of the system: buyers
+    /// connect a little later, and are not refused.
     async fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
         while self.connections().len() >= self.max_connections {
             let ended = self.ended.notified();
@@ -214,11 +213,11 @@ impl Shared {
                 tracing::warn!(
                     limit = self.max_connections,
                     closed,
-                    "as many connections as there may be (MAX_CONNECTIONS): those that wait for their clients longest are \
+                    "the maximum number of connections is open (MAX_CONNECTIONS): those that wait for their clients longest are \
                      closed, new ones wait"
                 );
             }
-            // Without an end, the next look may find some that have been idle long enough.
+            // If none ends, the next attempt may find some that are idle long enough.
             let _ = timeout(Duration::from_millis(50), ended).await;
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -227,8 +226,8 @@ impl Shared {
         tokio::spawn(ConnectionGuard { shared: self.clone(), id, connection }.serve(socket));
     }
 
-    /// No connection is left.
-    async fn empty(&self) {
+    /// Waits until no connection is left.
+    async fn all_ended(&self) {
         loop {
             let ended = self.ended.notified();
             if self.connections().is_empty() {
@@ -246,7 +245,7 @@ impl Shared {
         }
     }
 
-    /// Ends connections whose clients take too long.
+    /// Closes connections whose clients take too long.
     async fn sweep(self: Arc<Self>) {
         let mut ticks = interval(SWEEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -257,7 +256,7 @@ impl Shared {
                 let late = since.elapsed().checked_sub(wait.limit());
                 let Some(late) = late else { continue };
                 connection.direct(match wait {
-                    // Whoever does not hear it within a moment does not hear it.
+                    // A connection that has not closed by now does not poll.
                     _ if late > 2 * SWEEP => Directive::Close,
                     Wait::Head => Directive::Refuse,
                     Wait::NextRequest => Directive::Finish,
@@ -267,7 +266,7 @@ impl Shared {
         }
     }
 
-    /// Closes the connections of whom least is lost, a few at once; says how many.
+    /// Closes the connections whose clients lose least, a few at once; returns how many.
     fn make_room(&self) -> usize {
         let connections = self.connections();
         let mut idle: Vec<_> = connections
@@ -279,16 +278,16 @@ impl Shared {
             .collect();
         idle.sort_unstable_by_key(|(rank, since, _)| (*rank, *since));
         let least = idle.first().map(|(rank, ..)| *rank);
-        let few = self.max_connections / 32 + 1;
-        let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(few);
+        let max = self.max_connections / 32 + 1;
+        let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(max);
         chosen.map(|(.., connection)| connection.direct(Directive::Close)).count()
     }
 
-    /// An accept that failed is no reason to stop accepting, nor to try again without a pause.
+    /// After a failed accept: neither stops accepting, nor tries again without a pause.
     async fn accept_failed(&self, error: &io::Error) {
         let errno = Errno::from_io_error(error);
         if matches!(errno, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR | Errno::PROTO)) {
-            return; // the client's affair
+            return; // the client went away
         }
         let closed = match errno {
             Some(Errno::MFILE | Errno::NFILE) => self.make_room(),
@@ -299,8 +298,7 @@ impl Shared {
                 %error,
                 connections = self.connections().len(),
                 closed,
-                "cannot take a connection in; if files are what is missing, raise the limit of open files (ulimit -n) \
-                 or lower MAX_CONNECTIONS"
+                "cannot accept a connection; if the limit of open files is reached, raise it (ulimit -n) or lower MAX_CONNECTIONS"
             );
         }
         sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! What every request passes on its way to its handler, and every answer on its way back.
+//! What every request passes before its handler, and every answer after it.
 
 use std::{
     convert::Infallible,
@@ -29,11 +29,11 @@ use super::{
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Gives each answer its `x-request-id` and the headers that all have, answers for handlers that panic, and logs each
-/// error once.
+/// The router and what is around it: gives each answer its `x-request-id` and the common headers, answers for handlers that
+/// panic, and logs each error once.
 ///
-/// Around the router, not a layer of it: each layer makes a box or three for every request, and there is nothing here
-/// that a route would have to know.
+/// Around the router, not a layer of it: each layer allocates up to three boxes for every request, and no route needs to
+/// know of this.
 #[derive(Clone, Debug)]
 pub struct Site {
     pub(super) router: Router,
@@ -53,24 +53,24 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let exchange = self.connection.exchange();
-        let request = request.map(|body| Body::new(exchange.receives(body)));
+        let request = request.map(|body| Body::new(exchange.track_request(body)));
         let base = self.site.links.base(self.connection.peer, request.headers());
         let router = self.site.router.clone();
         Box::pin(async move {
-            let mut response = observed(router, request).await;
+            let mut response = answer(router, request).await;
             if let Some(base) = base {
                 Links::rebase(&base, response.headers_mut());
             }
-            Ok(response.map(|body| exchange.answers(body)))
+            Ok(response.map(|body| exchange.track_response(body)))
         })
     }
 }
 
-async fn observed(mut router: Router, request: Request) -> Response {
+async fn answer(mut router: Router, request: Request) -> Response {
     let began = Instant::now();
     let request_id = request_id(&request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let answering = async move {
+    let handling = async move {
         if let Err(error) = check_host(&request) {
             body::drain_body(request).await;
             return error.into_response();
@@ -80,7 +80,7 @@ async fn observed(mut router: Router, request: Request) -> Response {
             Err(never) => match never {},
         }
     };
-    let mut response = match AssertUnwindSafe(answering).catch_unwind().await {
+    let mut response = match AssertUnwindSafe(handling).catch_unwind().await {
         Ok(response) => response,
         Err(_) => ApiError::internal("a handler panicked").into_response(),
     };
@@ -88,8 +88,8 @@ async fn observed(mut router: Router, request: Request) -> Response {
     if let Some(ErrorReport { reason, cause }) = response.extensions().get() {
         let cause = cause.as_deref();
         if status >= 500 {
-            if let Some(left_out) = reason.due() {
-                tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, left_out, "answered with an error");
+            if let Some(suppressed) = reason.due() {
+                tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, suppressed, "answered with an error");
             }
         } else {
             tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
@@ -97,20 +97,19 @@ async fn observed(mut router: Router, request: Request) -> Response {
     } else {
         tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
     }
-    complete(response.headers_mut(), request_id);
+    add_common_headers(response.headers_mut(), request_id);
     response
 }
 
-/// The headers that every answer has.
-fn complete(headers: &mut HeaderMap, request_id: HeaderValue) {
-    // Stock and orders are of this moment. What may be kept says so itself.
+/// The headers of every answer.
+fn add_common_headers(headers: &mut HeaderMap, request_id: HeaderValue) {
+    // Stock and orders change at any time. A handler whose answer may be cached says so.
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REQUEST_ID, request_id);
 }
 
-/// HTTP/1.1 wants exactly one `Host` (RFC 9112, section 3.2): two parties that disagree about which of two counts can be
-/// played against each other.
+/// HTTP/1.1 requires exactly one `Host` (RFC 9112, section 3.2): of two, a proxy and this server could each believe another.
 fn check_host(request: &Request) -> Result<(), ApiError> {
     let mut given = request.headers().get_all(header::HOST).iter();
     let problem = match (given.next(), given.next()) {
@@ -124,11 +123,28 @@ fn check_host(request: &Request) -> Result<(), ApiError> {
 
 fn is_host(value: &HeaderValue) -> bool {
     let text = value.as_bytes();
-    // Empty is what a client sends whose URL has no host.
-    text.is_empty() || Authority::try_from(text).is_ok_and(|host| !host.as_str().contains('@'))
+    // A client whose URL has no host sends an empty one.
+    text.is_empty()
+        || is_plain_host(text)
+        || Authority::try_from(text).is_ok_and(|host| !host.as_str().contains('@'))
 }
 
-/// The client's id when it is 1 to 128 visible ASCII characters, else a new one.
+/// A name or an IPv4 address, perhaps with a port: what nearly all clients send. Such a host is always valid, so it need not be
+/// parsed, which copies it.
+fn is_plain_host(text: &[u8]) -> bool {
+    let is_name = |name: &[u8]| {
+        !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-".contains(byte))
+    };
+    match text.iter().position(|byte| *byte == b':') {
+        None => is_name(text),
+        Some(at) => {
+            let port = &text[at + 1..];
+            is_name(&text[..at]) && (1..=5).contains(&port.len()) && port.iter().all(u8::is_ascii_digit)
+        }
+    }
+}
+
+/// The client's id if it is 1 to 128 visible ASCII characters, otherwise a new one.
 fn request_id(request: &Request) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID);
     if let Some(id) = given
@@ -146,7 +162,7 @@ fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"))
 }
 
-/// The answer to what never became a request, as bytes: the last thing on its connection.
+/// The answer to bytes that are no request, as bytes: the last answer on its connection.
 pub(super) fn last_answer(error: &ApiError) -> Vec<u8> {
     let request_id = new_request_id();
     let id = request_id.to_str().unwrap_or_default();
@@ -164,7 +180,7 @@ pub(super) fn last_answer(error: &ApiError) -> Vec<u8> {
     if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())) {
         headers.insert(header::DATE, date);
     }
-    complete(&mut headers, request_id);
+    add_common_headers(&mut headers, request_id);
     let mut answer = format!("HTTP/1.1 {status}\r\n").into_bytes();
     for (name, value) in &headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
@@ -174,4 +190,46 @@ pub(super) fn last_answer(error: &ApiError) -> Vec<u8> {
     answer.extend_from_slice(b"\r\n");
     answer.extend_from_slice(&body);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_host_is_a_valid_authority() {
+        for host in ["localhost", "127.0.0.1:3000", "shop.example", "a-b.example:1", "x:99999", "X.", "-"] {
+            assert!(is_plain_host(host.as_bytes()), "{host}");
+            let authority = Authority::try_from(host).unwrap();
+            assert!(!authority.as_str().contains('@'));
+        }
+        for other in [
+            "",
+            ":",
+            ":80",
+            "a:",
+            "a:b",
+            "a:123456",
+            "a:1:2",
+            "[::1]:3000",
+            "a@b",
+            "a/b",
+            "a b",
+            "a_b",
+            "\u{e9}",
+        ] {
+            assert!(!is_plain_host(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_host_with_a_port_or_none() {
+        let valid = |text: &str| is_host(&HeaderValue::try_from(text).unwrap());
+        for host in ["", "localhost", "localhost:3000", "[::1]:3000", "a_b.example"] {
+            assert!(valid(host), "{host}");
+        }
+        for bad in ["user@host", "a b", "a/b", "http://a", "a:1:2"] {
+            assert!(!valid(bad), "{bad}");
+        }
+    }
 }

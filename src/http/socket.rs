@@ -1,9 +1,8 @@
-//! The socket of one client as hyper sees it. It tells its [`Connection`] what comes and goes, and gives the answers that
-//! hyper has none for.
+//! The socket of one client as hyper sees it. It updates its [`Connection`], and writes the answers that hyper has none for.
 //!
-//! hyper answers a head that it cannot read (400, 431) by itself, before any code of ours runs, with a bare status line,
-//! and offers no hook for it. Such an answer is the last thing that is written on a connection, and the only one without an
-//! `x-request-id`: it is recognised on its way out, and the same refusal leaves instead as this API words it.
+//! hyper answers a head that it cannot read (400, 431) before any code of ours runs, with an empty body, and offers no hook for
+//! it. Such an answer is the last one on a connection, and the only one without an `x-request-id`. It is recognised when it is
+//! written, and replaced by the same refusal with the envelope of this API.
 
 use std::{
     io::{self, IoSlice},
@@ -24,31 +23,30 @@ use super::{
     site::{REQUEST_ID, last_answer},
 };
 
-/// The most that the head of a request may have.
-pub(super) const MAX_HEAD: usize = 32 * 1024;
+/// The maximum size of the head of a request, in bytes.
+pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
-/// What every HTTP/2 connection begins with.
+/// Every HTTP/2 connection begins with this.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// See the module.
 pub(super) struct ClientSocket {
     socket: TcpStream,
     connection: Arc<Connection>,
     protocol: Protocol,
-    /// Whether the head that arrives has had its first line.
+    /// Whether the first line of the current head has arrived.
     has_request_line: bool,
-    /// A refusal that has not left entirely.
+    /// The bytes of a refusal that are not written yet.
     refusal: Bytes,
-    /// Whether a refusal was the last thing said.
+    /// Whether a refusal is the last answer.
     has_refused: bool,
-    /// How much of what a refused client still sends may be thrown away.
-    lingering: usize,
+    /// How many bytes that a refused client still sends may be discarded.
+    linger_bytes: usize,
     is_blocked: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Protocol {
-    /// So many bytes of [`H2_PREFACE`] have arrived, and nothing else.
+    /// So many bytes of [`H2_PREFACE`] have arrived, and no others.
     Undecided(usize),
     Http1,
     Http2,
@@ -76,19 +74,19 @@ impl ClientSocket {
             has_request_line: false,
             refusal: Bytes::new(),
             has_refused: false,
-            lingering: 1024 * 1024,
+            linger_bytes: 1024 * 1024,
             is_blocked: false,
         }
     }
 
-    fn arrived(&mut self, bytes: &[u8]) {
+    fn received(&mut self, bytes: &[u8]) {
         if let Protocol::Undecided(_) = self.protocol {
             self.protocol = self.protocol.after(bytes);
             if self.protocol == Protocol::Http2 {
                 self.connection.set_idle_wait(Wait::NextRequest);
             }
         }
-        // HTTP/2 has pings and settings, too: what arrives says nothing about requests.
+        // HTTP/2 has pings and settings, too: arriving bytes need not belong to a request.
         if self.protocol != Protocol::Http2 {
             if self.connection.note_received() {
                 self.has_request_line = false;
@@ -97,10 +95,10 @@ impl ClientSocket {
         }
     }
 
-    /// Where in these bytes hyper's own answer begins, and its status.
-    fn bare_answer(&self, bytes: &[u8]) -> Option<(usize, u16)> {
+    /// Where in these bytes hyper's own error answer begins, and its status.
+    fn find_hyper_error(&self, bytes: &[u8]) -> Option<(usize, u16)> {
         if self.protocol == Protocol::Http2 || self.has_refused || !bytes.ends_with(b"\r\n\r\n") {
-            return None; // a body of ours ends differently
+            return None; // our answers end with a body
         }
         const BEGIN: &[u8] = b"HTTP/1.";
         let begin = bytes.windows(BEGIN.len()).rposition(|window| window == BEGIN)?;
@@ -113,14 +111,14 @@ impl ClientSocket {
     fn refuse(&mut self, status: u16) {
         let error = match status {
             408 => ApiError::late("head"),
-            // hyper knows a limit of its own for the first line, and it is above the one for the whole head.
+            // hyper also has a limit for the first line, and it is above the one for the whole head.
             414 | 431 if !self.has_request_line => ApiError::new(
                 Reason::UriTooLong,
-                format!("the first line of a request may have {MAX_HEAD} bytes at the most"),
+                format!("the first line of a request may have {MAX_HEAD_BYTES} bytes at the most"),
             ),
             414 | 431 => ApiError::new(
                 Reason::HeadTooLarge,
-                format!("the head of a request may have {MAX_HEAD} bytes and 100 headers at the most"),
+                format!("the head of a request may have {MAX_HEAD_BYTES} bytes and 100 headers at the most"),
             ),
             _ => ApiError::new(
                 Reason::InvalidRequest,
@@ -132,8 +130,8 @@ impl ClientSocket {
         self.connection.set_idle_wait(Wait::Closing);
     }
 
-    /// Notes whether the socket takes what is written.
-    fn noted<T>(&mut self, written: Poll<T>) -> Poll<T> {
+    /// Updates the connection when the socket takes no more bytes, or takes them again.
+    fn note_write<T>(&mut self, written: Poll<T>) -> Poll<T> {
         if written.is_pending() != self.is_blocked {
             self.is_blocked = written.is_pending();
             self.connection.set_blocked(self.is_blocked);
@@ -141,11 +139,11 @@ impl ClientSocket {
         written
     }
 
-    /// Sends what is left of a refusal.
+    /// Writes the rest of a refusal.
     fn poll_refusal(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.refusal.has_remaining() {
             let written = Pin::new(&mut self.socket).poll_write(context, &self.refusal);
-            match ready!(self.noted(written))? {
+            match ready!(self.note_write(written))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.refusal.advance(n),
             }
@@ -153,15 +151,15 @@ impl ClientSocket {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads on for a moment: a client that is still sending when the connection closes would see a reset instead of
-    /// the answer. The sweep ends it.
+    /// Reads on for a moment: a client that is still sending when the connection closes would see a reset instead of the
+    /// answer. The sweep closes the connection.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut scrap = [0; 4096];
-        while self.lingering > 0 {
-            let mut scrap = ReadBuf::new(&mut scrap);
-            match ready!(Pin::new(&mut self.socket).poll_read(context, &mut scrap)) {
-                Ok(()) if !scrap.filled().is_empty() => {
-                    self.lingering = self.lingering.saturating_sub(scrap.filled().len());
+        let mut discarded = [0; 4096];
+        while self.linger_bytes > 0 {
+            let mut discarded = ReadBuf::new(&mut discarded);
+            match ready!(Pin::new(&mut self.socket).poll_read(context, &mut discarded)) {
+                Ok(()) if !discarded.filled().is_empty() => {
+                    self.linger_bytes = self.linger_bytes.saturating_sub(discarded.filled().len());
                 }
                 Ok(()) | Err(_) => break,
             }
@@ -171,8 +169,7 @@ impl ClientSocket {
 }
 
 impl Drop for ClientSocket {
-    /// What a client does not read is thrown away at once: else the system keeps it, and offers it for another half
-    /// minute.
+    /// Bytes that a client does not read are discarded at once: otherwise the system keeps them for another half minute.
     fn drop(&mut self) {
         if self.is_blocked {
             let _ = self.socket.set_zero_linger();
@@ -188,13 +185,13 @@ impl AsyncRead for ClientSocket {
     ) -> Poll<io::Result<()>> {
         if self.connection.is_head_late() && !self.has_refused {
             self.refuse(408);
-            // Best effort: this little fits into a socket that has nothing else to send.
+            // Best effort: so few bytes fit into a socket that has nothing else to send.
             let _ = self.poll_refusal(context);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        let already = buffer.filled().len();
+        let filled = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
-        self.arrived(&buffer.filled()[already..]);
+        self.received(&buffer.filled()[filled..]);
         Poll::Ready(Ok(()))
     }
 }
@@ -212,22 +209,22 @@ impl AsyncWrite for ClientSocket {
         ready!(self.poll_refusal(context))?;
         let last = slices.iter().rfind(|slice| !slice.is_empty());
         if let Some(last) = last
-            && let Some((begin, status)) = self.bare_answer(last)
+            && let Some((begin, status)) = self.find_hyper_error(last)
         {
             let whole: usize = slices.iter().map(|slice| slice.len()).sum();
             let before = whole - (last.len() - begin);
             if before == 0 {
                 self.refuse(status);
-                let _ = self.poll_refusal(context)?; // the rest leaves with the flush
+                let _ = self.poll_refusal(context)?; // the flush writes the rest
                 return Poll::Ready(Ok(whole));
             }
-            // Answers to earlier requests: they leave first, by themselves.
+            // Answers to earlier requests: they are written first, alone.
             let first = slices.iter().find(|slice| !slice.is_empty()).unwrap_or(last);
             let written = Pin::new(&mut self.socket).poll_write(context, &first[..before.min(first.len())]);
-            return self.noted(written);
+            return self.note_write(written);
         }
         let written = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
-        self.noted(written)
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -254,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http2_is_known_by_its_preface_however_it_arrives() {
+    fn http2_is_recognised_by_its_preface_in_any_pieces() {
         let after =
             |pieces: &[&[u8]]| pieces.iter().fold(Protocol::Undecided(0), |seen, piece| seen.after(piece));
         assert!(after(&[H2_PREFACE, b"\0\0\0"]) == Protocol::Http2);

@@ -10,7 +10,7 @@ use crate::{
     },
     service::{dispatcher::Dispatcher, sold_out::SoldOutCache},
     store::{Catalog, Page, Recount, StoreError},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 /// Why the stock was not set. Nothing was changed.
@@ -28,12 +28,12 @@ pub enum RecountError {
 pub struct CatalogService {
     store: Arc<dyn Catalog>,
     dispatcher: Arc<Dispatcher>,
-    lanes_not_opened: Sparse,
+    lanes_not_opened: LogLimiter,
 }
 
 impl CatalogService {
     pub fn new(store: Arc<dyn Catalog>, dispatcher: Arc<Dispatcher>) -> Self {
-        Self { store, dispatcher, lanes_not_opened: Sparse::default() }
+        Self { store, dispatcher, lanes_not_opened: LogLimiter::default() }
     }
 
     /// Creates a product without stock, and opens its lane: long before its first order, which then finds a worker there. If
@@ -41,9 +41,9 @@ impl CatalogService {
     pub async fn create(&self, name: ProductName) -> Result<Product, StoreError> {
         let product = self.store.create_product(name).await?;
         if let Err(error) = self.dispatcher.open_lane(product.id).await
-            && let Some(left_out) = self.lanes_not_opened.due()
+            && let Some(suppressed) = self.lanes_not_opened.due()
         {
-            tracing::warn!(product_id = %product.id, %error, left_out, "the lane will be opened by its first order");
+            tracing::warn!(product_id = %product.id, %error, suppressed, "the lane will be opened by its first order");
         }
         Ok(product)
     }

@@ -167,7 +167,7 @@ impl OrderService {
                 self.sold_out_cache.report_sold_out(product_id)
             }
             // No API learns the verdicts on detached orders: the sold-out cache reads instead.
-            Some(Outcome::Queued) => self.sold_out_cache.look_soon(product_id),
+            Some(Outcome::Queued) => self.sold_out_cache.check_soon(product_id),
             _ => {}
         }
         match outcome {
@@ -198,7 +198,7 @@ impl OrderService {
         total: Quantity,
     ) -> Result<Option<Result<Placement, PlaceError>>, StoreError> {
         let Some(key) = key else { return Ok(None) };
-        let Some(order) = self.keys.find(key.clone()).await? else { return Ok(None) };
+        let Some(order) = self.keys.load(key.clone()).await? else { return Ok(None) };
         Ok(Some(if order.is_for(product_id, total) {
             replay(order)
         } else {
@@ -268,7 +268,7 @@ impl OrderService {
     pub async fn status(&self, id: OrderId) -> Result<Option<OrderLookup>, StoreError> {
         // Ask this before the database: an order that is decided in between is found there.
         let may_be_pending = self.dispatcher.may_be_pending(id);
-        Ok(match self.orders.find(id).await? {
+        Ok(match self.orders.load(id).await? {
             Some(order) => Some(OrderLookup::Stored(order)),
             None => may_be_pending.then_some(OrderLookup::Pending(id)),
         })
@@ -299,7 +299,7 @@ impl OrderService {
         if self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id) {
             return Ok(true);
         }
-        let exists = self.products.find(id).await?.is_some();
+        let exists = self.products.load(id).await?.is_some();
         if exists {
             self.known_products.write().unwrap_or_else(PoisonError::into_inner).insert(id);
         }

@@ -1,17 +1,17 @@
-//! The sold-out cache before the lanes: while nothing of a product is left, its orders are refused at once, so that the storm after
-//! the last piece does not stand in line for nothing. Orders with an idempotency key are let through: see
-//! [`crate::service::ordering::OrderService::place`].
+//! The sold-out cache: while no piece of a product is available, an API refuses its orders at once, so that the orders after the
+//! last piece do not fill the lane. Orders with an idempotency key are not refused: see
+//! [`OrderService::place`](crate::service::ordering::OrderService::place).
 //!
-//! It knows one thing only: that a read of the database, which began at a certain moment, found nothing. This counts for
-//! one [`SoldOutCache::LEASE`] from that moment on. Halfway it reads again, and who comes when the lease is over waits for a read
-//! that counts for him. So it may be trusted:
+//! It knows one thing only: that a read of the database, which began at a certain moment, found no available piece. This
+//! counts for one [`SoldOutCache::LEASE`] from that moment on. Halfway it reads again. An order that arrives when the lease is
+//! over waits for a read that counts for it. So the cache may be trusted:
 //!
-//! - it refuses an order only if nothing of the product was left at some moment less than a lease before the order came;
-//! - whoever brings pieces back (a recount, a cancellation) waits out one lease between the commit and the answer. Then
-//!   no sold-out cache of any API refuses later orders on a read that began before the commit: who has that answer can order the
-//!   pieces, wherever he does. No message has to arrive for that, and no clock has to agree with another;
-//! - who learns of them otherwise may be refused for one lease more;
-//! - when the database does not answer it is open: the orders stand in line.
+//! - it refuses an order only if no piece was available at some moment less than a lease before the order arrived;
+//! - an API that brings pieces back (a recount, a cancellation) waits out one lease between the commit and the answer. Then
+//!   no sold-out cache of any API refuses later orders on a read that began before the commit: a client that has the answer
+//!   can order the pieces, at every API. No message has to arrive for that, and no clock has to agree with another;
+//! - a client that learns of them otherwise may be refused for one lease more;
+//! - when the database does not answer, no order is refused here: the orders are queued.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,155 +30,153 @@ use crate::{
     store::{Catalog, StoreError, TimeLimited},
 };
 
-/// What one API knows of products of which nothing is left.
+/// What one API knows of products without available pieces.
 pub struct SoldOutCache {
     store: Arc<TimeLimited<dyn Catalog>>,
     entries: Mutex<Entries>,
-    /// Told to all who wait whenever a read is done.
+    /// Notified whenever a read is done.
     refreshed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
-    /// What is not in here has pieces, or nobody has heard otherwise.
-    empty: HashMap<ProductId, Entry>,
+    /// A product without a lease may have pieces.
+    leases: HashMap<ProductId, Lease>,
     is_refreshing: bool,
-    /// Until when nothing is suspected, because a read failed.
-    open_until: Option<Instant>,
-    /// When [`SoldOutCache::look_soon`] was last heeded.
-    looked_for: HashMap<ProductId, Instant>,
+    /// Until when no product gets a lease, because a read failed.
+    disabled_until: Option<Instant>,
+    /// When [`SoldOutCache::check_soon`] last had an effect.
+    checked_at: HashMap<ProductId, Instant>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    /// The end of the lease.
-    until: Instant,
-    /// Where the end will be if the newest read that has begun finds nothing.
-    will_be_until: Instant,
-    /// Has to be read again.
+struct Lease {
+    expires_at: Instant,
+    /// When it will expire if the newest read that has begun finds no piece.
+    renewed_expires_at: Instant,
+    /// Must be read again.
     needs_refresh: bool,
 }
 
 impl SoldOutCache {
-    /// How long a read counts that found nothing, from when it began. All APIs have to agree on it: a longer one of some
-    /// would outlast the others' waiting. Short, because whoever brings pieces back waits for so long; long enough for a
-    /// read, at half of it, to be back in time. A slower database makes orders wait for reads, and changes nothing else.
+    /// How long a read that found no piece counts, from when it began. All APIs must agree on it: a longer one would outlast
+    /// the time that others wait. Short, because a recount and a cancellation wait for so long; long enough for a read to
+    /// be back in time that begins at half of it. A slower database makes orders wait for reads, and changes nothing else.
     pub const LEASE: Duration = Duration::from_millis(20);
 
-    /// How long a read may take before the sold-out cache opens.
-    const PATIENCE: Duration = Duration::from_millis(250);
-    /// How long it stays open after a read that failed.
-    const OPEN_AFTER_FAILURE: Duration = Duration::from_secs(1);
+    /// How long a read may take before the cache is disabled.
+    const READ_TIMEOUT: Duration = Duration::from_millis(250);
+    /// How long the cache is disabled after a read that failed.
+    const DISABLED_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-    /// How often the sold-out cache looks at most for orders of which nobody tells what became of them.
-    const LOOK_EVERY: Duration = Duration::from_millis(100);
-    /// Of how many products it remembers when it did.
-    const MAX_LOOKED_FOR: usize = 10_000;
+    /// How often it reads a product at most because of orders whose verdicts no API learns.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+    /// For how many products it remembers when it did.
+    const MAX_CHECKED: usize = 10_000;
 
-    /// Open for all, to begin with.
     pub fn new(store: Arc<dyn Catalog>) -> Arc<Self> {
-        let store = Arc::new(TimeLimited::new(store, Self::PATIENCE));
+        let store = Arc::new(TimeLimited::new(store, Self::READ_TIMEOUT));
         Arc::new(Self { store, entries: Mutex::default(), refreshed: Notify::new() })
     }
 
-    /// Some lane said that nothing of this product was left. That was a while ago: the next order has it looked up.
+    /// A verdict says that no piece was available. That was a while ago: the next order triggers a read.
     pub fn report_sold_out(&self, product_id: ProductId) {
         let now = Instant::now();
         let mut entries = self.entries();
-        if entries.open_until.is_none_or(|until| until <= now) {
-            let entry = Entry { until: now, will_be_until: now, needs_refresh: false };
-            entries.empty.entry(product_id).or_insert(entry);
+        if entries.disabled_until.is_none_or(|until| until <= now) {
+            let lease = Lease { expires_at: now, renewed_expires_at: now, needs_refresh: false };
+            entries.leases.entry(product_id).or_insert(lease);
         }
     }
 
-    /// An order of this product was queued of which no API will apply_refresh. The next one has it looked up, but not each.
-    pub fn look_soon(&self, product_id: ProductId) {
+    /// A detached order was queued: no API learns its verdict. The next order triggers a read, but not every one does.
+    pub fn check_soon(&self, product_id: ProductId) {
         let now = Instant::now();
         {
             let mut entries = self.entries();
-            let looked_for = &mut entries.looked_for;
-            if looked_for.get(&product_id).is_some_and(|at| now.duration_since(*at) < Self::LOOK_EVERY) {
+            let checked_at = &mut entries.checked_at;
+            if checked_at.get(&product_id).is_some_and(|at| now.duration_since(*at) < Self::CHECK_INTERVAL) {
                 return;
             }
-            if looked_for.len() >= Self::MAX_LOOKED_FOR {
-                looked_for.clear();
+            if checked_at.len() >= Self::MAX_CHECKED {
+                checked_at.clear();
             }
-            looked_for.insert(product_id, now);
+            checked_at.insert(product_id, now);
         }
         self.report_sold_out(product_id);
     }
 
-    /// Whether nothing of the product is left: now, or less than a lease ago.
+    /// Whether no piece of the product is available: now, or less than a lease ago.
     pub async fn is_sold_out(self: &Arc<Self>, product_id: ProductId) -> bool {
-        let came = Instant::now();
+        let arrived_at = Instant::now();
         loop {
             let read = self.refreshed.notified();
-            if let Some(known) = self.look(product_id, came) {
+            if let Some(known) = self.check(product_id, arrived_at) {
                 return known;
             }
             read.await;
         }
     }
 
-    /// What is known for an order that came then; `None`: it has to wait for a read.
-    fn look(self: &Arc<Self>, product_id: ProductId, came: Instant) -> Option<bool> {
+    /// What is known for an order that arrived then; `None`: it must wait for a read.
+    fn check(self: &Arc<Self>, product_id: ProductId, arrived_at: Instant) -> Option<bool> {
         let mut entries = self.entries();
-        let Some(entry) = entries.empty.get_mut(&product_id) else { return Some(false) };
-        let is_closed = entry.until > came;
-        if entry.will_be_until <= came + Self::LEASE / 2 {
-            entry.needs_refresh = true;
+        let Some(lease) = entries.leases.get_mut(&product_id) else { return Some(false) };
+        let is_valid = lease.expires_at > arrived_at;
+        if lease.renewed_expires_at <= arrived_at + Self::LEASE / 2 {
+            lease.needs_refresh = true;
             if !mem::replace(&mut entries.is_refreshing, true) {
                 tokio::spawn(self.clone().read());
             }
         }
-        is_closed.then_some(true)
+        is_valid.then_some(true)
     }
 
-    /// Reads what is wanted, all of it together, until nothing is.
+    /// Reads the products that need it, all with one statement, until none does.
     async fn read(self: Arc<Self>) {
         loop {
-            let until = Instant::now() + Self::LEASE; // before the read begins
-            let Some(wanted) = self.wanted(until) else { return };
-            let (store, ids) = (self.store.clone(), wanted.clone());
-            // On its own: should it panic, who waits here still hears of it.
+            let expires_at = Instant::now() + Self::LEASE; // before the read begins
+            let Some(stale) = self.take_stale(expires_at) else { return };
+            let (store, ids) = (self.store.clone(), stale.clone());
+            // In a task: if it panics, the orders that wait here are still notified.
             let read = tokio::spawn(async move { store.sold_out(&ids).await });
             let sold_out = read.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
-            self.apply_refresh(wanted, until, sold_out);
+            self.apply_refresh(stale, expires_at, sold_out);
             self.refreshed.notify_waiters();
         }
     }
 
-    /// What is to be read now.
-    fn wanted(&self, until: Instant) -> Option<Vec<ProductId>> {
+    /// The products that must be read now.
+    fn take_stale(&self, expires_at: Instant) -> Option<Vec<ProductId>> {
         let mut entries = self.entries();
-        let mut wanted = Vec::new();
-        for (id, entry) in &mut entries.empty {
-            if mem::take(&mut entry.needs_refresh) {
-                entry.will_be_until = until;
-                wanted.push(*id);
+        let mut stale = Vec::new();
+        for (id, lease) in &mut entries.leases {
+            if mem::take(&mut lease.needs_refresh) {
+                lease.renewed_expires_at = expires_at;
+                stale.push(*id);
             }
         }
-        entries.is_refreshing = !wanted.is_empty();
-        entries.is_refreshing.then_some(wanted)
+        entries.is_refreshing = !stale.is_empty();
+        entries.is_refreshing.then_some(stale)
     }
 
-    /// Renews leases, or opens the sold-out cache.
+    /// Renews the leases of products that are still sold out, and drops the others. Disables the cache if the read failed.
     fn apply_refresh(
         &self,
-        wanted: Vec<ProductId>,
-        until: Instant,
+        stale: Vec<ProductId>,
+        expires_at: Instant,
         sold_out: Result<Vec<ProductId>, StoreError>,
     ) {
         let mut entries = self.entries();
         if let Err(error) = &sold_out {
-            tracing::warn!(%error, "could not read what is sold out; such orders stand in line");
-            entries.open_until = Some(Instant::now() + Self::OPEN_AFTER_FAILURE);
+            tracing::warn!(%error, "could not read which products are sold out; their orders are queued");
+            entries.disabled_until = Some(Instant::now() + Self::DISABLED_AFTER_FAILURE);
         }
         let sold_out: HashSet<_> = sold_out.into_iter().flatten().collect();
-        for id in wanted {
-            match entries.empty.get_mut(&id) {
-                Some(entry) if sold_out.contains(&id) => entry.until = until,
-                _ => drop(entries.empty.remove(&id)),
+        for id in stale {
+            match entries.leases.get_mut(&id) {
+                Some(lease) if sold_out.contains(&id) => lease.expires_at = expires_at,
+                _ => drop(entries.leases.remove(&id)),
             }
         }
     }
@@ -187,7 +185,7 @@ impl SoldOutCache {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until no sold-out cache of any API refuses orders that come from now on by a read that began before this was called.
+    /// Waits until no sold-out cache of any API refuses orders that arrive from now on, by a read that began before this call.
     pub async fn outlast_leases() {
         sleep(Self::LEASE).await;
     }
@@ -220,7 +218,7 @@ mod tests {
             Self { _directory: directory, store, product, sold_out_cache }
         }
 
-        /// Nothing is left, and the read that finds it is under way since then. Time stands still.
+        /// No piece is available, and the read that finds it is under way since then. Time is paused.
         async fn reading() -> (Self, Instant) {
             let shop = Self::open().await;
             tokio::time::pause();
@@ -238,8 +236,8 @@ mod tests {
             self.sold_out_cache.is_sold_out(self.product).await
         }
 
-        /// An order that comes now.
-        async fn come(&self) -> JoinHandle<bool> {
+        /// An order that arrives now.
+        async fn order(&self) -> JoinHandle<bool> {
             let (sold_out_cache, product) = (self.sold_out_cache.clone(), self.product);
             let order = tokio::spawn(async move { sold_out_cache.is_sold_out(product).await });
             yield_now().await;
@@ -252,9 +250,9 @@ mod tests {
             {
                 let mut entries = self.sold_out_cache.entries();
                 entries.is_refreshing = true;
-                entries.empty.get_mut(&self.product).unwrap().needs_refresh = true;
+                entries.leases.get_mut(&self.product).unwrap().needs_refresh = true;
             }
-            assert_eq!(self.sold_out_cache.wanted(began + SoldOutCache::LEASE), Some(vec![self.product]));
+            assert_eq!(self.sold_out_cache.take_stale(began + SoldOutCache::LEASE), Some(vec![self.product]));
             began
         }
 
@@ -264,50 +262,50 @@ mod tests {
         }
 
         fn needs_refresh(&self) -> bool {
-            self.sold_out_cache.entries().empty[&self.product].needs_refresh
+            self.sold_out_cache.entries().leases[&self.product].needs_refresh
         }
     }
 
     #[tokio::test]
-    async fn it_closes_on_what_a_read_says_and_on_nothing_else() {
+    async fn only_a_read_makes_it_refuse() {
         let shop = Shop::open().await;
-        assert!(!shop.is_sold_out().await, "nobody said anything");
+        assert!(!shop.is_sold_out().await, "no verdict said so");
         shop.sold_out_cache.report_sold_out(shop.product);
         assert!(shop.is_sold_out().await);
         shop.count(1).await;
-        shop.sold_out_cache.report_sold_out(shop.product); // by what somebody said earlier
+        shop.sold_out_cache.report_sold_out(shop.product); // by an earlier verdict
         SoldOutCache::outlast_leases().await;
         assert!(!shop.is_sold_out().await);
-        assert!(shop.sold_out_cache.entries().empty.is_empty(), "it is forgotten");
+        assert!(shop.sold_out_cache.entries().leases.is_empty(), "the lease is dropped");
         shop.sold_out_cache.report_sold_out(shop.product);
         assert!(!shop.is_sold_out().await, "one piece is left");
     }
 
     #[tokio::test]
-    async fn it_looks_for_itself_now_and_then() {
+    async fn detached_orders_make_it_read_now_and_then() {
         let shop = Shop::open().await;
-        shop.sold_out_cache.look_soon(shop.product);
+        shop.sold_out_cache.check_soon(shop.product);
         assert!(shop.is_sold_out().await);
         shop.count(1).await;
         SoldOutCache::outlast_leases().await;
-        assert!(!shop.is_sold_out().await && shop.sold_out_cache.entries().empty.is_empty());
-        shop.sold_out_cache.look_soon(shop.product);
-        assert!(shop.sold_out_cache.entries().empty.is_empty(), "it has just looked");
+        assert!(!shop.is_sold_out().await && shop.sold_out_cache.entries().leases.is_empty());
+        shop.sold_out_cache.check_soon(shop.product);
+        assert!(shop.sold_out_cache.entries().leases.is_empty(), "it has just read");
         tokio::time::pause();
-        tokio::time::advance(SoldOutCache::LOOK_EVERY).await;
-        shop.sold_out_cache.look_soon(shop.product);
-        assert!(!shop.sold_out_cache.entries().empty.is_empty());
+        tokio::time::advance(SoldOutCache::CHECK_INTERVAL).await;
+        shop.sold_out_cache.check_soon(shop.product);
+        assert!(!shop.sold_out_cache.entries().leases.is_empty());
     }
 
     #[tokio::test]
-    async fn no_piece_is_refused_once_a_outlast_leases() {
+    async fn no_order_for_available_pieces_is_refused_after_a_lease() {
         let shop = Shop::open().await;
         for pieces in 1..=50 {
             shop.count(0).await;
             shop.sold_out_cache.report_sold_out(shop.product);
             // In all states of a lease: new, halfway, being renewed, over.
-            let closed_at = Instant::now();
-            while closed_at.elapsed() < Duration::from_millis(1) * pieces {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(1) * pieces {
                 assert!(shop.is_sold_out().await);
                 yield_now().await;
             }
@@ -318,26 +316,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_within_a_lease_does_not_wait() {
+    async fn an_order_within_a_lease_does_not_wait() {
         let (shop, began) = Shop::reading().await;
         shop.end_reading(began, Ok(vec![shop.product]));
         tokio::time::advance(SoldOutCache::LEASE / 4).await;
-        assert!(shop.come().await.await.unwrap() && !shop.needs_refresh());
+        assert!(shop.order().await.await.unwrap() && !shop.needs_refresh());
         tokio::time::advance(SoldOutCache::LEASE / 2).await;
-        assert!(shop.come().await.await.unwrap() && shop.needs_refresh());
+        assert!(shop.order().await.await.unwrap() && shop.needs_refresh());
         shop.begin_to_read();
-        assert!(shop.come().await.await.unwrap() && !shop.needs_refresh(), "it is being read");
+        assert!(shop.order().await.await.unwrap() && !shop.needs_refresh(), "it is being read");
     }
 
     #[tokio::test]
-    async fn a_read_counts_for_those_who_come_within_a_lease_of_its_beginning() {
+    async fn a_read_counts_for_orders_that_arrive_within_a_lease_of_its_beginning() {
         let (shop, began) = Shop::reading().await;
-        let early = shop.come().await;
+        let early = shop.order().await;
         tokio::time::advance(SoldOutCache::LEASE * 3 / 4).await;
-        let later = shop.come().await;
+        let later = shop.order().await;
         tokio::time::advance(SoldOutCache::LEASE / 4).await;
         assert!(!early.is_finished() && !later.is_finished());
-        let late = shop.come().await;
+        let late = shop.order().await;
         tokio::time::advance(SoldOutCache::LEASE).await;
         shop.end_reading(began, Ok(vec![shop.product]));
         assert!(early.await.unwrap() && later.await.unwrap());
@@ -349,26 +347,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_read_that_failed_it_is_open_for_a_while() {
+    async fn after_a_read_that_failed_it_refuses_nothing_for_a_while() {
         let (shop, began) = Shop::reading().await;
-        let order = shop.come().await;
-        shop.end_reading(began, Err(StoreError::Unavailable("it is away".to_owned())));
+        let order = shop.order().await;
+        shop.end_reading(began, Err(StoreError::Unavailable("by a test".to_owned())));
         assert!(!order.await.unwrap());
         shop.sold_out_cache.report_sold_out(shop.product);
-        assert!(shop.sold_out_cache.entries().empty.is_empty());
-        tokio::time::advance(SoldOutCache::OPEN_AFTER_FAILURE).await;
+        assert!(shop.sold_out_cache.entries().leases.is_empty());
+        tokio::time::advance(SoldOutCache::DISABLED_AFTER_FAILURE).await;
         shop.sold_out_cache.report_sold_out(shop.product);
-        assert!(!shop.sold_out_cache.entries().empty.is_empty());
+        assert!(!shop.sold_out_cache.entries().leases.is_empty());
     }
 
     #[tokio::test]
-    async fn it_opens_when_the_database_does_not_answer() {
+    async fn it_refuses_nothing_when_the_database_does_not_answer() {
         let shop = Shop::open().await;
         shop.sold_out_cache.report_sold_out(shop.product);
         assert!(shop.is_sold_out().await);
         shop.store.close().await;
         SoldOutCache::outlast_leases().await;
         assert!(!shop.is_sold_out().await);
-        assert!(!shop.sold_out_cache.entries().is_refreshing, "the next read begins anew");
+        assert!(!shop.sold_out_cache.entries().is_refreshing, "the next read begins from scratch");
     }
 }

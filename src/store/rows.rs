@@ -13,7 +13,7 @@ use crate::{
         product::{Product, ProductName},
         rejection::Rejection,
     },
-    telemetry::first_time,
+    telemetry::is_first_report,
 };
 
 /// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.
@@ -188,7 +188,7 @@ pub(super) fn readable<T>(rows: impl IntoIterator<Item = Result<T, StoreError>>)
 }
 
 fn report(error: &StoreError) {
-    if first_time(&error.to_string()) {
+    if is_first_report(&error.to_string()) {
         tracing::error!(%error, "a row is left out: somebody changed it by hand; put it right or delete it");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     domain::{command::Command, decide::Undecidable, order::Change},
-    telemetry::first_time,
+    telemetry::is_first_report,
 };
 
 /// Logs which commands cannot be decided, each once, and returns those that go to the dead letters. An expiry does not: the
@@ -15,7 +15,7 @@ pub(super) fn report_undecidable(commands: &[Command], undecidable: &[Undecidabl
             Command::Place(order) => (order.id, "place"),
             Command::Change(change) => (change.order_id, word_of(change.change)),
         };
-        if first_time(&format!("{what} {order_id}: {cause}")) {
+        if is_first_report(&format!("{what} {order_id}: {cause}")) {
             let product_id = command.product_id();
             tracing::error!(
                 %order_id, %product_id, what, %cause,

@@ -1,9 +1,9 @@
-//! Lets reservations expire. Every worker looks for those whose time is over, and puts their expiry in line: the lane
-//! decides, so that an expiry and a payment that meet end in exactly one of the two. No leader and no lock: what two
-//! workers find is decided once, and the second one finds it done.
+//! Lets reservations expire. Every worker looks for those that are due, and queues their expiry: the lane decides, so that an
+//! expiry and a payment that meet end in exactly one of the two. No leader and no lock: what two workers find is decided
+//! once, and the second expiry finds the order expired.
 //!
-//! A reservation that cannot expire, and a lane that does not answer, are asked again with growing delays, and the sweep goes
-//! on behind them: however many there are, all others expire.
+//! For a reservation that cannot expire, and a lane that does not answer, expiries are submitted again with growing delays. The
+//! sweep goes on behind them: however many there are, all others expire.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,94 +12,93 @@ use tokio::time::sleep;
 use crate::{
     queue::{Queue, Submitter},
     store::{Due, Store, StoreError},
-    telemetry::{Sparse, first_time},
-    worker::expiry::asked::Asked,
+    telemetry::{LogLimiter, is_first_report},
+    worker::expiry::requests::ExpiryRequests,
 };
 
-mod asked;
+mod requests;
 
-/// How often it looks.
+/// How often it looks for due reservations.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// How many reservations one page of them has.
+/// How many reservations one statement reads.
 const PAGE: u32 = 1_000;
 
-/// How many pages one sweep reads at most, and how many reservations it puts in line.
+/// How many pages one sweep reads at most.
 const MAX_PAGES: usize = 10;
 
+/// How many expiries one sweep submits at most.
 const MAX_SWEEP: usize = 1_000;
 
 /// How long it waits after a failure of the store or the queue before it looks again.
-const PAUSE: Duration = Duration::from_secs(2);
+const FAILURE_DELAY: Duration = Duration::from_secs(2);
 
-/// Looks for reservations whose time is over.
+/// Looks for reservations that are due.
 pub struct Expiry {
-    /// Where commands stand in line.
     pub queue: Arc<dyn Queue>,
-    /// Where reservations are on record.
     pub store: Arc<dyn Store>,
 }
 
 impl Expiry {
-    /// Runs for ever. It may be aborted at any time: what it put in line is decided all the same.
+    /// Runs for ever. It may be aborted at any time: the expiries that it queued are decided all the same.
     pub async fn run(&self) {
-        let failures = Sparse::default();
+        let failures = LogLimiter::default();
         loop {
-            let asked = Arc::new(Asked::default());
-            match self.queue.submitter(asked.clone()).await {
-                Ok(submitter) => self.sweep_for_ever(&*submitter, &asked).await,
+            let requests = Arc::new(ExpiryRequests::default());
+            match self.queue.submitter(requests.clone()).await {
+                Ok(submitter) => self.sweep_for_ever(&*submitter, &requests).await,
                 Err(error) => {
-                    if let Some(left_out) = failures.due() {
-                        tracing::warn!(%error, left_out, "reservations cannot expire yet");
+                    if let Some(suppressed) = failures.due() {
+                        tracing::warn!(%error, suppressed, "reservations cannot expire yet");
                     }
                 }
             }
-            sleep(PAUSE).await;
+            sleep(FAILURE_DELAY).await;
         }
     }
 
-    async fn sweep_for_ever(&self, submitter: &dyn Submitter, asked: &Asked) {
-        let failures = Sparse::default();
+    async fn sweep_for_ever(&self, submitter: &dyn Submitter, requests: &ExpiryRequests) {
+        let failures = LogLimiter::default();
         let mut place = None;
         loop {
-            match self.sweep(submitter, asked, &mut place).await {
+            match self.sweep(submitter, requests, &mut place).await {
                 Ok(Found::More) => {}
                 Ok(Found::All) => sleep(SWEEP).await,
                 Err(error) => {
-                    if let Some(left_out) = failures.due() {
-                        tracing::warn!(%error, left_out, "could not look for reservations whose time is over");
+                    if let Some(suppressed) = failures.due() {
+                        tracing::warn!(%error, suppressed, "could not look for reservations that are due");
                     }
-                    sleep(PAUSE).await;
+                    sleep(FAILURE_DELAY).await;
                 }
             }
         }
     }
 
-    /// Puts in line what is due and not in line yet, beginning at `place`, or in front when that is none. Waits for no
-    /// verdict: a lane that is slow, or that takes nothing, holds up nobody else's expiry.
+    /// Submits the expiries that are due and not queued yet, beginning behind `place`, or with the longest overdue when that is
+    /// `None`. Waits for no verdict: a lane that is slow or refuses holds up no other lane's expiries.
     async fn sweep(
         &self,
         submitter: &dyn Submitter,
-        asked: &Asked,
+        requests: &ExpiryRequests,
         place: &mut Option<Due>,
     ) -> Result<Found, StoreError> {
-        let silent = asked.give_up();
+        let silent = requests.time_out();
         if !silent.is_empty() {
             let existing = self.store.existing(&silent).await?;
             for product_id in silent.into_iter().filter(|id| !existing.contains(id)) {
-                asked.put_off(product_id);
-                if first_time(&format!("reservations of product {product_id}, which does not exist")) {
+                requests.suspend(product_id);
+                if is_first_report(&format!("reservations of product {product_id}, which does not exist")) {
                     tracing::error!(%product_id, "reservations of a product that does not exist cannot expire: put the product and its inventory back, or delete its orders");
                 }
             }
         }
         let mut count = 0;
         for _ in 0..MAX_PAGES {
-            // Before the store is asked, which may still find what is decided meanwhile.
-            let in_line = asked.orders();
+            // Before the read, which may still find reservations whose expiry is decided in between.
+            let queued = requests.queued_orders();
             let page = self.store.due(*place, PAGE).await?;
-            let due = page.rows.iter().filter(|order| !in_line.contains(&order.id));
-            count += asked.ask(submitter, due, MAX_SWEEP - count);
+            let due = page.rows.iter().filter(|order| !queued.contains(&order.id));
+            count += requests.submit(submitter, due, MAX_SWEEP - count);
             *place = page.next;
             if place.is_none() || count == MAX_SWEEP {
                 break;
@@ -112,9 +111,9 @@ impl Expiry {
 /// What a sweep found.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// There is more behind its place, and it is worth going on at once.
+    /// There is more behind `place`: go on at once.
     More,
-    /// All that is due, or all that can be done about it now.
+    /// All that is due, or all that can be submitted now.
     All,
 }
 
@@ -126,7 +125,7 @@ mod tests {
     use tokio::time;
 
     use super::{
-        asked::{MAX_DELAY, MAX_OF_PRODUCT, MAX_QUEUED, PATIENCE, PROBE},
+        requests::{MAX_DELAY, MAX_OF_PRODUCT, MAX_QUEUED, MIN_DELAY, PROBE_SIZE, VERDICT_TIMEOUT},
         *,
     };
     use crate::{
@@ -142,11 +141,11 @@ mod tests {
         store::{Catalog, sqlite::SqliteStore},
     };
 
-    /// Lanes from which nobody takes, and one that takes nothing.
+    /// Lanes without a worker, and one that refuses.
     #[derive(Default)]
     struct Lanes {
         submitted: Mutex<Vec<ChangeOrder>>,
-        asked: Arc<Asked>,
+        requests: Arc<ExpiryRequests>,
         refuses: Option<ProductId>,
     }
 
@@ -156,7 +155,7 @@ mod tests {
             let Command::Change(change) = command else { panic!("{command:?}") };
             self.submitted.lock().unwrap().push(change);
             if self.refuses == Some(change.product_id) {
-                self.asked.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
+                self.requests.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
             }
         }
 
@@ -222,25 +221,25 @@ mod tests {
             self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
         }
 
-        /// The products of the expiries that a sweep put in line.
+        /// The products of the expiries that a sweep submitted.
         async fn sweep(&mut self) -> Vec<ProductId> {
             self.sweep_and_see().await.1
         }
 
         async fn sweep_and_see(&mut self) -> (Found, Vec<ProductId>) {
-            let found = self.expiry.sweep(&self.lanes, &self.lanes.asked, &mut self.place).await.unwrap();
+            let found = self.expiry.sweep(&self.lanes, &self.lanes.requests, &mut self.place).await.unwrap();
             let submitted = self.lanes.submitted.lock().unwrap().split_off(0);
             (found, submitted.into_iter().map(|change| change.product_id).collect())
         }
 
-        /// The lane of this product decides what is in line for it.
+        /// The lane of this product decides its queued expiries.
         async fn serve(&self, product_id: ProductId) {
             let due = self.expiry.store.due(None, 100_000).await.unwrap().rows;
             let expired = due.iter().filter(|order| order.product_id == product_id);
             let commands: Vec<_> = self
                 .lanes
-                .asked
-                .in_line()
+                .requests
+                .queued()
                 .into_iter()
                 .filter_map(|(id, order_id)| {
                     let order = expired.clone().find(|order| order.id == order_id)?;
@@ -251,18 +250,18 @@ mod tests {
                 .collect();
             self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
             let verdict = Outcome::Decided(Verdict::Status(OrderStatus::Expired));
-            self.lanes.asked.deliver(commands.iter().map(|command| (command.id(), verdict)).collect());
+            self.lanes.requests.deliver(commands.iter().map(|command| (command.id(), verdict)).collect());
         }
 
-        /// None of what is in line can be decided.
+        /// No queued expiry can be decided.
         fn give_no_verdict(&self) {
-            let in_line = self.lanes.asked.in_line();
+            let queued = self.lanes.requests.queued();
             let outcome = Outcome::Decided(Verdict::Undecidable);
-            self.lanes.asked.deliver(in_line.into_iter().map(|(id, _)| (id, outcome)).collect());
+            self.lanes.requests.deliver(queued.into_iter().map(|(id, _)| (id, outcome)).collect());
         }
     }
 
-    /// Lets time pass; only so, because the store's threads do not know of a clock that stands still.
+    /// Lets time pass. The clock is not paused in between, because the store's threads need it.
     async fn pass(duration: Duration) {
         time::pause();
         time::advance(duration).await;
@@ -273,22 +272,22 @@ mod tests {
     async fn a_slow_lane_does_not_hold_up_the_others() {
         let mut world = World::new().await;
         let [slow, fast] = world.products;
-        world.reserve(slow, 2 * PROBE).await;
+        world.reserve(slow, 2 * PROBE_SIZE).await;
         world.reserve(fast, 1).await;
-        assert_eq!(world.sweep().await.len(), 2 * PROBE + 1);
-        assert_eq!(world.sweep().await, [], "they are in line");
+        assert_eq!(world.sweep().await.len(), 2 * PROBE_SIZE + 1);
+        assert_eq!(world.sweep().await, [], "they are queued");
         for _ in 0..3 {
             world.serve(fast).await;
             world.reserve(fast, 1).await;
             assert_eq!(world.sweep().await, [fast]);
         }
         world.serve(fast).await;
-        pass(PATIENCE).await;
+        pass(VERDICT_TIMEOUT).await;
         assert_eq!(world.sweep().await, [], "they may be lost, and so may what follows at once");
-        pass(PAUSE).await;
-        assert_eq!(world.sweep().await, [slow; PROBE], "some of them");
+        pass(MIN_DELAY).await;
+        assert_eq!(world.sweep().await, [slow; PROBE_SIZE], "some of them");
         world.serve(slow).await;
-        assert_eq!(world.sweep().await, [slow; PROBE], "it answers");
+        assert_eq!(world.sweep().await, [slow; PROBE_SIZE], "it answers");
         world.serve(slow).await;
         assert_eq!(world.sweep().await, []);
     }
@@ -302,15 +301,15 @@ mod tests {
         assert_eq!(world.sweep().await, [full, full]);
         world.reserve(other, 1).await;
         assert_eq!(world.sweep().await, [other]);
-        pass(PAUSE).await;
+        pass(MIN_DELAY).await;
         world.lanes.refuses = None;
         assert_eq!(world.sweep().await, [full, full]);
-        assert_eq!(world.sweep().await, [], "they are in line now");
+        assert_eq!(world.sweep().await, [], "they are queued now");
     }
 
     /// However many reservations of one product cannot expire, those of others do.
     #[tokio::test]
-    async fn it_goes_on_behind_those_that_cannot_expire() {
+    async fn the_sweep_goes_on_behind_reservations_that_cannot_expire() {
         let mut world = World::new().await;
         let [broken, other] = world.products;
         for _ in 0..6 {
@@ -320,7 +319,7 @@ mod tests {
         assert_eq!(world.sweep().await, vec![broken; MAX_OF_PRODUCT], "as many as one sweep takes");
         assert_eq!(world.sweep().await, [other; 3], "the lane of the other one has no more");
         world.serve(other).await;
-        // Each of them cannot be decided, and is asked for again later and later.
+        // None of them can be decided: each is submitted again after a growing delay.
         for _ in 0..6 {
             world.give_no_verdict();
             while world.sweep_and_see().await.0 == Found::More {}
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reservation_that_cannot_expire_is_asked_for_later_and_later() {
+    async fn the_delays_of_a_reservation_that_cannot_expire_grow() {
         let mut world = World::new().await;
         let [product, _] = world.products;
         world.reserve(product, 1).await;

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     domain::{command::Command, ids::ProductId},
     queue::{Address, Completion, Consumer, Delivery, QueueError},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 /// How often orders of another database are logged.
@@ -53,7 +53,7 @@ pub(super) struct RabbitMqConsumer {
     settling: Option<JoinHandle<Result<Vec<Unsettled>, QueueError>>>,
     /// Deliveries whose API is gone, to be taken again.
     orphaned: Vec<Delivery>,
-    foreign: Sparse,
+    foreign: LogLimiter,
 }
 
 impl RabbitMqConsumer {
@@ -75,7 +75,7 @@ impl RabbitMqConsumer {
             unsettled: HashMap::new(),
             settling: None,
             orphaned: Vec::new(),
-            foreign: Sparse::every(FOREIGN_EVERY),
+            foreign: LogLimiter::every(FOREIGN_EVERY),
         })
     }
 
@@ -147,10 +147,10 @@ impl RabbitMqConsumer {
     }
 
     fn report_foreign(&self, lane: &Lane) {
-        if let Some(left_out) = self.foreign.due() {
+        if let Some(suppressed) = self.foreign.due() {
             tracing::error!(
                 %lane,
-                left_out,
+                suppressed,
                 "orders of another database are refused and go to the dead letters: two installations share this \
                  QUEUE_PREFIX. Give each its own"
             );

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{command::Command, lane_set::LaneNumber},
     queue::{Address, QueueError, Refusal},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 /// How long commands gather at most behind a message that is queued and not decided. A worker that is slow, or that serves
@@ -39,7 +39,7 @@ pub(super) struct LanePublisher {
     pub(super) replies: Replies,
     pub(super) buffers: LaneBuffers,
     pub(super) outcomes: Outcomes,
-    pub(super) not_sent: Sparse,
+    pub(super) not_sent: LogLimiter,
 }
 
 impl LanePublisher {
@@ -108,9 +108,9 @@ impl LanePublisher {
                 false
             }
             Published::NotSent(error) => {
-                if let Some(left_out) = self.not_sent.due() {
+                if let Some(suppressed) = self.not_sent.due() {
                     let commands = entries.len();
-                    tracing::warn!(%error, lane, commands, left_out, "commands were not queued");
+                    tracing::warn!(%error, lane, commands, suppressed, "commands were not queued");
                 }
                 self.outcomes.refuse(entries, Refusal::QueueUnavailable);
                 false
@@ -130,9 +130,9 @@ impl LanePublisher {
     ) -> bool {
         self.outcomes.refuse(self.buffers.set_unknown(lane), Refusal::QueueUnavailable);
         let (name, commands) = (self.topology.lane(lane), entries.len());
-        if let Some(left_out) = self.not_sent.due() {
+        if let Some(suppressed) = self.not_sent.due() {
             let what = "not known whether commands are queued; they are sent again, and the lane takes no others until then";
-            tracing::warn!(%error, lane = %name, commands, left_out, "{what}");
+            tracing::warn!(%error, lane = %name, commands, suppressed, "{what}");
         }
         let [min_delay, max_delay] = RETRY_DELAYS;
         let (began, mut delays) = (Instant::now(), backoff(max_delay));

@@ -13,7 +13,7 @@ use super::{lane_buffer::Entry, parked::Parked};
 use crate::{
     domain::ids::CommandId,
     queue::{Outcome, Refusal, ReplySink},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 pub(super) struct Outcomes {
@@ -21,7 +21,7 @@ pub(super) struct Outcomes {
     pub(super) parked: Parked,
     /// Lane publishers that wait for the verdict on the last command of a message.
     last_of_message: Mutex<HashMap<CommandId, oneshot::Sender<()>>>,
-    foreign: Sparse,
+    foreign: LogLimiter,
 }
 
 impl Outcomes {
@@ -30,7 +30,7 @@ impl Outcomes {
             reply_sink,
             parked: Parked::new(),
             last_of_message: Mutex::default(),
-            foreign: Sparse::every(Duration::from_secs(60)),
+            foreign: LogLimiter::every(Duration::from_secs(60)),
         }
     }
 
@@ -65,10 +65,10 @@ impl Outcomes {
         let is_foreign =
             |(_, outcome): &(_, Outcome)| *outcome == Outcome::Refused(Refusal::OtherInstallation);
         if outcomes.iter().any(is_foreign)
-            && let Some(left_out) = self.foreign.due()
+            && let Some(suppressed) = self.foreign.due()
         {
             tracing::error!(
-                left_out,
+                suppressed,
                 "a worker of another database took orders of this one and refused them: two installations share this \
                  QUEUE_PREFIX. Give each its own; the orders are among the dead letters"
             );

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{lane_buffer::Entry, topology::MAX_AGE};
-use crate::{domain::command::Command, telemetry::Sparse};
+use crate::{domain::command::Command, telemetry::LogLimiter};
 
 /// How many commands one API keeps, parked or in a lane's buffer.
 const MAX_PARKABLE: usize = 65_536;
@@ -25,7 +25,7 @@ pub(super) struct Parked {
     parkable: watch::Sender<usize>,
     parked: Mutex<Vec<Entry>>,
     has_parked: Notify,
-    lost: Sparse,
+    lost: LogLimiter,
 }
 
 impl Parked {
@@ -34,7 +34,7 @@ impl Parked {
             parkable: watch::Sender::new(0),
             parked: Mutex::default(),
             has_parked: Notify::new(),
-            lost: Sparse::default(),
+            lost: LogLimiter::default(),
         }
     }
 
@@ -48,9 +48,9 @@ impl Parked {
         if is_admitted {
             return Some(Entry { command, parkable_since: Some(Instant::now()) });
         }
-        if let Some(left_out) = self.lost.due() {
+        if let Some(suppressed) = self.lost.due() {
             tracing::error!(
-                left_out,
+                suppressed,
                 "{MAX_PARKABLE} commands wait for the queue; this one may never get a verdict"
             );
         }

@@ -25,7 +25,7 @@ use crate::{
         ids::{OrderId, ProductId},
     },
     queue::{Ping, QueueError, Refusal, ReplySink, Submitter},
-    telemetry::Sparse,
+    telemetry::LogLimiter,
 };
 
 pub(super) struct RabbitMqSubmitter {
@@ -46,7 +46,7 @@ impl RabbitMqSubmitter {
             buffers: LaneBuffers::new(topology.lane_capacity()),
             topology,
             outcomes: Outcomes::new(reply_sink),
-            not_sent: Sparse::default(),
+            not_sent: LogLimiter::default(),
         });
         let (ready, is_ready) = oneshot::channel();
         let tasks = [

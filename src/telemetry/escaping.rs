@@ -1,15 +1,15 @@
-//! Log lines for people, in which nothing pretends to be something else.
+//! Log lines for people, in which no value can look like another line.
 
 use std::io::{self, Write};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Writes to stderr, with what could make a line look like another one escaped: clients choose URIs, and what they send
-/// comes back in the words of libraries. JSON does that by itself.
+/// Writes to stderr, and escapes characters that could make a line look like another one: clients choose URIs, and error
+/// texts of libraries repeat what they send. JSON needs no escaping here.
 #[derive(Clone, Copy)]
-pub(super) struct PlainLines;
+pub(super) struct EscapingStderr;
 
-impl MakeWriter<'_> for PlainLines {
+impl MakeWriter<'_> for EscapingStderr {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -17,8 +17,8 @@ impl MakeWriter<'_> for PlainLines {
     }
 }
 
-impl Write for PlainLines {
-    /// One event, as the formatter writes it: at once, with a line feed at its end.
+impl Write for EscapingStderr {
+    /// One event, as the formatter writes it: in one piece, with a line feed at its end.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         match std::str::from_utf8(event).ok().and_then(escaped) {
             Some(text) => io::stderr().write_all(text.as_bytes())?,
@@ -32,7 +32,7 @@ impl Write for PlainLines {
     }
 }
 
-/// The event without deceptive characters; `None` when it has none.
+/// The event with deceptive characters escaped; `None` if it has none.
 fn escaped(event: &str) -> Option<String> {
     let line = event.strip_suffix('\n').unwrap_or(event);
     if !line.contains(is_deceptive) {
@@ -49,8 +49,8 @@ fn escaped(event: &str) -> Option<String> {
     Some(text)
 }
 
-/// Control characters but ESC, which colours lines on terminals (the formatter escapes those of values), and the marks
-/// that are not seen or turn text around.
+/// Control characters except ESC, which colours lines on terminals (the formatter escapes those of values), and the invisible
+/// characters and those that reverse text.
 fn is_deceptive(character: char) -> bool {
     (character.is_control() && character != '\x1b')
         || matches!(
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_one_line_and_reads_as_it_is() {
+    fn an_event_is_one_line_without_deceptive_characters() {
         assert_eq!(escaped("\x1b[32m INFO\x1b[0m caf\u{e9} \u{1f455}\n"), None);
         assert_eq!(escaped("a\nb\r\n").as_deref(), Some("a\\nb\\r\n"));
         assert_eq!(

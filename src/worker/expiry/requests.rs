@@ -1,5 +1,5 @@
-//! The expiries that were asked for. The store finds their reservations again and again, and they are not to be put in line
-//! each time; nor are those that cannot be decided.
+//! The expiries that were submitted. The store finds their reservations at every sweep, and they must not be queued each time;
+//! nor must those that cannot be decided.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,50 +21,50 @@ use crate::{
     queue::{Outcome, ReplySink, Submitter},
 };
 
-/// How many expiries are undecided at most: half of what a lane takes, so that buyers still get in line.
+/// How many expiries are queued at most: half of what a lane takes, so that orders still fit in.
 pub(super) const MAX_QUEUED: usize = 5_000;
 
 /// The same for one product, so that others have room.
 pub(super) const MAX_OF_PRODUCT: usize = 1_000;
 
-/// With so many a product that did not answer is tried again.
-pub(super) const PROBE: usize = 10;
+/// So many expiries of a product are submitted at first after its lane did not answer.
+pub(super) const PROBE_SIZE: usize = 10;
 
-/// How long it waits for the verdict on an expiry before it asks again.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an expiry waits for its verdict before it is submitted again.
+pub(super) const VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first of the growing delays.
-pub(super) const PAUSE: Duration = Duration::from_secs(2);
+pub(super) const MIN_DELAY: Duration = Duration::from_secs(2);
 
-/// The longest delay for a lane that takes nothing or does not answer.
+/// The longest delay for a lane that refuses or does not answer.
 const MAX_LANE_DELAY: Duration = Duration::from_secs(60);
 
 /// The longest delay for a reservation that cannot be decided.
 pub(super) const MAX_DELAY: Duration = Duration::from_secs(3_600);
 
-/// How many delays are remembered. With more, the first of them are asked for again early.
+/// How many delays are remembered. With more, all are forgotten, and their expiries are submitted again early.
 const MAX_DELAYS: usize = 100_000;
 
-/// What is known of expiries.
+/// Which expiries are queued, and which are delayed.
 #[derive(Default)]
-pub(super) struct Asked(Mutex<State>);
+pub(super) struct ExpiryRequests(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    in_line: HashMap<CommandId, Queued>,
-    of_products: HashMap<ProductId, usize>,
+    queued: HashMap<CommandId, QueuedExpiry>,
+    queued_by_product: HashMap<ProductId, usize>,
     delayed: HashMap<OrderId, Delay>,
     delayed_products: HashMap<ProductId, Delay>,
 }
 
-struct Queued {
+struct QueuedExpiry {
     order_id: OrderId,
     product_id: ProductId,
     /// When it is taken for lost.
-    lost_at: Instant,
+    times_out_at: Instant,
 }
 
-/// Something is to be tried again.
+/// When something is tried again.
 struct Delay {
     until: Instant,
     failures: u32,
@@ -79,20 +79,20 @@ impl Delay {
         let now = Instant::now();
         let delay = delays.entry(key).or_insert(Self { until: now, failures: 0 });
         if delay.until > now {
-            return; // many fail at the same time
+            return; // many expiries fail at the same time
         }
-        let length = PAUSE.saturating_mul(2_u32.saturating_pow(delay.failures)).min(longest);
+        let length = MIN_DELAY.saturating_mul(2_u32.saturating_pow(delay.failures)).min(longest);
         (delay.until, delay.failures) = (now + length, delay.failures.saturating_add(1));
     }
 }
 
 impl State {
-    fn take(&mut self, id: CommandId) -> Option<Queued> {
-        let taken = self.in_line.remove(&id)?;
-        if let Some(count) = self.of_products.get_mut(&taken.product_id) {
+    fn take(&mut self, id: CommandId) -> Option<QueuedExpiry> {
+        let taken = self.queued.remove(&id)?;
+        if let Some(count) = self.queued_by_product.get_mut(&taken.product_id) {
             *count -= 1;
             if *count == 0 {
-                self.of_products.remove(&taken.product_id);
+                self.queued_by_product.remove(&taken.product_id);
             }
         }
         Some(taken)
@@ -102,62 +102,67 @@ impl State {
     fn has_room_for(&self, product_id: ProductId, now: Instant) -> bool {
         let most = match self.delayed_products.get(&product_id) {
             Some(delay) if delay.until > now => 0,
-            Some(_) => PROBE,
+            Some(_) => PROBE_SIZE,
             None => MAX_OF_PRODUCT,
         };
-        self.in_line.len() < MAX_QUEUED && self.of_products.get(&product_id).copied().unwrap_or(0) < most
+        self.queued.len() < MAX_QUEUED && self.queued_by_product.get(&product_id).copied().unwrap_or(0) < most
     }
 }
 
-impl Asked {
+impl ExpiryRequests {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The orders whose expiry is in line.
-    pub(super) fn orders(&self) -> HashSet<OrderId> {
-        self.state().in_line.values().map(|asked| asked.order_id).collect()
+    /// The orders whose expiry is queued.
+    pub(super) fn queued_orders(&self) -> HashSet<OrderId> {
+        self.state().queued.values().map(|expiry| expiry.order_id).collect()
     }
 
-    /// Takes those for lost that have had no verdict for long, and returns their products.
-    pub(super) fn give_up(&self) -> Vec<ProductId> {
+    /// Drops expiries without a verdict after [`VERDICT_TIMEOUT`], and returns their products.
+    pub(super) fn time_out(&self) -> Vec<ProductId> {
         let now = Instant::now();
         let mut state = self.state();
         let lost: Vec<_> =
-            state.in_line.iter().filter(|(_, asked)| asked.lost_at <= now).map(|(id, _)| *id).collect();
+            state.queued.iter().filter(|(_, expiry)| expiry.times_out_at <= now).map(|(id, _)| *id).collect();
         let mut products: Vec<_> =
-            lost.iter().filter_map(|id| state.take(*id)).map(|asked| asked.product_id).collect();
+            lost.iter().filter_map(|id| state.take(*id)).map(|expiry| expiry.product_id).collect();
         products.sort_unstable();
         products.dedup();
         for product_id in &products {
             Delay::grow(&mut state.delayed_products, *product_id, MAX_LANE_DELAY);
         }
         if !products.is_empty() {
-            tracing::warn!(expiries = lost.len(), ?products, "no verdict on expiries, asking again later");
+            tracing::warn!(
+                expiries = lost.len(),
+                ?products,
+                "no verdict on expiries, submitting them again later"
+            );
         }
         products
     }
 
-    /// Asks nothing of a product for the longest time.
-    pub(super) fn put_off(&self, product_id: ProductId) {
+    /// Submits no expiries of a product for [`MAX_DELAY`].
+    pub(super) fn suspend(&self, product_id: ProductId) {
         let delay = Delay { until: Instant::now() + MAX_DELAY, failures: u32::MAX };
         self.state().delayed_products.insert(product_id, delay);
     }
 
-    /// Puts up to `most` expiries in line, and says how many.
-    pub(super) fn ask<'a>(
+    /// Submits up to `max` expiries, and returns how many.
+    pub(super) fn submit<'a>(
         &self,
         submitter: &dyn Submitter,
         due: impl Iterator<Item = &'a Order>,
-        most: usize,
+        max: usize,
     ) -> usize {
-        let reply = ReplyMode::Until(from_millis(now().as_millisecond() + PATIENCE.as_millis() as i64));
+        let reply =
+            ReplyMode::Until(from_millis(now().as_millisecond() + VERDICT_TIMEOUT.as_millis() as i64));
         let now = Instant::now();
         let mut expiries = Vec::new();
         {
             let state = &mut *self.state();
             for order in due {
-                if expiries.len() == most || state.in_line.len() == MAX_QUEUED {
+                if expiries.len() == max || state.queued.len() == MAX_QUEUED {
                     break;
                 }
                 let is_delayed = state.delayed.get(&order.id).is_some_and(|delay| delay.until > now);
@@ -166,9 +171,11 @@ impl Asked {
                 }
                 let Order { id: order_id, product_id, .. } = *order;
                 let id = CommandId::generate();
-                // Before it is submitted: the answer may be there at once.
-                state.in_line.insert(id, Queued { order_id, product_id, lost_at: now + PATIENCE });
-                *state.of_products.entry(product_id).or_default() += 1;
+                // Before it is submitted: the verdict may arrive at once.
+                state
+                    .queued
+                    .insert(id, QueuedExpiry { order_id, product_id, times_out_at: now + VERDICT_TIMEOUT });
+                *state.queued_by_product.entry(product_id).or_default() += 1;
                 expiries.push(ChangeOrder { id, order_id, product_id, change: Change::Expire, reply });
             }
         }
@@ -178,26 +185,26 @@ impl Asked {
     }
 
     #[cfg(test)]
-    pub(super) fn in_line(&self) -> Vec<(CommandId, OrderId)> {
-        self.state().in_line.iter().map(|(id, asked)| (*id, asked.order_id)).collect()
+    pub(super) fn queued(&self) -> Vec<(CommandId, OrderId)> {
+        self.state().queued.iter().map(|(id, expiry)| (*id, expiry.order_id)).collect()
     }
 }
 
-impl ReplySink for Asked {
+impl ReplySink for ExpiryRequests {
     fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
         let mut state = self.state();
         for (id, outcome) in outcomes {
             if outcome == Outcome::Queued {
                 continue;
             }
-            let Some(Queued { order_id, product_id, .. }) = state.take(id) else { continue };
+            let Some(QueuedExpiry { order_id, product_id, .. }) = state.take(id) else { continue };
             match outcome {
                 Outcome::Queued => {}
                 Outcome::Refused(_) => Delay::grow(&mut state.delayed_products, product_id, MAX_LANE_DELAY),
                 Outcome::Decided(verdict) => {
                     state.delayed_products.remove(&product_id);
                     match verdict {
-                        // Nothing became of it.
+                        // The order did not change.
                         Verdict::Undecidable | Verdict::Status(OrderStatus::Reserved) => {
                             Delay::grow(&mut state.delayed, order_id, MAX_DELAY);
                         }
