@@ -3,7 +3,6 @@
 
 use std::{fmt::Display, future::Future, pin::pin, str::FromStr, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use deadpool_lapin::{Manager, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::{Connection, ConnectionProperties, ConnectionStatus, uri::AMQPUri};
 use tokio::time::timeout;
@@ -93,12 +92,7 @@ pub(super) async fn with_timeout_unless_blocked<T, E: Display>(
     }
 }
 
-/// Growing delays with jitter, so that many processes do not come back in step.
+/// Growing delays between attempts to reach the broker.
 pub(super) fn backoff(max_delay: Duration) -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(max_delay)
-        .with_jitter()
-        .without_max_times()
-        .build()
+    crate::backoff::backoff(Duration::from_millis(50), max_delay)
 }
