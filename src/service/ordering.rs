@@ -179,7 +179,7 @@ impl OrderService {
             Some(Outcome::Decided(Verdict::Rejected(rejection))) => rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => replay(order),
             Some(Outcome::Decided(Verdict::Undecidable)) => Err(PlaceError::Undecidable),
-            // The lane would have found what the key stands for; now nobody else looks.
+            // The lane would have found the order of this key; without it, the API must look.
             Some(Outcome::Refused(refusal)) => self
                 .find_by_key(key.as_ref(), product_id, total)
                 .await?

@@ -1,4 +1,4 @@
-//! Which request waits for the reply to which command.
+//! Requests that wait for the outcomes of their commands.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ struct State {
 }
 
 impl PendingReplies {
-    /// `None`: as many wait as may.
+    /// `None`: the maximum number of commands waits.
     pub(super) fn register(self: &Arc<Self>, id: CommandId) -> Option<PendingReply> {
         let mut state = self.state();
         if state.senders.len() >= MAX_PENDING {
@@ -41,7 +41,7 @@ impl PendingReplies {
         Some(PendingReply { replies: self.clone(), id, outcome, is_removed: false })
     }
 
-    /// The process stops: whoever waits now hears that there is no reply.
+    /// The process stops: all pending replies resolve to `None`.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.is_closing = true;
@@ -73,7 +73,7 @@ impl ReplySink for PendingReplies {
             outcomes.into_iter().filter_map(sender).collect()
         };
         for (sender, outcome) in waiting {
-            let _ = sender.send(outcome); // its client may have left just now
+            let _ = sender.send(outcome); // the client may have left
         }
     }
 }

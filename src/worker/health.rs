@@ -1,4 +1,4 @@
-//! Whether a worker does its work: it consumes, and no batch waits long for its verdicts.
+//! Whether a worker works: it consumes, and no batch waits long for its verdicts.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,10 +7,9 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A batch that has no verdicts after this time says that something is wrong.
+/// A worker is not healthy while a batch has no verdicts after this time.
 const MAX_DECIDING: Duration = Duration::from_secs(5);
 
-/// What a worker says of itself.
 #[derive(Debug, Default)]
 pub struct WorkerHealth(Mutex<Now>);
 
@@ -27,7 +26,7 @@ impl WorkerHealth {
         now.is_consuming && now.deciding_since.is_none_or(|since| since.elapsed() <= MAX_DECIDING)
     }
 
-    /// It has an end of the queue until this is dropped.
+    /// It consumes until this is dropped.
     pub(super) fn consuming(self: &Arc<Self>) -> impl Drop + use<> {
         self.now().is_consuming = true;
         Until(self.clone(), |now| now.is_consuming = false)
