@@ -1,12 +1,14 @@
 //! Where products, inventories and orders are stored, and the one place that decides.
 //!
-//! [`ports`] says what a database must be able to do, by role. Two adapters stand behind it, [`sqlite`] and [`mysql`];
-//! `tests/it/ports/store_contract.rs` is the suite that both must pass. The transaction is written once, in `transaction`; an
-//! adapter brings the statements.
+//! [`ports`] says what a database must be able to do, by role. Behind it are [`sqlite`], [`mysql`] and, as
+//! the model, [`memory`];
+//! `tests/it/ports/store_contract.rs` is the suite that all must pass. The transaction of these two is written once, in
+//! `transaction`; each brings the statements.
 
 mod error;
 mod lane_sets;
 mod lists;
+pub mod memory;
 mod migrations;
 pub mod mysql;
 mod mysql_url;

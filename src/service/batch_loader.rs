@@ -166,24 +166,24 @@ mod tests {
     };
 
     use super::*;
-    use crate::store::{Store, sqlite::SqliteStore};
+    use crate::{
+        clock::now,
+        store::{Store, memory::MemoryStore},
+    };
 
-    async fn store() -> (tempfile::TempDir, Arc<SqliteStore>) {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
-        (directory, store)
+    fn store() -> Arc<MemoryStore> {
+        Arc::new(MemoryStore::new(uuid::Uuid::nil(), now))
     }
 
-    async fn loader() -> (tempfile::TempDir, Arc<BatchLoader<ProductId>>, ProductId) {
-        let (directory, store) = store().await;
+    async fn loader() -> (Arc<BatchLoader<ProductId>>, ProductId) {
+        let store = store();
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        (directory, Arc::new(BatchLoader::<ProductId>::new(store)), product.id)
+        (Arc::new(BatchLoader::<ProductId>::new(store)), product.id)
     }
 
     #[tokio::test]
     async fn each_request_gets_the_value_of_its_key() {
-        let (_directory, loader, known) = loader().await;
+        let (loader, known) = loader().await;
         let ids = (1..=3 * MAX_KEYS as u64).map(|number| ProductId::new(number).unwrap());
         let answers = join_all(ids.map(|id| {
             let loader = loader.clone();
@@ -197,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_leaves_does_not_stop_the_read_of_others() {
-        let (_directory, loader, known) = loader().await;
+        let (loader, known) = loader().await;
         let leaving = tokio::spawn({
             let loader = loader.clone();
             async move { loader.load(known).await }
@@ -209,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_that_fails_fails_every_request() {
-        let (_directory, store) = store().await;
+        let store = store();
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
         let (loader, known) = (Arc::new(BatchLoader::<ProductId>::new(store.clone())), product.id);
         store.close().await;

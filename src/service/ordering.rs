@@ -324,10 +324,11 @@ mod tests {
 
     use super::*;
     use crate::{
+        clock::now,
         domain::command::Command,
         queue::{Queue, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
-        store::{Store, sqlite::SqliteStore},
+        store::{Store, memory::MemoryStore},
     };
 
     async fn service(
@@ -347,26 +348,24 @@ mod tests {
         matches!(result, Err(PlaceError::Rejected { rejection, replayed: false, .. }) if rejection == wanted)
     }
 
-    async fn ordering(order_timeout: Duration) -> (tempfile::TempDir, MemoryQueue, OrderService, ProductId) {
+    async fn ordering(order_timeout: Duration) -> (MemoryQueue, OrderService, ProductId) {
         ordering_with(order_timeout, 2).await
     }
 
     async fn ordering_with(
         order_timeout: Duration,
         lane_capacity: usize,
-    ) -> (tempfile::TempDir, MemoryQueue, OrderService, ProductId) {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+    ) -> (MemoryQueue, OrderService, ProductId) {
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
         let queue = MemoryQueue::new(lane_capacity);
         let ordering = service(store, &queue, order_timeout, CancellationToken::new()).await;
-        (directory, queue, ordering, product.id)
+        (queue, ordering, product.id)
     }
 
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_no_pending_reply() {
-        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(ordering.dispatcher.may_be_pending(id));
@@ -376,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_leaves_leaves_no_pending_reply() {
-        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
+        let (_queue, ordering, product_id) = ordering(Duration::from_secs(60)).await;
         let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
             let ordering = ordering.clone();
@@ -392,7 +391,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_lane_refuses_at_once() {
-        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
             assert!(matches!(
@@ -407,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_sold_out_cache_lets_orders_with_a_key_through() {
-        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
         assert!(is_rejected(ordering.place(product_id, one, None, None).await, SOLD_OUT));
@@ -423,7 +422,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_202_leaves_a_detached_copy() {
-        let (_directory, queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let (queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
@@ -438,9 +437,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_waits_when_the_process_stops_gets_202() {
-        let (directory, queue, _, product_id) = ordering(Duration::from_secs(60)).await;
-        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+        let product_id = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
+        let queue = MemoryQueue::new(100);
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
         let one = Quantity::new(1).unwrap();
@@ -463,7 +462,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_product_gets_no_lane() {
-        let (_directory, queue, ordering, _) = ordering(Duration::from_secs(60)).await;
+        let (queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
         let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await;
         assert!(is_rejected(placed, Rejection::ProductNotFound));
@@ -472,7 +471,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_order_that_is_not_stored_is_pending_or_not_found() {
-        let (_directory, _queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
+        let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
@@ -501,9 +500,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_is_done_conflicts_or_is_done_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-        let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
         let product_id = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
         let queue = MemoryQueue::new(100);
         let ordering =

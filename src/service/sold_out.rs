@@ -197,25 +197,23 @@ mod tests {
 
     use super::*;
     use crate::{
+        clock::now,
         domain::inventory::Stock,
-        store::{Store, sqlite::SqliteStore},
+        store::{Store, memory::MemoryStore},
     };
 
     struct Shop {
-        _directory: tempfile::TempDir,
-        store: Arc<SqliteStore>,
+        store: Arc<MemoryStore>,
         product: ProductId,
         sold_out_cache: Arc<SoldOutCache>,
     }
 
     impl Shop {
         async fn open() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-            let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
             let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
             let sold_out_cache = SoldOutCache::new(store.clone());
-            Self { _directory: directory, store, product, sold_out_cache }
+            Self { store, product, sold_out_cache }
         }
 
         /// No piece is available, and the read that finds it is under way since then. Time is paused.

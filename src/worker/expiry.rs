@@ -138,7 +138,7 @@ mod tests {
             verdict::Verdict,
         },
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
-        store::{Catalog, sqlite::SqliteStore},
+        store::{Catalog, memory::MemoryStore},
     };
 
     /// Lanes without a worker, and one that refuses.
@@ -182,7 +182,6 @@ mod tests {
     }
 
     struct World {
-        _directory: tempfile::TempDir,
         expiry: Expiry,
         lanes: Lanes,
         products: [ProductId; 2],
@@ -191,9 +190,7 @@ mod tests {
 
     impl World {
         async fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-            let store = Arc::new(SqliteStore::open(&url).await.unwrap());
+            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
             let mut products = Vec::new();
             for _ in 0..2 {
                 let product =
@@ -202,13 +199,7 @@ mod tests {
                 products.push(product.id);
             }
             let expiry = Expiry { queue: Arc::new(MemoryQueue::new(1)), store };
-            Self {
-                _directory: directory,
-                expiry,
-                lanes: Lanes::default(),
-                products: products.try_into().unwrap(),
-                place: None,
-            }
+            Self { expiry, lanes: Lanes::default(), products: products.try_into().unwrap(), place: None }
         }
 
         /// Reservations that are overdue at once.

@@ -212,29 +212,27 @@ impl Stalled {
 mod tests {
     use super::{super::batch::commands_of, *};
     use crate::{
+        clock::now,
         domain::{
             command::{NewOrder, ReplyMode},
             ids::OrderId,
             order::Quantity,
         },
-        store::{Store, sqlite::SqliteStore},
+        store::{Store, memory::MemoryStore},
     };
 
     struct Shop {
-        _directory: tempfile::TempDir,
         stalled: Stalled,
         last_tag: u64,
     }
 
     impl Shop {
         async fn open() -> (Self, [ProductId; 2]) {
-            let directory = tempfile::tempdir().unwrap();
-            let url = format!("sqlite://{}", directory.path().join("antre.db").display());
-            let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.unwrap());
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
             let create = async || store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await;
             let products = [create().await.unwrap().id, create().await.unwrap().id];
             let stalled = Stalled::new(BatchDecider { store, reservation_ttl: Duration::ZERO });
-            (Self { _directory: directory, stalled, last_tag: 0 }, products)
+            (Self { stalled, last_tag: 0 }, products)
         }
 
         fn delivery(&mut self, products: &[ProductId]) -> Delivery {

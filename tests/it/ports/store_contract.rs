@@ -23,7 +23,9 @@ use antre::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    store::{OrderPage, Recount, Store, StoreError, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{
+        OrderPage, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
+    },
 };
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
@@ -35,13 +37,30 @@ use crate::support::servers::{Place, servers};
 
 /// One test for each function and adapter, so that a failure says which of them it was. A function that is not in
 /// the list is dead code, and the compiler says so.
+///
+/// `every_store` runs on all three. `sql_only` are tests of what only a database has: rows and triggers that the test writes
+/// by hand, statements that are cancelled in flight, connections to a file or server.
 macro_rules! suite {
-    ($($test:ident,)*) => {
+    (every_store: [$($test:ident,)*], sql_only: [$($sql_test:ident,)*],) => {
+        mod memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    super::$test(super::Database::memory().await).await;
+                }
+            )*
+        }
         mod sqlite {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
                     super::$test(super::Database::sqlite().await).await;
+                }
+            )*
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $sql_test() {
+                    super::$sql_test(super::Database::sqlite().await).await;
                 }
             )*
         }
@@ -53,6 +72,13 @@ macro_rules! suite {
                     super::$test(super::Database::mysql().await).await;
                 }
             )*
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+                async fn $sql_test() {
+                    super::$sql_test(super::Database::mysql().await).await;
+                }
+            )*
         }
     };
 }
@@ -61,42 +87,47 @@ mod life;
 mod lists;
 
 suite! {
-    a_new_product_has_no_pieces,
-    a_name_comes_back_as_it_went_in,
-    products_are_paged_in_the_order_of_their_ids,
-    what_is_not_reserved_is_available_after_a_recount,
-    a_recount_below_what_is_reserved_changes_nothing,
-    nothing_is_known_of_what_does_not_exist,
-    an_order_on_record_has_all_that_was_ordered,
-    orders_are_paged_in_the_order_of_their_creation,
-    orders_are_filtered_by_product_and_status,
-    first_come_first_served_in_every_lane_of_a_batch,
-    all_pieces_of_an_order_or_none,
-    an_unknown_product_is_rejected_amid_others,
-    a_batch_that_accepts_nothing_writes_nothing,
-    a_batch_that_fails_halfway_leaves_nothing,
-    an_empty_batch_is_no_work,
-    a_redelivered_batch_gets_the_verdicts_on_record,
-    a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf,
-    a_batch_half_old_half_new_decides_only_the_new,
-    an_order_that_stands_twice_in_a_batch_is_decided_once,
-    a_rejection_for_which_nobody_waits_is_stored,
-    a_detached_copy_stores_the_rejection_of_the_first,
-    what_became_of_an_order_since_does_not_change_its_verdict,
-    the_largest_numbers_are_exact,
-    a_thousand_orders_in_one_batch,
-    a_thousand_products_in_one_batch,
-    many_workers_never_oversell_one_product,
-    many_workers_never_oversell_crossing_products,
-    the_same_batch_decided_by_many_workers_at_once_is_decided_once,
-    recounts_and_orders_do_not_lose_each_other,
-    any_history_is_as_the_model_says,
-    a_decision_cancelled_at_any_point_leaves_books_that_balance,
-    decisions_cancelled_in_a_crowd_leave_books_that_balance,
-    what_is_committed_survives_closing,
-    many_may_open_one_database_at_once,
-    every_database_has_an_id_of_its_own,
-    bad_numbers_written_by_hand_are_refused,
+    every_store: [
+        a_new_product_has_no_pieces,
+        a_name_comes_back_as_it_went_in,
+        products_are_paged_in_the_order_of_their_ids,
+        what_is_not_reserved_is_available_after_a_recount,
+        a_recount_below_what_is_reserved_changes_nothing,
+        nothing_is_known_of_what_does_not_exist,
+        an_order_on_record_has_all_that_was_ordered,
+        orders_are_paged_in_the_order_of_their_creation,
+        orders_are_filtered_by_product_and_status,
+        first_come_first_served_in_every_lane_of_a_batch,
+        all_pieces_of_an_order_or_none,
+        an_unknown_product_is_rejected_amid_others,
+        an_empty_batch_is_no_work,
+        a_redelivered_batch_gets_the_verdicts_on_record,
+        a_reservation_is_not_rejected_when_it_comes_back_to_an_empty_shelf,
+        a_batch_half_old_half_new_decides_only_the_new,
+        an_order_that_stands_twice_in_a_batch_is_decided_once,
+        a_rejection_for_which_nobody_waits_is_stored,
+        a_detached_copy_stores_the_rejection_of_the_first,
+        the_largest_numbers_are_exact,
+        a_thousand_orders_in_one_batch,
+        a_thousand_products_in_one_batch,
+        many_workers_never_oversell_one_product,
+        many_workers_never_oversell_crossing_products,
+        the_same_batch_decided_by_many_workers_at_once_is_decided_once,
+        recounts_and_orders_do_not_lose_each_other,
+        any_history_is_as_the_model_says,
+        decisions_cancelled_in_a_crowd_leave_books_that_balance,
+        what_is_committed_survives_closing,
+        many_may_open_one_database_at_once,
+    ],
+    sql_only: [
+        every_status_finds_its_orders,
+        a_batch_that_accepts_nothing_writes_nothing,
+        a_batch_that_fails_halfway_leaves_nothing,
+        what_became_of_an_order_since_does_not_change_its_verdict,
+        a_decision_cancelled_at_any_point_leaves_books_that_balance,
+        every_database_has_an_id_of_its_own,
+        bad_numbers_written_by_hand_are_refused,
+    ],
 }
 
 /// A database of its own for one test.
@@ -107,11 +138,16 @@ struct Database {
 
 /// Where it is.
 enum Home {
+    Memory { first: MemoryStore },
     Sqlite { directory: tempfile::TempDir },
     MySql { place: Place },
 }
 
 impl Database {
+    async fn memory() -> Self {
+        Self::at(Home::Memory { first: MemoryStore::new(uuid::Uuid::new_v4(), now) }).await
+    }
+
     async fn sqlite() -> Self {
         Self::at(Home::Sqlite { directory: tempfile::tempdir().unwrap() }).await
     }
@@ -184,6 +220,7 @@ impl Database {
 impl Home {
     async fn open(&self) -> Arc<dyn Store> {
         match self {
+            Self::Memory { first } => Arc::new(first.open_again()),
             Self::Sqlite { .. } => Arc::new(SqliteStore::open(&self.url()).await.unwrap()),
             Self::MySql { place } => Arc::new(MySqlStore::open(&place.database_url).await.unwrap()),
         }
@@ -191,6 +228,7 @@ impl Home {
 
     fn url(&self) -> String {
         match self {
+            Self::Memory { .. } => panic!("no statement runs in memory: the test is for SQL only"),
             Self::Sqlite { directory } => format!("sqlite://{}", directory.path().join("antre.db").display()),
             Self::MySql { place } => place.database_url.clone(),
         }
@@ -199,6 +237,7 @@ impl Home {
     async fn execute(&self, statement: &str) -> Result<(), sqlx::Error> {
         let statement = statement.to_owned();
         match self {
+            Self::Memory { .. } => panic!("no statement runs in memory: the test is for SQL only"),
             Self::Sqlite { .. } => {
                 let mut connection = SqliteConnection::connect(&self.url()).await?;
                 connection.execute(sqlx::raw_sql(&statement)).await?;
@@ -215,6 +254,7 @@ impl Home {
     /// A trigger that refuses every such change of that table.
     fn refuse(&self, change: &str, table: &str) -> String {
         match self {
+            Self::Memory { .. } => panic!("no trigger runs in memory: the test is for SQL only"),
             Self::Sqlite { .. } => format!(
                 "CREATE TRIGGER refuse_{change}_{table} BEFORE {change} ON {table}
                  BEGIN SELECT RAISE(ABORT, 'refused by hand'); END"
@@ -476,13 +516,19 @@ async fn orders_are_filtered_by_product_and_status(database: Database) {
     for none_yet in [OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired] {
         assert_eq!(list(None, Some(none_yet), None, 10).await, []);
     }
-    // Every status finds its own, and an order of every status can be read.
+}
+
+async fn every_status_finds_its_orders(database: Database) {
+    let id = database.product_of(10).await;
+    let order = order(id, 1);
+    database.decide(slice::from_ref(&order)).await;
     for status in [OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired] {
-        let word = status.as_str();
-        let by_hand = format!("UPDATE orders SET status = '{word}' WHERE id = X'{}'", r[0].uuid().simple());
-        database.by_hand(&by_hand).await.unwrap();
-        assert_eq!(list(None, Some(status), None, 10).await, [r[0]]);
-        assert_eq!(database.store.order(r[0]).await.unwrap().unwrap().status(), status);
+        let (word, hex) = (status.as_str(), order.id.uuid().simple());
+        database.by_hand(&format!("UPDATE orders SET status = '{word}' WHERE id = X'{hex}'")).await.unwrap();
+        let page = OrderPage { product_id: None, status: Some(status), after: None, limit: 10 };
+        let found = database.store.orders(page).await.unwrap().rows;
+        assert_eq!(found.iter().map(|order| order.id).collect::<Vec<_>>(), [order.id]);
+        assert_eq!(database.store.order(order.id).await.unwrap().unwrap().status(), status);
     }
 }
 
@@ -1207,6 +1253,7 @@ async fn every_database_has_an_id_of_its_own(database: Database) {
     assert!(!id.is_nil());
     assert_eq!(database.home.open().await.installation_id().await.unwrap(), id, "opened again");
     let other = match &database.home {
+        Home::Memory { .. } => Database::memory().await,
         Home::Sqlite { .. } => Database::sqlite().await,
         Home::MySql { .. } => Database::mysql().await,
     };

@@ -3,7 +3,10 @@
 use super::*;
 
 suite! {
-    a_page_examines_a_bounded_number_of_orders,
+    every_store: [],
+    sql_only: [
+        a_page_examines_a_bounded_number_of_orders,
+    ],
 }
 
 /// How many orders the store examines for a page at most.
@@ -26,6 +29,7 @@ fn numbered(number: usize) -> OrderId {
 async fn fill(database: &Database, product: ProductId, count: usize) {
     let insert = "INSERT INTO orders (id, product_id, total, status, expires_at)";
     let statement = match &database.home {
+        Home::Memory { .. } => unreachable!("for SQL only"),
         Home::Sqlite { .. } => format!(
             "{NUMBERS} {insert}
              SELECT unhex(printf('%032x', n)), {product}, 1, 'paid', 1 FROM numbers WHERE n <= {count} ORDER BY n"

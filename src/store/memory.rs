@@ -1,0 +1,364 @@
+//! The ports in memory: no file, no server, and a clock that is handed in. Plain enough to be right at a glance, so that it can
+//! be the model of a simulation; and it makes unit tests fast.
+//!
+//! One lock covers everything, and no method waits while it holds it: each call is a transaction.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound::{Excluded, Unbounded},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
+
+use super::{
+    error::StoreError,
+    page::{Due, OrderPage, Page},
+    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
+};
+use crate::domain::{
+    command::Command,
+    decide::{self, Decision, Inventories, StoredOrders, Times, Writes},
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock},
+    lane_set::LaneSet,
+    order::{Order, OrderStatus},
+    product::{Product, ProductName},
+    time::from_millis,
+};
+
+/// The store in memory.
+pub struct MemoryStore {
+    data: Arc<Mutex<Data>>,
+    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    is_closed: AtomicBool,
+}
+
+/// What the tables of the other adapters have.
+#[derive(Default)]
+struct Data {
+    installation_id: Uuid,
+    products: BTreeMap<ProductId, (Product, Inventory)>,
+    orders: BTreeMap<OrderId, Order>,
+    keys: HashMap<IdempotencyKey, OrderId>,
+    /// Other ids of stored orders.
+    aliases: HashMap<OrderId, OrderId>,
+    /// When each was used last.
+    lane_sets: HashMap<LaneSet, Timestamp>,
+}
+
+impl MemoryStore {
+    /// An empty database. All times that it decides by come from `clock`.
+    pub fn new(installation_id: Uuid, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        let data = Data { installation_id, ..Data::default() };
+        let (data, clock) = (Arc::new(Mutex::new(data)), Arc::new(clock));
+        Self { data, clock, is_closed: AtomicBool::new(false) }
+    }
+
+    /// The same database, as another process opens it: also after this one has closed it.
+    pub fn open_again(&self) -> Self {
+        let (data, clock) = (self.data.clone(), self.clock.clone());
+        Self { data, clock, is_closed: AtomicBool::new(false) }
+    }
+
+    fn data(&self) -> Result<MutexGuard<'_, Data>, StoreError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("the store is closed".to_owned()));
+        }
+        Ok(self.data.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+#[async_trait]
+impl Catalog for MemoryStore {
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+        let mut data = self.data()?;
+        let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
+        let id = ProductId::new(last + 1);
+        let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
+        let product = Product { id, name };
+        data.products.insert(id, (product.clone(), Inventory::EMPTY));
+        Ok(product)
+    }
+
+    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
+        Ok(self.data()?.products.get(&id).map(|(product, _)| product.clone()))
+    }
+
+    async fn products(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        let data = self.data()?;
+        let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let rows = behind.map(|(_, (product, _))| product.clone()).take(one_more_than(limit)).collect();
+        Ok(Page::cut(rows, limit, None, |product| product.id))
+    }
+
+    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
+        Ok(self.data()?.products.keys().copied().collect())
+    }
+
+    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let data = self.data()?;
+        Ok(ids.iter().copied().filter(|id| data.products.contains_key(id)).collect())
+    }
+
+    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        let data = self.data()?;
+        let is_sold_out =
+            |id: &ProductId| data.products.get(id).is_some_and(|(_, inventory)| inventory.available() == 0);
+        Ok(ids.iter().copied().filter(is_sold_out).collect())
+    }
+
+    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
+        Ok(self.data()?.products.get(&id).cloned())
+    }
+
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
+        let mut data = self.data()?;
+        let Some((product, inventory)) = data.products.get_mut(&id) else {
+            return Ok(Recount::NoSuchProduct);
+        };
+        Ok(match inventory.recount(stock) {
+            Ok(()) => Recount::Done(product.clone(), *inventory),
+            Err(below) => Recount::BelowReserved(below),
+        })
+    }
+}
+
+#[async_trait]
+impl Orders for MemoryStore {
+    async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+        let data = self.data()?;
+        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).copied();
+        Ok(ids.iter().filter_map(|id| Some((*id, find(id)?))).collect())
+    }
+
+    async fn orders_by_key(
+        &self,
+        keys: &[IdempotencyKey],
+    ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+        let data = self.data()?;
+        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).copied();
+        Ok(keys.iter().filter_map(|key| Some((key.clone(), find(key)?))).collect())
+    }
+
+    /// Examines all orders: memory is quick.
+    async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+        let OrderPage { product_id, status, after, limit } = page;
+        let data = self.data()?;
+        let behind = data.orders.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let rows = behind
+            .map(|(_, order)| *order)
+            .filter(|order| product_id.is_none_or(|wanted| order.product_id == wanted))
+            .filter(|order| status.is_none_or(|wanted| order.status() == wanted))
+            .take(one_more_than(limit))
+            .collect();
+        Ok(Page::cut(rows, limit, None, |order| order.id))
+    }
+
+    async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
+        let (now, data) = (self.now(), self.data()?);
+        let due = |order: &Order| {
+            let expires_at = order.expires_at().filter(|at| *at <= now)?.as_millisecond();
+            (order.status() == OrderStatus::Reserved).then_some(Due { expires_at, id: order.id })
+        };
+        let mut places: Vec<_> = data.orders.values().filter_map(due).collect();
+        places.retain(|place| after.is_none_or(|after| *place > after));
+        places.sort_unstable();
+        places.truncate(one_more_than(limit));
+        let Page { rows, next } = Page::cut(places, limit, None, |place| *place);
+        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id]).collect(), next })
+    }
+}
+
+/// How many rows say whether a page is the last one.
+fn one_more_than(limit: u32) -> usize {
+    (limit as usize).saturating_add(1)
+}
+
+#[async_trait]
+impl Decider for MemoryStore {
+    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+        let mut data = self.data()?;
+        let now = self.now().as_millisecond();
+        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+        let expires_at = from_millis(now.saturating_add(ttl_ms));
+        let times = Times { decided_at: from_millis(now), expires_at };
+        let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
+        let Decision { verdicts, events, undecidable, inventories, writes } =
+            decide::decide(inventories, Some(stored), commands, times);
+        data.write(inventories, writes);
+        Ok(Decided { verdicts, events, undecidable })
+    }
+
+    /// All of them: no lock is held between calls.
+    async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        Ok(ids.to_vec())
+    }
+}
+
+impl Data {
+    fn inventories_of(&self, commands: &[Command]) -> Inventories {
+        let products = commands.iter().map(Command::product_id);
+        products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
+    }
+
+    /// The stored orders that these commands are about, by id and by key. No order is ever deleted here, so that no key is
+    /// left of one.
+    fn stored(&self, commands: &[Command]) -> StoredOrders {
+        let mut stored = StoredOrders::default();
+        for command in commands {
+            let (id, key) = match command {
+                Command::Place(order) => (order.id, order.key.as_ref()),
+                Command::Change(change) => (change.order_id, None),
+            };
+            stored.orders.extend(self.orders.get(&id).map(|order| (id, *order)));
+            if let Some((key, id)) = key.and_then(|key| self.keys.get_key_value(key)) {
+                stored.keys.insert(key.clone(), *id);
+                stored.orders.insert(*id, self.orders[id]);
+            }
+        }
+        stored
+    }
+
+    fn write(&mut self, inventories: Inventories, writes: Writes) {
+        let Writes { orders, statuses, aliases, .. } = writes;
+        for (id, after) in inventories {
+            if let Some((_, inventory)) = self.products.get_mut(&id) {
+                *inventory = after;
+            }
+        }
+        for (order, key) in orders {
+            self.orders.insert(order.id, order);
+            self.keys.extend(key.map(|key| (key, order.id)));
+        }
+        for (id, status) in statuses {
+            if let Some(order) = self.orders.get_mut(&id) {
+                *order = order.with_status(status);
+            }
+        }
+        for (id, order_id) in aliases {
+            self.aliases.entry(id).or_insert(order_id);
+        }
+    }
+}
+
+/// How long a lane set counts as used.
+const IN_USE: SignedDuration = SignedDuration::from_hours(2);
+
+#[async_trait]
+impl Installation for MemoryStore {
+    async fn installation_id(&self) -> Result<Uuid, StoreError> {
+        Ok(self.data()?.installation_id)
+    }
+
+    async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
+        self.data()?.lane_sets.insert(lanes.clone(), self.now());
+        Ok(())
+    }
+
+    async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
+        let (now, data) = (self.now(), self.data()?);
+        let used = data.lane_sets.iter().filter(|(_, at)| now.duration_since(**at) < IN_USE);
+        let mut used: Vec<_> = used.map(|(lanes, _)| lanes.clone()).collect();
+        used.sort_by_key(|lanes| (lanes.prefix.clone(), lanes.mode.to_string()));
+        Ok(used)
+    }
+}
+
+#[async_trait]
+impl Health for MemoryStore {
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.data().map(drop)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicI64;
+
+    use super::*;
+    use crate::domain::{
+        command::{NewOrder, ReplyMode},
+        lane_set::LaneMode,
+        order::Quantity,
+    };
+
+    /// A store whose clock the test sets, in milliseconds.
+    fn store() -> (MemoryStore, Arc<AtomicI64>) {
+        let time = Arc::new(AtomicI64::new(1_734_000_000_000));
+        let clock = time.clone();
+        (MemoryStore::new(Uuid::nil(), move || from_millis(clock.load(Ordering::Relaxed))), time)
+    }
+
+    #[tokio::test]
+    async fn reservations_are_due_by_the_clock_that_was_handed_in_the_longest_overdue_first() {
+        let (store, time) = store();
+        let name = ProductName::stored("Kaos Polos".to_owned()).unwrap();
+        let product_id = store.create_product(name).await.unwrap().id;
+        store.recount(product_id, Stock::new(10).unwrap()).await.unwrap().done().unwrap();
+        let mut ids = Vec::new();
+        for (number, seconds) in [(1_u128, 30), (2, 10), (3, 20), (4, 10), (5, 40)] {
+            let id = Uuid::from_u128(number).into();
+            let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
+            let order = NewOrder { id, product_id, total, reply, key: None };
+            store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
+            ids.push(id);
+        }
+        assert_eq!(store.due(None, 10).await.unwrap(), Page::empty());
+        time.fetch_add(30_000, Ordering::Relaxed);
+        let (mut found, mut place) = (Vec::new(), None);
+        loop {
+            let page = store.due(place, 1).await.unwrap();
+            found.extend(page.rows.iter().map(|order| order.id));
+            place = page.next;
+            if place.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, [ids[1], ids[3], ids[2], ids[0]], "two of the same time are on two pages");
+    }
+
+    #[tokio::test]
+    async fn lanes_are_in_use_for_two_hours() {
+        let (store, time) = store();
+        let lanes = |prefix: &str| LaneSet { prefix: prefix.to_owned(), mode: LaneMode::Product };
+        store.use_lanes(&lanes("b.")).await.unwrap();
+        time.fetch_add(3_600_000, Ordering::Relaxed);
+        store.use_lanes(&lanes("a.")).await.unwrap();
+        assert_eq!(store.lanes_in_use().await.unwrap(), [lanes("a."), lanes("b.")]);
+        time.fetch_add(3_600_000, Ordering::Relaxed);
+        assert_eq!(store.lanes_in_use().await.unwrap(), [lanes("a.")]);
+    }
+
+    #[tokio::test]
+    async fn a_closed_store_answers_no_more_and_its_data_is_still_there() {
+        let (store, _) = store();
+        let name = ProductName::stored("Kaos Polos".to_owned()).unwrap();
+        let product = store.create_product(name).await.unwrap();
+        store.close().await;
+        assert!(store.ping().await.unwrap_err().is_transient());
+        assert!(store.product(product.id).await.unwrap_err().is_transient());
+        assert_eq!(store.open_again().product(product.id).await.unwrap(), Some(product));
+    }
+}
