@@ -18,6 +18,7 @@ mod ports;
 mod rows;
 pub mod sqlite;
 mod sqlx_error;
+mod statements;
 mod time_limit;
 mod transaction;
 

@@ -2,7 +2,7 @@
 //! says where the next one begins. An index for each filter would be paid by every order: an index more is a tenth of
 //! what it costs to insert a row.
 //!
-//! Each process lists on connections of its own, [`AT_ONCE`] at a time, so that no list is in the way of anything else.
+//! Lists have their own connections, [`CONCURRENT_LISTS`] in each process, so that they delay nothing else.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,20 +25,20 @@ use crate::domain::{
     product::Product,
 };
 
-/// How many lists a process reads at a time, and its connections for them.
-pub(super) const AT_ONCE: u32 = 2;
-/// How many rows a page examines at most to find those that its filter wants.
+/// Lists that one process reads at a time, and its connections for them.
+pub(super) const CONCURRENT_LISTS: u32 = 2;
+/// Rows that one page examines at most, whatever its filter.
 pub(super) const MAX_EXAMINED: i64 = 5_000;
-/// How long the database works on a page at most. Less than what the reader of the page waits.
+/// How long the database works on one page at most; shorter than its client waits.
 pub(super) const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// How long a list waits for its turn at most.
+/// How long a list waits for its permit at most.
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// How many times as long as a list reads its turn rests.
+/// A permit rests this many times as long as its list read.
 const REST: u32 = 3;
-/// How long a turn rests at most.
+/// How long a permit rests at most.
 const MAX_REST: Duration = Duration::from_millis(500);
 
-// Pages are cut before rows that cannot be are left out, so that these end no list.
+// Pages are cut before invalid rows are left out, so that these end no list.
 
 pub(super) fn page_of_products(rows: Vec<(i64, Text)>, limit: u32) -> Page<Product, ProductId> {
     let Page { rows, next } = Page::cut(rows, limit, None, |(id, _)| *id);
@@ -46,8 +46,12 @@ pub(super) fn page_of_products(rows: Vec<(i64, Text)>, limit: u32) -> Page<Produ
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
 }
 
-pub(super) fn page_of_orders(rows: Vec<OrderRow>, limit: u32, edge: Option<Uuid>) -> Page<Order, OrderId> {
-    let Page { rows, next } = Page::cut(rows, limit, edge, |row| row.id);
+pub(super) fn page_of_orders(
+    rows: Vec<OrderRow>,
+    limit: u32,
+    last_examined: Option<Uuid>,
+) -> Page<Order, OrderId> {
+    let Page { rows, next } = Page::cut(rows, limit, last_examined, |row| row.id);
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next: next.map(OrderId::from) }
 }
 
@@ -57,18 +61,16 @@ pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
-/// The table of orders as it is walked in the order of ids. Without a word about the index, the database would sometimes
-/// rather read all orders of one status and sort them.
-pub(super) struct Walk {
-    /// All orders.
+/// The table of orders, with the index by which it is read in id order. Without an index hint, the database sometimes reads
+/// all orders of one status and sorts them.
+pub(super) struct OrdersById {
     pub(super) all: &'static str,
-    /// Those of one product.
     pub(super) of_product: &'static str,
 }
 
-impl Walk {
-    /// Finds the last order that a page may examine, where its filter may pass over orders.
-    pub(super) fn edge<DB>(&self, page: &OrderPage) -> Option<QueryBuilder<'static, DB>>
+impl OrdersById {
+    /// Finds the last order that the page may examine, if its filter may skip orders.
+    pub(super) fn last_examined<DB>(&self, page: &OrderPage) -> Option<QueryBuilder<'static, DB>>
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
@@ -80,8 +82,12 @@ impl Walk {
         Some(query)
     }
 
-    /// Finds the orders of a page, and one more.
-    pub(super) fn orders<DB>(&self, page: &OrderPage, edge: Option<Uuid>) -> QueryBuilder<'static, DB>
+    /// Finds the orders of the page, and one more.
+    pub(super) fn orders<DB>(
+        &self,
+        page: &OrderPage,
+        last_examined: Option<Uuid>,
+    ) -> QueryBuilder<'static, DB>
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
@@ -89,8 +95,8 @@ impl Walk {
         &'static str: Encode<'static, DB> + Type<DB>,
     {
         let mut query = self.behind("SELECT *", page);
-        if let Some(edge) = edge {
-            query.push(" AND id <= ").push_bind(edge);
+        if let Some(last_examined) = last_examined {
+            query.push(" AND id <= ").push_bind(last_examined);
         }
         if let Some(status) = page.status {
             query.push(" AND status = ").push_bind(status.as_str());
@@ -115,35 +121,35 @@ impl Walk {
     }
 }
 
-/// Lets [`AT_ONCE`] lists read at a time, in the order in which they came.
+/// Permits for [`CONCURRENT_LISTS`] lists at a time, given in the order of arrival.
 #[derive(Clone, Debug)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct ListPermits(Arc<Semaphore>);
 
-impl Default for Turns {
+impl Default for ListPermits {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE as usize)))
+        Self(Arc::new(Semaphore::new(CONCURRENT_LISTS as usize)))
     }
 }
 
-impl Turns {
-    /// Waits for a turn, which ends when it is dropped.
-    pub(super) async fn take(&self) -> Result<Turn, StoreError> {
+impl ListPermits {
+    /// Waits for a permit. The list ends when it is dropped.
+    pub(super) async fn take(&self) -> Result<ListPermit, StoreError> {
         match timeout(MAX_WAIT, self.0.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Turn { permit: Some(permit), began: Instant::now() }),
+            Ok(Ok(permit)) => Ok(ListPermit { permit: Some(permit), began: Instant::now() }),
             Ok(Err(_)) | Err(_) => Err(StoreError::TooManyLists),
         }
     }
 }
 
-/// The turn of one list. The next one begins after a rest that is [`REST`] times as long as this list read, so that clients
-/// who do nothing but list leave most of the database's time to orders: two lists without a rest make a payment on a
-/// machine of two cores two to four times as slow.
-pub(super) struct Turn {
+/// The permit of one list. It is free again after a rest that is [`REST`] times as long as the list read, so that clients that
+/// do nothing but list leave most of the database's time to orders: two lists without a rest make a payment on a machine
+/// of two cores two to four times as slow.
+pub(super) struct ListPermit {
     permit: Option<OwnedSemaphorePermit>,
     began: Instant,
 }
 
-impl Drop for Turn {
+impl Drop for ListPermit {
     fn drop(&mut self) {
         let permit = self.permit.take();
         let rest = (self.began.elapsed() * REST).min(MAX_REST);
@@ -161,22 +167,22 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_gets_no_turn_in_time_hears_so() {
-        let turns = Turns::default();
-        let (first, _second) = (turns.take().await.unwrap(), turns.take().await.unwrap());
-        assert!(matches!(turns.take().await, Err(StoreError::TooManyLists)));
+    async fn a_list_without_a_permit_in_time_is_refused() {
+        let permits = ListPermits::default();
+        let (first, _second) = (permits.take().await.unwrap(), permits.take().await.unwrap());
+        assert!(matches!(permits.take().await, Err(StoreError::TooManyLists)));
         drop(first);
-        assert!(turns.take().await.is_ok());
+        assert!(permits.take().await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_rests_as_long_as_its_list_was_dear() {
-        let turns = Turns::default();
-        let (first, _second) = (turns.take().await.unwrap(), turns.take().await.unwrap());
+    async fn a_permit_rests_in_proportion_to_its_list() {
+        let permits = ListPermits::default();
+        let (first, _second) = (permits.take().await.unwrap(), permits.take().await.unwrap());
         sleep(Duration::from_millis(10)).await;
         drop(first);
         let began = Instant::now();
-        drop(turns.take().await.unwrap());
+        drop(permits.take().await.unwrap());
         assert_eq!(began.elapsed().as_millis(), 30);
     }
 }

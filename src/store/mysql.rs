@@ -1,9 +1,9 @@
 //! The store contract on MySQL 8.4 and later: any number of APIs and workers share it.
 //!
-//! READ COMMITTED: under REPEATABLE READ, a read after waiting for a lock could still see what stood there before
-//! the wait. The batch's statements join from `JSON_TABLE` with `STRAIGHT_JOIN`, so that rows are looked up by
+//! READ COMMITTED: under REPEATABLE READ, a read after waiting for a lock can still see the rows as they were
+//! before the wait. The batch's statements join from `JSON_TABLE` with `STRAIGHT_JOIN`, so that rows are looked up by
 //! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
-//! rows would else be scanned, and a scan waits for rows that somebody else has locked.
+//! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
 mod connections;
 
@@ -13,19 +13,20 @@ use async_trait::async_trait;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
-use self::connections::{Age, Connections, Lease};
+use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
     lane_sets,
-    lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
+    lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     mysql_url::connect_options,
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
-    rows::{
-        FoundRow, INSTALLATION_ID, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id,
-        product, product_id, readable,
+    rows::{FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, column, installation_id, product_id, readable},
+    statements::{
+        INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
+        product_ids,
     },
     transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
@@ -38,51 +39,50 @@ use crate::domain::{
     product::{Product, ProductName},
 };
 
-/// Connections of one process that read: enough for an API's flood, because what many ask for is read together.
+/// Connections of one process for reads: enough for an API, because it joins the reads of many requests.
 const READERS: u32 = 8;
-/// Connections of one process that decide, count, and create.
+/// Connections of one process for transactions.
 const WRITERS: u32 = 8;
-/// How long a read may take, all in all.
+/// How long a read may take in total.
 const READ_LIMIT: Duration = Duration::from_secs(3);
-/// How long a transaction may take, all in all: long enough for a disk that is slow, so that a batch is not begun again and
-/// again.
+/// How long a transaction may take in total: long enough for a slow disk, so that a batch does not begin again and again.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The store on a MySQL server.
 #[derive(Clone, Debug)]
 pub struct MySqlStore {
-    reading: Connections,
-    /// For lists alone.
-    listing: Connections,
-    turns: Turns,
-    /// With `autocommit = 0`: the first statement begins a transaction, which spares a `BEGIN`.
-    deciding: Connections,
-    /// For readiness alone.
-    asking: Connections,
+    reads: ConnectionPool,
+    /// Only for lists.
+    lists: ConnectionPool,
+    list_permits: ListPermits,
+    /// With `autocommit = 0`: the first statement begins a transaction, so that no `BEGIN` is needed.
+    writes: ConnectionPool,
+    /// Only for readiness.
+    health: ConnectionPool,
 }
 
 impl MySqlStore {
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
     pub async fn open(url: &str) -> Result<Self, OpenError> {
         let options = connect_options(url)?;
-        // On a connection of its own: none of the other time limits are right for it.
+        // On a connection without the time limits of the pools.
         let mut connection = MySqlConnection::connect_with(&options).await?;
         migrations::bring_up_to_date(&migrations::MYSQL, &mut connection).await?;
         connection.close().await?;
-        let age = Age::default();
-        let connections = |settings: &str, count, limit| {
-            Connections::new(&options, settings, count, limit, &age)
+        let generation = Generation::default();
+        let pool = |settings: &str, count, limit| {
+            ConnectionPool::new(&options, settings, count, limit, &generation)
                 .map_err(|error| sqlx::Error::Configuration(error.into()))
         };
-        // The server ends a read that nobody waits for any more.
+        // The server ends a read whose client has given up.
         let of_reads = format!("autocommit = 1, max_execution_time = {}", READ_LIMIT.as_millis());
         let of_lists = format!("autocommit = 1, max_execution_time = {}", lists::TIME_LIMIT.as_millis());
         Ok(Self {
-            reading: connections(&of_reads, READERS, READ_LIMIT)?,
-            listing: connections(&of_lists, lists::AT_ONCE, READ_LIMIT)?,
-            turns: Turns::default(),
-            deciding: connections("autocommit = 0", WRITERS, WRITE_LIMIT)?,
-            asking: connections("autocommit = 0", 1, READ_LIMIT)?,
+            reads: pool(&of_reads, READERS, READ_LIMIT)?,
+            lists: pool(&of_lists, lists::CONCURRENT_LISTS, READ_LIMIT)?,
+            list_permits: ListPermits::default(),
+            writes: pool("autocommit = 0", WRITERS, WRITE_LIMIT)?,
+            health: pool("autocommit = 0", 1, READ_LIMIT)?,
         })
     }
 
@@ -95,10 +95,10 @@ impl MySqlStore {
     }
 }
 
-const BY_ID: Walk =
-    Walk { all: "orders FORCE INDEX (PRIMARY)", of_product: "orders FORCE INDEX (orders_of_product)" };
+const BY_ID: OrdersById =
+    OrdersById { all: "orders FORCE INDEX (PRIMARY)", of_product: "orders FORCE INDEX (orders_of_product)" };
 
-/// The orders on record of a list of idempotency keys.
+/// The stored orders of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
     FROM JSON_TABLE(?, '$[*]' COLUMNS (idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$')) AS batch
     STRAIGHT_JOIN idempotency_keys USING (idempotency_key)
@@ -107,18 +107,16 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
 #[async_trait]
 impl Catalog for MySqlStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
-        let mut lease = self.deciding.lease().await?;
+        let mut connection = self.writes.acquire().await?;
         let insert = sqlx::query("INSERT INTO products (name) VALUES (?)").bind(name.as_str());
-        let id = lease.execute(insert).await?.last_insert_id();
-        lease.execute(sqlx::query("INSERT INTO inventories (product_id) VALUES (?)").bind(id)).await?;
-        lease.commit("COMMIT").await?;
+        let id = connection.execute(insert).await?.last_insert_id();
+        connection.execute(sqlx::query("INSERT INTO inventories (product_id) VALUES (?)").bind(id)).await?;
+        connection.commit("COMMIT").await?;
         Ok(Product { id: product_id(id.cast_signed())?, name })
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        let query = sqlx::query_as("SELECT name FROM products WHERE id = ?").bind(column(id));
-        let rows: Vec<(Text,)> = self.reading.fetch_all(query).await?;
-        rows.into_iter().next().map(|(name,)| product(column(id), name)).transpose()
+        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(column(id))).await?)
     }
 
     async fn products(
@@ -126,16 +124,13 @@ impl Catalog for MySqlStore {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
-        let _turn = self.turns.take().await?;
-        let query = sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after.map_or(0, column))
-            .bind(i64::from(limit) + 1);
-        Ok(page_of_products(self.listing.fetch_all(query).await?, limit))
+        let _permit = self.list_permits.take().await?;
+        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, column)).bind(i64::from(limit) + 1);
+        Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        let rows: Vec<(i64,)> =
-            self.reading.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
+        let rows: Vec<(i64,)> = self.reads.fetch_all(sqlx::query_as(PRODUCT_IDS)).await?;
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
@@ -145,7 +140,7 @@ impl Catalog for MySqlStore {
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN products ON products.id = batch.id",
         );
-        product_ids(self.reading.fetch_all(query.bind(json(&ids))).await?)
+        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -155,18 +150,11 @@ impl Catalog for MySqlStore {
              STRAIGHT_JOIN inventories ON product_id = batch.id
              WHERE available_stock = 0",
         );
-        product_ids(self.reading.fetch_all(query.bind(json(&ids))).await?)
+        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock
-             FROM products JOIN inventories ON product_id = id WHERE id = ?",
-        );
-        let rows: Vec<(Text, i64, i64, i64)> = self.reading.fetch_all(query.bind(column(id))).await?;
-        let Some((name, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
-        let inventory = Inventory::from_columns(stored, available, reserved)?;
-        Ok(Some((product(column(id), name)?, inventory)))
+        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(column(id))).await?)
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
@@ -183,7 +171,7 @@ impl Orders for MySqlStore {
              LEFT JOIN order_aliases ON order_aliases.id = UNHEX(batch.id)
              STRAIGHT_JOIN orders ON orders.id = COALESCE(order_aliases.order_id, UNHEX(batch.id))",
         );
-        let rows: Vec<FoundRow> = self.reading.fetch_all(query.bind(hex(ids.iter().copied()))).await?;
+        let rows: Vec<FoundRow> = self.reads.fetch_all(query.bind(hex(ids.iter().copied()))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
@@ -192,20 +180,20 @@ impl Orders for MySqlStore {
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
         let rows: Vec<KeyedRow> =
-            self.reading.fetch_all(sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys))).await?;
+            self.reads.fetch_all(sqlx::query_as(ORDERS_OF_KEYS).bind(json(&keys))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
-        let _turn = self.turns.take().await?;
-        let mut lease = self.listing.lease().await?;
-        let edge: Vec<(Uuid,)> = match BY_ID.edge(&page) {
-            Some(mut edge) => lease.fetch_all(edge.build_query_as()).await?,
+        let _permit = self.list_permits.take().await?;
+        let mut connection = self.lists.acquire().await?;
+        let last_examined: Vec<(Uuid,)> = match BY_ID.last_examined(&page) {
+            Some(mut last_examined) => connection.fetch_all(last_examined.build_query_as()).await?,
             None => Vec::new(),
         };
-        let edge = edge.first().map(|(id,)| *id);
-        let rows = lease.fetch_all(BY_ID.orders(&page, edge).build_query_as()).await?;
-        Ok(page_of_orders(rows, page.limit, edge))
+        let last_examined = last_examined.first().map(|(id,)| *id);
+        let rows = connection.fetch_all(BY_ID.orders(&page, last_examined).build_query_as()).await?;
+        Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
@@ -215,7 +203,7 @@ impl Orders for MySqlStore {
             .bind(after.expires_at)
             .bind(after.id.uuid())
             .bind(i64::from(limit) + 1);
-        Ok(page_of_due(self.reading.fetch_all(query).await?, limit))
+        Ok(page_of_due(self.reads.fetch_all(query).await?, limit))
     }
 }
 
@@ -231,9 +219,9 @@ impl Decider for MySqlStore {
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories SKIP LOCKED",
         );
-        let mut lease = self.deciding.lease().await?;
-        let rows = lease.fetch_all(query.bind(json(&ids))).await?;
-        lease.commit("ROLLBACK").await?;
+        let mut connection = self.writes.acquire().await?;
+        let rows = connection.fetch_all(query.bind(json(&ids))).await?;
+        connection.commit("ROLLBACK").await?;
         product_ids(rows)
     }
 }
@@ -241,16 +229,16 @@ impl Decider for MySqlStore {
 #[async_trait]
 impl Installation for MySqlStore {
     async fn installation_id(&self) -> Result<Uuid, StoreError> {
-        let rows: Vec<(Uuid,)> = self.reading.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
+        let rows: Vec<(Uuid,)> = self.reads.fetch_all(sqlx::query_as(INSTALLATION_ID)).await?;
         installation_id(rows.first().map(|(id,)| *id))
     }
 
     async fn use_lanes(&self, lanes: &LaneSet) -> Result<(), StoreError> {
-        Ok(self.reading.lease().await?.execute(lane_sets::put(lanes)).await.map(drop)?)
+        Ok(self.reads.acquire().await?.execute(lane_sets::put(lanes)).await.map(drop)?)
     }
 
     async fn lanes_in_use(&self) -> Result<Vec<LaneSet>, StoreError> {
-        let rows = self.reading.fetch_all(sqlx::query_as(lane_sets::IN_USE)).await?;
+        let rows = self.reads.fetch_all(sqlx::query_as(lane_sets::IN_USE)).await?;
         Ok(rows.into_iter().filter_map(lane_sets::lane_set).collect())
     }
 }
@@ -259,23 +247,19 @@ impl Installation for MySqlStore {
 impl Health for MySqlStore {
     async fn ping(&self) -> Result<(), StoreError> {
         // Changes nothing, and is refused by a server that is read-only.
-        let mut lease = self.asking.lease().await?;
-        lease.execute(sqlx::query("UPDATE installation SET only_row = 1 WHERE only_row = 1")).await?;
-        Ok(lease.commit("ROLLBACK").await?)
+        let mut connection = self.health.acquire().await?;
+        connection.execute(sqlx::query("UPDATE installation SET only_row = 1 WHERE only_row = 1")).await?;
+        Ok(connection.commit("ROLLBACK").await?)
     }
 }
 
 #[async_trait]
 impl Store for MySqlStore {
     async fn close(&self) {
-        for connections in [&self.deciding, &self.listing, &self.asking, &self.reading] {
-            connections.close();
+        for pool in [&self.writes, &self.lists, &self.health, &self.reads] {
+            pool.close();
         }
     }
-}
-
-fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {
-    rows.into_iter().map(|(id,)| product_id(id)).collect()
 }
 
 /// The database's clock, in Unix milliseconds, whatever the time zone of the session.
@@ -297,12 +281,12 @@ impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
 
     async fn begin(&self) -> Result<MySqlTransaction, StoreError> {
-        Ok(MySqlTransaction(self.deciding.lease().await?))
+        Ok(MySqlTransaction(self.writes.acquire().await?))
     }
 }
 
 /// Begins with its first statement. Dropping it rolls it back.
-pub(super) struct MySqlTransaction(Lease);
+pub(super) struct MySqlTransaction(PooledConnection);
 
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<Locked, StoreError> {
@@ -363,8 +347,8 @@ impl Transaction for MySqlTransaction {
                 self.0.execute(sqlx::query(statement).bind(rows)).await?;
             }
         }
-        // Text, because prepared statements travel alone; numbers need no quoting. If the first of the two fails, the
-        // commit is not run.
+        // As text, because each prepared statement is a round trip; numbers need no quoting. If the first of the two fails,
+        // the commit does not run.
         let move_stock = stock.map_or(String::new(), |differences| {
             format!(
                 "UPDATE JSON_TABLE('{differences}', '$[*]' COLUMNS (
@@ -396,7 +380,7 @@ const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, stat
          rejected_available INT PATH '$[3]'
      )) AS batch";
 
-// Only from the order that is known to be gone: whoever was faster with the key keeps it.
+// Only from the order that is known to be gone: another transaction that was faster with the key keeps it.
 const FREE_KEYS: &str = "DELETE idempotency_keys
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$[0]', order_id CHAR(32) PATH '$[1]'

@@ -155,8 +155,6 @@ impl TryFrom<FoundRow> for (OrderId, Order) {
     }
 }
 
-pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
-
 pub(super) fn installation_id(row: Option<Uuid>) -> Result<Uuid, StoreError> {
     row.ok_or_else(|| {
         let what_to_do = "put it back from a backup, or insert one with a random id of 16 bytes";

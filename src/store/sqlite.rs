@@ -1,7 +1,7 @@
 //! The store contract on an SQLite file: the embedded mode.
 //!
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
-//! `synchronous=FULL`, so that a commit is on the disk before anybody hears of it.
+//! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
 use std::{
     collections::HashMap,
@@ -32,14 +32,17 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
-    lists::{self, Turns, Walk, page_of_due, page_of_orders, page_of_products},
+    lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
-        FoundRow, INSTALLATION_ID, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id,
-        product, product_id, readable,
+        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id, product_id, readable,
+    },
+    statements::{
+        INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
+        product_ids,
     },
     transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
 };
@@ -59,20 +62,20 @@ use crate::{
 const READERS: u32 = 2;
 /// How long a writer waits for another process that has the file open.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a read may take, all in all.
+/// How long a read may take in total.
 const READ_LIMIT: Duration = Duration::from_secs(3);
-/// How long a transaction may take, all in all, beginning when it wants the writing connection.
+/// How long a transaction may take in total, the wait for the writing connection included.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The store on an SQLite file.
 #[derive(Clone, Debug)]
 pub struct SqliteStore {
-    /// Not in a pool, which would ask it whether it works before and after each transaction. `None` once it is closed.
+    /// Not in a pool, which would ping it before and after each transaction. `None` once it is closed.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
-    readers: SqlitePool,
-    /// For lists alone.
-    listing: SqlitePool,
-    turns: Turns,
+    reads: SqlitePool,
+    /// Only for lists.
+    lists: SqlitePool,
+    list_permits: ListPermits,
 }
 
 impl SqliteStore {
@@ -92,10 +95,10 @@ impl SqliteStore {
         let options = options.read_only(true).optimize_on_close(false, None);
         let reading =
             |count| SqlitePoolOptions::new().max_connections(count).idle_timeout(None).max_lifetime(None);
-        let readers = reading(READERS).connect_with(options.clone()).await?;
-        let listing = reading(lists::AT_ONCE).connect_lazy_with(options);
+        let reads = reading(READERS).connect_with(options.clone()).await?;
+        let lists = reading(lists::CONCURRENT_LISTS).connect_lazy_with(options);
         let writer = Arc::new(Mutex::new(Some(writer)));
-        Ok(Self { writer, readers, listing, turns: Turns::default() })
+        Ok(Self { writer, reads, lists, list_permits: ListPermits::default() })
     }
 
     /// What tables the file of a `sqlite://` URL has. Changes nothing, and creates no file.
@@ -117,14 +120,14 @@ impl SqliteStore {
     where
         T: for<'row> FromRow<'row, SqliteRow> + Send + Unpin,
     {
-        Ok(in_time(time::Instant::now() + READ_LIMIT, query.fetch_all(&self.readers)).await?)
+        Ok(in_time(time::Instant::now() + READ_LIMIT, query.fetch_all(&self.reads)).await?)
     }
 
-    /// A connection for a list, whose statements are interrupted when the time of the list is over.
+    /// A connection for a list. Its statements are interrupted at the time limit of the list.
     async fn listing(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
         /// Steps of SQLite's machine between two looks at the clock: well below a millisecond.
         const STEPS: i32 = 10_000;
-        let mut connection = self.listing.acquire().await?;
+        let mut connection = self.lists.acquire().await?;
         let deadline = Instant::now() + lists::TIME_LIMIT;
         connection.lock_handle().await?.set_progress_handler(STEPS, move || Instant::now() < deadline);
         Ok(connection)
@@ -151,9 +154,10 @@ fn warn_of_others(path: &Path) {
     }
 }
 
-const BY_ID: Walk = Walk { all: "orders NOT INDEXED", of_product: "orders INDEXED BY orders_of_product" };
+const BY_ID: OrdersById =
+    OrdersById { all: "orders NOT INDEXED", of_product: "orders INDEXED BY orders_of_product" };
 
-/// The orders on record of a list of idempotency keys.
+/// The stored orders of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?) AS batch
     CROSS JOIN idempotency_keys ON idempotency_key = batch.value
     CROSS JOIN orders ON orders.id = order_id";
@@ -174,9 +178,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        let query = sqlx::query_as("SELECT name FROM products WHERE id = ?").bind(column(id));
-        let rows: Vec<(Text,)> = self.fetch_all(query).await?;
-        rows.into_iter().next().map(|(name,)| product(column(id), name)).transpose()
+        product_found(id, self.fetch_all(sqlx::query_as(PRODUCT).bind(column(id))).await?)
     }
 
     async fn products(
@@ -184,18 +186,17 @@ impl Catalog for SqliteStore {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
-        let _turn = self.turns.take().await?;
-        let rows: Vec<(i64, Text)> =
-            sqlx::query_as("SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?")
-                .bind(after.map_or(0, column))
-                .bind(i64::from(limit) + 1)
-                .fetch_all(&mut *self.listing().await?)
-                .await?;
+        let _permit = self.list_permits.take().await?;
+        let rows: Vec<(i64, Text)> = sqlx::query_as(PRODUCTS)
+            .bind(after.map_or(0, column))
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&mut *self.listing().await?)
+            .await?;
         Ok(page_of_products(rows, limit))
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        let rows: Vec<(i64,)> = self.fetch_all(sqlx::query_as("SELECT id FROM products ORDER BY id")).await?;
+        let rows: Vec<(i64,)> = self.fetch_all(sqlx::query_as(PRODUCT_IDS)).await?;
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
@@ -216,14 +217,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT name, stored_stock, available_stock, reserved_stock
-             FROM products JOIN inventories ON product_id = id WHERE id = ?",
-        );
-        let rows: Vec<(Text, i64, i64, i64)> = self.fetch_all(query.bind(column(id))).await?;
-        let Some((name, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
-        let inventory = Inventory::from_columns(stored, available, reserved)?;
-        Ok(Some((product(column(id), name)?, inventory)))
+        inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(column(id))).await?)
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
@@ -253,15 +247,17 @@ impl Orders for SqliteStore {
     }
 
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
-        let _turn = self.turns.take().await?;
+        let _permit = self.list_permits.take().await?;
         let mut connection = self.listing().await?;
-        let edge = match BY_ID.edge(&page) {
-            Some(mut edge) => edge.build_query_scalar().fetch_optional(&mut *connection).await?,
+        let last_examined = match BY_ID.last_examined(&page) {
+            Some(mut last_examined) => {
+                last_examined.build_query_scalar().fetch_optional(&mut *connection).await?
+            }
             None => None,
         };
         let rows: Vec<OrderRow> =
-            BY_ID.orders(&page, edge).build_query_as().fetch_all(&mut *connection).await?;
-        Ok(page_of_orders(rows, page.limit, edge))
+            BY_ID.orders(&page, last_examined).build_query_as().fetch_all(&mut *connection).await?;
+        Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
@@ -312,7 +308,7 @@ impl Installation for SqliteStore {
 #[async_trait]
 impl Health for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
-        // In turn with all who write, so that a flood does not look like trouble.
+        // Waits for its turn among the writers, so that many orders do not look like a failure.
         self.begin().await?.lock_inventories(json(&[(); 0])).await.map(drop)
     }
 }
@@ -320,16 +316,12 @@ impl Health for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn close(&self) {
-        self.readers.close().await;
-        self.listing.close().await;
+        self.reads.close().await;
+        self.lists.close().await;
         if let Some(writer) = self.writer.lock().await.take() {
-            let _ = writer.close().await; // all that was promised is committed
+            let _ = writer.close().await; // all that was answered is committed
         }
     }
-}
-
-fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {
-    rows.into_iter().map(|(id,)| product_id(id)).collect()
 }
 
 /// The answer, unless it takes too long. What is given up runs to its end in the thread of its connection, which takes the
@@ -380,7 +372,7 @@ impl SqliteTransaction {
         self.writer.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
     }
 
-    /// It is committed.
+    /// After the commit.
     fn end(mut self) {
         self.writer = None;
     }
@@ -461,7 +453,7 @@ impl Transaction for SqliteTransaction {
     }
 }
 
-// Materialized: else the whole list would be read for each of its orders.
+// Materialized: otherwise the whole list would be read for each of its orders.
 const INSERT_RESERVATIONS: &str = "WITH alike AS MATERIALIZED (
          SELECT value ->> 0 AS product_id, value ->> 1 AS total, value ->> 2 AS expires_at, value -> 3 AS ids
          FROM json_each(?)
@@ -510,7 +502,7 @@ mod tests {
         assert!(error.is_transient(), "{error}");
         assert!(took >= lists::TIME_LIMIT && took < 2 * lists::TIME_LIMIT, "{took:?}");
         drop(connection);
-        for _ in 0..=lists::AT_ONCE {
+        for _ in 0..=lists::CONCURRENT_LISTS {
             assert_eq!(store.products(None, 10).await.unwrap(), Page::empty());
         }
     }

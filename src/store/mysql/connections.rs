@@ -1,6 +1,6 @@
-//! Connections to the server on which nobody hangs. A primary that loses power leaves connections that say nothing for ever,
-//! while new ones reach its successor: every statement has a time limit, and a connection that exceeds it, or on which the
-//! server says anything but what is about data or locks, is never used again, nor are those that are as old.
+//! Connections on which no call hangs. A primary that loses power leaves connections that stay silent for ever, while new ones
+//! reach its successor. So every statement has a time limit. A connection that exceeds it, or on which the server reports an
+//! error that is not about data or locks, is never used again, and neither are those of its generation.
 //!
 //! sqlx's own pool asks a connection whether it works when it is given back, and without a limit: eight that fall silent in
 //! that moment would block it for as long as TCP takes to give up, a quarter of an hour. deadpool asks when a connection is
@@ -33,51 +33,52 @@ use super::super::{error::StoreError, sqlx_error::is_connection_usable};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one statement may take, unless it commits. A lock is waited for much shorter.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may take to say that it still works, or to roll back.
+/// How long a connection may take to answer a ping, or to roll back.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// After this many seconds the server rolls back the transaction of a client that says nothing any more: a
-/// process that was stopped or cut off in the middle of a batch must not keep its rows locked.
+/// After this many seconds the server rolls back the transaction of a silent client: a process that is stopped or cut off in
+/// the middle of a batch must not keep its rows locked.
 const SILENT_SECONDS: u32 = 15;
-/// A connection that was taken longer ago than this is asked whether it still works before it is used.
+/// A connection that was last used longer ago than this is pinged before it is used.
 const TRUSTED: Duration = Duration::from_secs(1);
 /// Idle connections are closed well before the server does it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a statement waits for a row that another transaction has locked: whoever wants other rows waits as long.
+/// How long a statement waits for a row that another transaction has locked: the rest of its batch waits as long.
 const LOCK_WAIT_SECONDS: u32 = 1;
-/// How long it waits for a table that somebody has locked or changes. By then its client has given up, and the server does
-/// not see that: without a limit these statements would take up all of its connections.
+/// How long it waits for a table that is locked or altered. By then its client has given up, and the server does not see
+/// that: without a limit these statements would use up all of its connections.
 const TABLE_WAIT_SECONDS: u32 = 5;
 
-/// Raised whenever a connection behaves as if the server were gone or another one now: what is older is not used again.
+/// Advances whenever a connection behaves as if the server were gone, or another one now. Connections of an earlier generation
+/// are not used again.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Age(Arc<AtomicU64>);
+pub(super) struct Generation(Arc<AtomicU64>);
 
-impl Age {
-    fn now(&self) -> u64 {
+impl Generation {
+    fn current(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn begin_next(&self) {
+    fn advance(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Connections whose sessions have the same settings.
 #[derive(Clone, Debug)]
-pub(super) struct Connections {
+pub(super) struct ConnectionPool {
     pool: Pool<Sessions>,
-    /// How long a lease of one may last.
+    /// How long one connection may be in use.
     limit: Duration,
 }
 
-impl Connections {
-    /// Up to `count`, none of which is opened yet. `settings` are those of the session besides the ones that all have.
+impl ConnectionPool {
+    /// Up to `count` connections, none of which is opened yet. `settings`: of the session, in addition to those that all have.
     pub(super) fn new(
         options: &MySqlConnectOptions,
         settings: &str,
         count: u32,
         limit: Duration,
-        age: &Age,
+        generation: &Generation,
     ) -> Result<Self, StoreError> {
         let settings = format!(
             "SET SESSION wait_timeout = {SILENT_SECONDS}, innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}, \
@@ -89,17 +90,18 @@ impl Connections {
             recycle: Some(CHECK_TIMEOUT),
         };
         let config = PoolConfig { max_size: count as usize, timeouts: limits, ..PoolConfig::default() };
-        let pool = Pool::builder(Sessions { options: options.clone(), settings, age: age.clone() })
-            .config(config)
-            .runtime(deadpool::Runtime::Tokio1)
-            .build()
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let pool =
+            Pool::builder(Sessions { options: options.clone(), settings, generation: generation.clone() })
+                .config(config)
+                .runtime(deadpool::Runtime::Tokio1)
+                .build()
+                .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         tokio::spawn(close_idle(pool.clone()));
         Ok(Self { pool, limit })
     }
 
-    /// A connection until it is dropped, or its time is over.
-    pub(super) async fn lease(&self) -> Result<Lease, StoreError> {
+    /// A connection, for as long as the limit of the pool.
+    pub(super) async fn acquire(&self) -> Result<PooledConnection, StoreError> {
         let deadline = Instant::now() + self.limit;
         let session = match timeout(ACQUIRE_TIMEOUT, self.pool.get()).await {
             Ok(Ok(session)) => session,
@@ -110,7 +112,7 @@ impl Connections {
                 return Err(StoreError::Unavailable(text));
             }
         };
-        Ok(Lease { session: Some(session), deadline, state: State::Clean })
+        Ok(PooledConnection { session: Some(session), deadline, state: State::Clean })
     }
 
     /// All rows of one statement.
@@ -121,16 +123,16 @@ impl Connections {
     where
         T: for<'row> FromRow<'row, MySqlRow> + Send + Unpin,
     {
-        Ok(self.lease().await?.fetch_all(query).await?)
+        Ok(self.acquire().await?.fetch_all(query).await?)
     }
 
-    /// Hands out no more, and closes those that are idle.
+    /// Closes those that are idle now, and others when they are returned.
     pub(super) fn close(&self) {
         self.pool.close();
     }
 }
 
-/// Closes connections that nobody needs, until the pool is closed.
+/// Closes idle connections, until the pool is closed.
 async fn close_idle(pool: Pool<Sessions>) {
     let weak = pool.weak();
     drop(pool);
@@ -144,18 +146,18 @@ async fn close_idle(pool: Pool<Sessions>) {
     }
 }
 
-/// Makes connections, and says which may be used again.
+/// Opens connections, and decides which may be used again.
 #[derive(Debug)]
 struct Sessions {
     options: MySqlConnectOptions,
     settings: String,
-    age: Age,
+    generation: Generation,
 }
 
 #[derive(Debug)]
 struct Session {
     connection: MySqlConnection,
-    age: u64,
+    generation: u64,
 }
 
 impl Manager for Sessions {
@@ -163,16 +165,16 @@ impl Manager for Sessions {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Session, sqlx::Error> {
-        let age = self.age.now();
+        let generation = self.generation.current();
         let mut connection = self.options.connect().await?;
         connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         connection.execute(self.settings.as_str()).await?;
-        Ok(Session { connection, age })
+        Ok(Session { connection, generation })
     }
 
     async fn recycle(&self, session: &mut Session, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if session.age != self.age.now() {
-            return Err(deadpool::managed::RecycleError::message("older than the last trouble"));
+        if session.generation != self.generation.current() {
+            return Err(deadpool::managed::RecycleError::message("of an earlier generation"));
         }
         if metrics.last_used() >= TRUSTED {
             session.connection.ping().await?;
@@ -181,25 +183,25 @@ impl Manager for Sessions {
     }
 }
 
-/// A connection for a while. Whatever was not committed is rolled back when it is dropped.
-pub(super) struct Lease {
+/// A connection in use. A transaction that is not committed is rolled back when it is dropped.
+pub(super) struct PooledConnection {
     session: Option<Object<Sessions>>,
     deadline: Instant,
     state: State,
 }
 
-/// What is known of a connection.
+/// Whether a connection may be returned to the pool.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing is under way, and nothing is open.
+    /// No statement and no transaction is under way.
     Clean,
-    /// A transaction may be open, or an answer is under way.
+    /// A transaction may be open, or an answer may still arrive.
     Open,
     /// Never to be used again.
     Broken,
 }
 
-impl Lease {
+impl PooledConnection {
     pub(super) async fn fetch_all<T>(
         &mut self,
         query: QueryAs<'_, MySql, T, MySqlArguments>,
@@ -210,7 +212,7 @@ impl Lease {
         self.state = State::Open;
         let limit = self.limit();
         let answer = timeout_at(limit, query.fetch_all(self.connection()?)).await;
-        self.judge(answer.unwrap_or_else(|_| Err(silent())))
+        self.note_error(answer.unwrap_or_else(|_| Err(silent())))
     }
 
     pub(super) async fn execute(
@@ -220,7 +222,7 @@ impl Lease {
         self.state = State::Open;
         let limit = self.limit();
         let answer = timeout_at(limit, query.execute(self.connection()?)).await;
-        self.judge(answer.unwrap_or_else(|_| Err(silent())))
+        self.note_error(answer.unwrap_or_else(|_| Err(silent())))
     }
 
     /// Statements as text, the last of which is `COMMIT`. The disk may take its time.
@@ -228,7 +230,7 @@ impl Lease {
         self.state = State::Open;
         let limit = self.deadline;
         let answer = timeout_at(limit, self.connection()?.execute(sqlx::raw_sql(statements))).await;
-        self.judge(answer.unwrap_or_else(|_| Err(silent())))?;
+        self.note_error(answer.unwrap_or_else(|_| Err(silent())))?;
         self.state = State::Clean;
         Ok(())
     }
@@ -242,14 +244,14 @@ impl Lease {
         self.deadline.min(Instant::now() + STATEMENT_TIMEOUT)
     }
 
-    fn judge<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+    fn note_error<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         if let Err(error) = &result
             && !is_connection_usable(error)
             && let Some(session) = &self.session
         {
             self.state = State::Broken;
             if let Some(pool) = Object::pool(session) {
-                pool.manager().age.begin_next();
+                pool.manager().generation.advance();
             }
         }
         result
@@ -260,13 +262,13 @@ fn silent() -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server is silent"))
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
         match (self.state, Handle::try_current()) {
             (State::Clean, _) => {}
             (State::Open, Ok(runtime)) => drop(runtime.spawn(roll_back(session))),
-            // Not closed in peace: that would be a word to somebody who does not answer.
+            // Dropped without a goodbye: the server may not answer it.
             (State::Open | State::Broken, _) => drop(Object::take(session)),
         }
     }
