@@ -1,4 +1,4 @@
-# antre, from source to a small image. Both base images can be replaced, say by those of a registry of your own:
+# antre, from source to a small image. Both base images can be replaced, for example by those of your own registry:
 #
 #   docker build --build-arg RUST_IMAGE=… --build-arg RUNTIME_IMAGE=… .
 #
@@ -11,12 +11,12 @@ FROM ${RUST_IMAGE} AS chef
 RUN cargo install cargo-chef --version 0.1.78 --locked
 WORKDIR /antre
 
-# The recipe is what Cargo.toml and Cargo.lock say, and stays the same while only code changes.
+# The recipe follows from Cargo.toml and Cargo.lock, and stays the same while only code changes.
 FROM chef AS planner
 COPY . .
 RUN cargo chef prepare --recipe-path recipe.json
 
-# Hence all dependencies are a layer of their own, which is built anew only when they change.
+# So all dependencies are their own layer, which is built again only when they change.
 FROM chef AS builder
 COPY --from=planner /antre/recipe.json .
 RUN cargo chef cook --release --locked --bin antre --recipe-path recipe.json
@@ -27,12 +27,12 @@ FROM ${RUNTIME_IMAGE}
 # For amqps:// and for MySQL over TLS. The slim image has none, and a copy needs no package lists.
 COPY --from=builder /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=builder /antre/target/release/antre /usr/local/bin/
-# Where the embedded mode keeps antre.db. By number, because Kubernetes can tell only of a number that it is not root.
+# The embedded mode stores antre.db here. The owner by number, because Kubernetes can check only of a number that it is not root.
 RUN install --directory --owner 10001 --group 10001 /var/lib/antre
 WORKDIR /var/lib/antre
 USER 10001:10001
-# Inside of a container, a server on 127.0.0.1 is reachable for nobody: `docker run --publish` leads to the container's
-# address. Who may reach the published port is for --publish to say.
+# Inside of a container, no client reaches a server on 127.0.0.1: `docker run --publish` leads to the container's address.
+# Its argument decides who may reach the published port.
 ENV LISTEN_ADDR=0.0.0.0:3000
 EXPOSE 3000
 STOPSIGNAL SIGTERM

@@ -7,8 +7,7 @@ readonly base=antre-test/base:debian
 readonly mysql=antre-test/mysql:debian
 readonly rabbitmq=antre-test/rabbitmq:debian
 
-# The images carry the hash of the recipe they were made from under this label. By it a later run knows whether it has
-# anything to do.
+# The images carry the hash of the recipe they were made from under this label. A later run compares it.
 readonly recipe_label=antre.recipe
 
 readonly mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -22,7 +21,7 @@ Usage: scripts/build-test-images.sh [--force]
 
 Builds $mysql and $rabbitmq from packages of Debian sid, on a common
 $base. Images that are there and were made from the present recipes (docker/test-images) stay as
-they are; --force builds all three anew, with the packages of today.
+they are; --force builds all three again, with the packages of today.
 
 Building needs root (debootstrap). If Docker or debootstrap is missing, it is installed; if the Docker daemon does not
 run, it is started.
@@ -63,7 +62,7 @@ main() {
 
     work=$(mktemp --directory "${TMPDIR:-/var/tmp}/antre-test-images.XXXXXX")
     trap clean_up EXIT
-    # Every build below is a job with a process group of its own, so that clean_up can end it with all its children.
+    # Every build below is a job in its own process group, so that clean_up can end it with all its children.
     set -o monitor
 
     if [[ $force == yes ]] || ! is_current "$base" "$base_recipe"; then
@@ -111,7 +110,7 @@ take_lock() {
 ensure_docker() {
     if ! has docker; then
         install_packages Docker docker.io
-        # Newer releases of Debian have the client in a package of its own.
+        # Newer releases of Debian have the client in its own package.
         has docker || install_packages "the Docker client" docker-cli
     fi
 
@@ -181,7 +180,7 @@ install_packages() { # what for, packages...
 build_base() { # directory to work in, recipe
     local root=$1 recipe=$2
 
-    # Debian sid, because MySQL is in no release of Debian. In a mount namespace of its own, because debootstrap mounts
+    # Debian sid, because MySQL is in no release of Debian. In its own mount namespace, because debootstrap mounts
     # /proc and more in the new root: so they are gone when it ends, however it ends, before anybody removes that root.
     unshare --mount debootstrap --force-check-gpg --variant=minbase sid "$root" "$mirror"
 
@@ -195,7 +194,7 @@ Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 END
 
-    # dpkg need not fsync every file: an image that is half built is thrown away. Nobody reads manuals in it.
+    # dpkg need not fsync every file: an image that is half built is discarded. The manuals are not needed.
     cat >"$root/etc/dpkg/dpkg.cfg.d/antre" <<'END'
 force-unsafe-io
 path-exclude=/usr/share/doc/*
@@ -245,7 +244,7 @@ quietly() { # what it makes, command...
     shift
     log=$(mktemp "$work/log.XXXXXX")
     say "building $what, about half a minute"
-    # In a shell of its own, and its failure looked at afterwards: under "if" or "||", "set -e" would be without effect
+    # In its own shell, and its status is read afterwards: under "if" or "||", "set -e" would be without effect
     # in all that the command calls.
     set +e
     (

@@ -1,5 +1,5 @@
-//! What can only be tested from outside, as one test binary: `cargo test --test it`. The tests that need MySQL and
-//! RabbitMQ are ignored by default; `./test.sh` runs them too.
+//! Tests from outside, as one test binary: `cargo test --test it`. Those that need MySQL and RabbitMQ are ignored by default;
+//! `./test.sh` runs them too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test says no")]
 
 #[macro_use]

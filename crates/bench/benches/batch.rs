@@ -1,5 +1,5 @@
-//! The decision alone: how long `batch::decide` takes for a full batch of 1,000 orders. The claim is less than 100 µs,
-//! which is to say that the database, not the deciding, is what a batch waits for.
+//! The decision alone: the time of `domain::decide` for a full batch of 1,000 orders. The claim is less than 100 µs: a batch
+//! waits for the database, not for the decision.
 
 use std::hint::black_box;
 
@@ -44,7 +44,7 @@ fn batches(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Orders of one to three pieces, the products taking turns.
+/// Orders of one to three pieces, for each product in turn.
 fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
     let ids: Vec<_> = (1..=products).filter_map(ProductId::new).collect();
     let mut inventory = Inventory::EMPTY;

@@ -1,6 +1,6 @@
-//! What antre is compared with: small servers on the same HTTP stack that decide every order in a transaction of its
-//! own, each a process of its own, and one that does nothing at all. They answer what antre answers, keep the same
-//! columns under the same checks, and are tuned as well as antre is: READ COMMITTED, cached prepared statements, no
+//! What antre is compared with: small servers on the same HTTP stack that decide every order in its own transaction, and one
+//! that does nothing. Each is a process. They answer what antre answers, store the same columns under the same checks, and
+//! are tuned as well as antre is: READ COMMITTED, cached prepared statements, no
 //! ping before a connection is used, and the size of the pool that turned out best.
 
 use std::{io::Read, process, sync::Arc, thread};
@@ -85,7 +85,7 @@ struct PlaceOrder {
     total: u32,
 }
 
-enum Decided {
+enum Verdict {
     Reserved(OrderId, Timestamp),
     Rejected { available: i64 },
 }
@@ -95,7 +95,7 @@ async fn place(State(server): State<Arc<Server>>, body: Bytes) -> Response {
         return StatusCode::UNPROCESSABLE_ENTITY.into_response();
     };
     match server.decide(order).await {
-        Ok(Decided::Reserved(id, expires_at)) => {
+        Ok(Verdict::Reserved(id, expires_at)) => {
             let view = OrderView {
                 id,
                 product_id: order.product_id,
@@ -107,7 +107,7 @@ async fn place(State(server): State<Arc<Server>>, body: Bytes) -> Response {
             let location = [(header::LOCATION, format!("/api/orders/{id}"))];
             (location, json(StatusCode::CREATED, "OK", view)).into_response()
         }
-        Ok(Decided::Rejected { available }) => {
+        Ok(Verdict::Rejected { available }) => {
             let view = RejectionView {
                 reason: "insufficient_stock",
                 message: "fewer pieces are available; nothing was reserved",
@@ -123,7 +123,7 @@ async fn place(State(server): State<Arc<Server>>, body: Bytes) -> Response {
 }
 
 impl Server {
-    async fn decide(&self, order: PlaceOrder) -> sqlx::Result<Decided> {
+    async fn decide(&self, order: PlaceOrder) -> sqlx::Result<Verdict> {
         let mut transaction = self.pool.begin().await?;
         let taken = match self.design {
             Design::Update => update(&mut transaction, order).await?,
@@ -133,11 +133,11 @@ impl Server {
         };
         if let Err(available) = taken {
             transaction.rollback().await?;
-            return Ok(Decided::Rejected { available });
+            return Ok(Verdict::Rejected { available });
         }
         let (id, expires_at) = insert(&mut transaction, order).await?;
         transaction.commit().await?;
-        Ok(Decided::Reserved(id, expires_at))
+        Ok(Verdict::Reserved(id, expires_at))
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct LoadArgs {
     /// Pays the orders 1 to this, each once, instead of placing new ones
     #[arg(long, default_value_t = 0)]
     payments: u64,
-    /// Every order has an Idempotency-Key of its own
+    /// Every order has its own Idempotency-Key
     #[arg(long)]
     keys: bool,
     #[arg(long)]

@@ -1,5 +1,5 @@
-//! A proxy in front of MySQL that makes the errors which a real server makes once in a year: it answers commands with error
-//! codes, cuts connections, lets them fall silent, and refuses new ones. It reads the packets of the protocol, so the URL
+//! A proxy in front of MySQL that injects the errors of a real server's worst day: it answers commands with error codes, cuts
+//! connections, silences them, and refuses new ones. It reads the packets of the protocol, so the URL
 //! of its clients says `ssl-mode=disabled`.
 
 use std::{
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// COM_QUERY, COM_STMT_PREPARE, COM_STMT_EXECUTE: what waits for an answer and may be answered with an error.
+/// COM_QUERY, COM_STMT_PREPARE, COM_STMT_EXECUTE: the client waits for an answer, which may be an error.
 const COMMANDS: [u8; 3] = [0x03, 0x16, 0x17];
 
 /// What happens to one command, or to one new connection.
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 impl MySqlProxy {
-    /// In front of this database. The same seed draws the same faults, as far as the clients do the same.
+    /// In front of this database. The same seed draws the same faults, if the clients do the same.
     pub(crate) async fn start(database_url: &str, seed: u64) -> Self {
         let mut url = Url::parse(database_url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(3306));
@@ -61,12 +61,12 @@ impl MySqlProxy {
         Self { url: url.into(), trouble, _accepting: accepting }
     }
 
-    /// What clients connect to.
+    /// For clients.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// From now on faults happen, or none do. Connections that have fallen silent are cut when none do any more.
+    /// Begins or ends faults. Silent connections are cut when faults end.
     pub(crate) fn make_trouble(&self, trouble: bool) {
         self.trouble.send_replace(trouble);
     }
@@ -160,7 +160,7 @@ impl Shared {
         }
     }
 
-    /// Any code that the server's list of messages has room for.
+    /// Any code in the ranges of the server's list of messages.
     fn code(&self) -> u16 {
         let codes = [(1000, 928), (3000, 1200)];
         let (first, count) = codes[self.random.below(2) as usize];

@@ -38,20 +38,20 @@ pub(crate) struct Servers {
     undisturbed: Arc<RwLock<()>>,
 }
 
-/// An empty database, and a prefix that no queue begins with. While it is held, nobody disturbs the servers. A test
-/// takes one at a time: who waits to disturb them lets nobody else in.
+/// An empty database, and a prefix that no queue begins with. While it is held, no test disturbs the servers. A test takes
+/// one at a time: while another test waits to disturb the servers, no second one is given.
 pub(crate) struct Place {
     /// `mysql://…`
     pub(crate) database_url: String,
     /// `amqp://…`
     pub(crate) amqp_url: String,
-    /// What all of its queues begin with.
+    /// The prefix of all queues here.
     pub(crate) queue_prefix: String,
     _undisturbed: Option<OwnedRwLockReadGuard<()>>,
 }
 
 impl Place {
-    /// The same place, with the database behind something else. It lasts as long as this one is held.
+    /// The same place with another URL of the database. Valid as long as this one is held.
     pub(crate) fn behind(&self, database_url: &str) -> Self {
         Self {
             database_url: database_url.to_owned(),
@@ -61,7 +61,7 @@ impl Place {
         }
     }
 
-    /// What the program's settings must be to run here.
+    /// The program's settings for this place.
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         [
             ("DATABASE_URL", &self.database_url),
@@ -102,7 +102,7 @@ pub(crate) struct ConsumerInfo {
     pub(crate) queue: String,
     /// The broker's name for its connection: the addresses of both ends.
     pub(crate) connection: String,
-    /// Whether it is the one that gets the messages.
+    /// Whether it receives the messages.
     pub(crate) active: bool,
     pub(crate) priority: i64,
 }
@@ -110,7 +110,7 @@ pub(crate) struct ConsumerInfo {
 #[derive(Deserialize)]
 struct ConsumerRow {
     queue: QueueName,
-    /// An empty list when the broker does not know yet.
+    /// An empty list until the broker has collected it.
     channel_details: Value,
     active: bool,
     arguments: Value,
@@ -201,17 +201,16 @@ impl Servers {
         queues
     }
 
-    /// The queues with this prefix, as soon as they are as they should be. Panics when they do not become so.
+    /// Polls the queues with this prefix until the condition holds. Panics when it does not.
     pub(crate) async fn queues_when(
         &self,
         prefix: &str,
         condition: impl Fn(&[QueueInfo]) -> bool,
     ) -> Vec<QueueInfo> {
-        as_soon_as(async || self.queues(prefix).await, condition).await
+        poll_until(async || self.queues(prefix).await, condition).await
     }
 
-    /// The consumers of queues with this prefix, as soon as they are as they should be. Panics when they do not
-    /// become so.
+    /// Polls the consumers of queues with this prefix until the condition holds. Panics when it does not.
     pub(crate) async fn consumers_when(
         &self,
         prefix: &str,
@@ -222,10 +221,10 @@ impl Servers {
             consumers.retain(|consumer| consumer.queue.starts_with(prefix));
             consumers
         };
-        as_soon_as(consumers, condition).await
+        poll_until(consumers, condition).await
     }
 
-    /// The broker's names for the connections that call themselves this.
+    /// The broker's names of the connections with this client-provided name.
     pub(crate) async fn connections(&self, called: &str) -> Vec<String> {
         let connections: Vec<Value> = self.ask_broker("api/connections").await;
         let named = connections.iter().filter(|connection| connection["user_provided_name"] == called);
@@ -238,8 +237,8 @@ impl Servers {
     }
 }
 
-/// What is asked for again and again, as soon as it is as it should be.
-async fn as_soon_as<T: Debug>(ask: impl AsyncFn() -> Vec<T>, condition: impl Fn(&[T]) -> bool) -> Vec<T> {
+/// Polls until the condition holds.
+async fn poll_until<T: Debug>(ask: impl AsyncFn() -> Vec<T>, condition: impl Fn(&[T]) -> bool) -> Vec<T> {
     let deadline = Instant::now() + REPORT_TIMEOUT;
     loop {
         let found = ask().await;
@@ -251,7 +250,7 @@ async fn as_soon_as<T: Debug>(ask: impl AsyncFn() -> Vec<T>, condition: impl Fn(
     }
 }
 
-/// Both servers for one test alone. However it ends, the next one finds them running.
+/// Exclusive use of both servers. When it is dropped, they are running again for the next test.
 pub(crate) struct Alone {
     /// Where the test takes place.
     pub(crate) place: Place,
