@@ -23,7 +23,7 @@ if ! cargo deny --version >/dev/null 2>&1; then
     cargo install cargo-deny --locked
 fi
 # The check for advisories needs GitHub: `cargo deny check advisories` where it can be reached.
-cargo deny check bans licenses sources
+cargo deny --workspace check bans licenses sources
 
 step "The contract, against the running binary"
 # Alone on the machine: a slow answer counts as a breach.
