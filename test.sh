@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs every check there is: format, lints, all tests (also those on a real MySQL and RabbitMQ, which it gets by
-# itself), documentation links, dependencies, and the contract and clients generated from it against the running binary.
+# Runs every check: format, lints, documentation links, dependencies, the contract and clients generated from it against the
+# running binary, and all tests, also those on a real MySQL and RabbitMQ. It installs what it needs.
 #
-# For a quick answer while you work, `cargo test` alone runs what needs no server.
+# For a quick answer while you work, `cargo test` runs what needs no server.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -30,8 +30,7 @@ step "The contract, against the running binary"
 cargo test --workspace --locked --test it schemathesis -- --ignored --nocapture
 
 step "Generated clients, against the running binary"
-cargo build --workspace --locked --bin antre
-scripts/clients.sh target/debug/antre
+scripts/clients.sh target/debug/antre # built by the step before
 
 step "Tests, with servers"
 scripts/build-test-images.sh

@@ -165,7 +165,7 @@ impl Servers {
     /// From the broker's first frame, whose properties hold `version` as a long string (AMQP 0-9-1, `connection.start`).
     pub(crate) fn rabbitmq_version(&self) -> Option<String> {
         const KEY: &[u8] = b"\x07versionS";
-        let url = Url::parse(&self.amqp_url()).ok()?;
+        let url = Url::parse(self.amqp_url()).ok()?;
         let address = (url.host_str()?, url.port().unwrap_or(5672)).to_socket_addrs().ok()?.next()?;
         let mut broker = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
         broker.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
