@@ -35,5 +35,7 @@ USER 10001:10001
 # Its argument decides who may reach the published port.
 ENV LISTEN_ADDR=0.0.0.0:3000
 EXPOSE 3000
+# Asks at LISTEN_ADDR. A worker listens because the variable above is set.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["antre", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["antre"]

@@ -51,9 +51,8 @@ pub enum AppError {
     Start(String),
 }
 
-/// Runs the role that the settings name until `stop`.
-pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AppError> {
-    let role = settings.role.unwrap_or_default();
+/// Runs a role until `stop`.
+pub async fn run(settings: Settings, role: Role, stop: CancellationToken) -> Result<(), AppError> {
     if let Role::Migrate { status } = role {
         return if status { migration_status(&settings).await } else { migrate(&settings).await };
     }

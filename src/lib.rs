@@ -16,7 +16,8 @@
 //! [`service::catalog`] is for products and their stock.
 //!
 //! [`lane_watch`] ensures that processes with different lanes serve each other. [`app`] wires a process together as its
-//! [`settings`] say. `ARCHITECTURE.md` explains the same at length, and `docs/glossary.md` lists the words.
+//! [`settings`] say, and [`tools`] has the tools for the operator. `ARCHITECTURE.md` explains the same at length, and
+//! `docs/glossary.md` lists the words.
 
 pub mod domain;
 pub mod http;
@@ -33,3 +34,4 @@ pub mod server_url;
 pub mod dotenv;
 pub mod app;
 pub mod telemetry;
+pub mod tools;

@@ -6,10 +6,10 @@ use antre::{
     app::{self, AppError},
     dotenv::DotEnv,
     server_url,
-    settings::Settings,
+    settings::{Command, Role, Settings, tools::Tool},
     telemetry,
+    tools::{self, Finding, ToolError},
 };
-use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Ok(dotenv) => dotenv,
         Err(error) => return fail(&error.to_string(), USAGE_ERROR),
     };
-    let settings = match Settings::try_parse() {
+    let settings = match Settings::of_process() {
         Ok(settings) => settings,
         Err(error) => return report_usage_error(&error),
     };
@@ -40,12 +40,32 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}"), 1),
     };
-    let result = runtime.block_on(async { app::run(settings, signals()?).await });
+    let code = runtime.block_on(async {
+        match settings.command.clone() {
+            Some(Command::Tool(tool)) => run_tool(settings, tool).await,
+            Some(Command::Role(role)) => run_role(settings, role).await,
+            None => run_role(settings, Role::default()).await,
+        }
+    });
     // Do not wait for tasks that still run: a stop is bounded.
     runtime.shutdown_background();
-    match result {
+    code
+}
+
+async fn run_role(settings: Settings, role: Role) -> ExitCode {
+    let result = async { app::run(settings, role, signals()?).await };
+    match result.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ AppError::Usage(_)) => fail(&error.to_string(), USAGE_ERROR),
+        Err(error) => fail(&error.to_string(), 1),
+    }
+}
+
+async fn run_tool(settings: Settings, tool: Tool) -> ExitCode {
+    match tools::run(&settings, tool).await {
+        Ok(Finding::None) => ExitCode::SUCCESS,
+        Ok(Finding::Some) => ExitCode::FAILURE,
+        Err(error @ ToolError::Usage(_)) => fail(&error.to_string(), USAGE_ERROR),
         Err(error) => fail(&error.to_string(), 1),
     }
 }

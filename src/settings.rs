@@ -1,9 +1,12 @@
 //! Settings: flags override the environment, which overrides `.env`.
 
+pub mod tools;
+
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use self::tools::Tool;
 use crate::{
     domain::lane_set::LaneMode,
     http::{PublicUrl, TrustedProxies},
@@ -16,7 +19,7 @@ use crate::{
 #[command(name = "antre", version, about, max_term_width = 100)]
 pub struct Settings {
     #[command(subcommand)]
-    pub role: Option<Role>,
+    pub command: Option<Command>,
     #[command(flatten)]
     pub backends: BackendSettings,
     #[command(flatten)]
@@ -25,6 +28,46 @@ pub struct Settings {
     pub orders: OrderSettings,
     #[command(flatten)]
     pub log: LogSettings,
+}
+
+/// What to run.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// A role.
+    #[command(flatten)]
+    Role(Role),
+    /// A tool for the operator.
+    #[command(flatten)]
+    Tool(Tool),
+}
+
+impl Settings {
+    /// Flags and environment of this process.
+    pub fn of_process() -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&Self::command_line().try_get_matches()?)
+    }
+
+    /// The command line as clap knows it. All settings are global, so that one `.env` serves every command; the help of a
+    /// tool shows those that it reads.
+    pub fn command_line() -> clap::Command {
+        let mut command = <Self as CommandFactory>::command();
+        command.build(); // global arguments reach the subcommands here
+        for (tool, settings) in Tool::SETTINGS {
+            command = command.mut_subcommand(tool, |tool| hide_settings_except(settings, tool));
+        }
+        command
+    }
+}
+
+fn hide_settings_except(settings: &[&str], command: clap::Command) -> clap::Command {
+    let nested: Vec<_> = command.get_subcommands().map(|one| one.get_name().to_owned()).collect();
+    let command = command.mut_args(|argument| {
+        let is_hidden = argument.is_global_set() && !settings.contains(&argument.get_id().as_str());
+        if is_hidden { argument.hide(true) } else { argument }
+    });
+    nested.into_iter().filter(|name| name != "help").fold(command, |command, name| {
+        command.mut_subcommand(name, |nested| hide_settings_except(settings, nested))
+    })
 }
 
 /// What a process does.

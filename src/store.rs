@@ -5,7 +5,9 @@
 //! `tests/it/ports/store_contract.rs` is the suite that all must pass. The transaction of these two is written once, in
 //! `transaction`; each brings the statements.
 
+pub mod audit;
 mod error;
+pub mod inspection;
 mod lane_sets;
 mod lists;
 pub mod memory;

@@ -12,7 +12,9 @@
 
 mod connection;
 mod consumer;
+pub mod dead_letters;
 mod declarer;
+pub mod inspection;
 mod lane_buffer;
 mod lane_publisher;
 mod opener;

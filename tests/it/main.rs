@@ -31,6 +31,7 @@ mod processes {
     mod compose;
     mod faults;
     mod secrets;
+    mod tools;
 }
 
 mod layers;

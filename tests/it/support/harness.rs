@@ -148,6 +148,11 @@ impl App {
         self.directory.path().join(name)
     }
 
+    /// Its settings, besides where it listens.
+    pub(crate) fn settings(&self) -> &[(String, String)] {
+        &self.settings
+    }
+
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.process.log()

@@ -1,0 +1,97 @@
+//! The tools for the operator, as the command line names them. [`crate::tools`] runs them.
+
+use clap::{Args, Subcommand};
+
+/// A tool: it answers a question or does one thing, and ends.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Tool {
+    /// Compare each inventory with its orders; exit with 1 on a difference
+    ///
+    /// Reads only, in small consistent steps, and locks nothing: safe while a sale runs. Needs DATABASE_URL.
+    Audit(Output),
+    /// Check settings, database and broker; exit with 1 if antre cannot run or would lose data
+    ///
+    /// One line for each thing that it looked at: ok, warn or fail, and what to do. Changes nothing.
+    Check(Output),
+    /// Ask a running antre whether it is ready; exit with 1 if it is not
+    ///
+    /// For containers without a shell. Asks where LISTEN_ADDR says, unless --url says otherwise.
+    Healthcheck(HealthCheck),
+    /// List, show, requeue or drop the dead letters of RabbitMQ
+    ///
+    /// Dead letters are messages of a lane that could not be read or decided, or that waited for an hour. They stay in the
+    /// queue `orders.dead` until a person requeues or drops them.
+    #[command(subcommand)]
+    Dead(Dead),
+}
+
+/// What to do with dead letters.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Dead {
+    /// List them, the oldest first; exit with 1 if there are any
+    List(DeadList),
+    /// Show one with its payload
+    Show {
+        /// Its id, as `antre dead list` shows it, or the id of an order in it
+        #[arg(value_name = "ID")]
+        id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Put them at the end of their lanes again, in the order in which they died
+    ///
+    /// Of one lane, none overtakes another: where one cannot be queued, those behind it stay. Nobody is sent the verdicts, which
+    /// are stored.
+    Requeue(DeadSelection),
+    /// Delete them for ever
+    Drop(DeadSelection),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DeadList {
+    /// How many at most
+    #[arg(long, value_name = "NUMBER", default_value_t = 1_000)]
+    pub limit: u32,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Some dead letters.
+#[derive(Args, Clone, Debug)]
+pub struct DeadSelection {
+    /// Their ids, as `antre dead list` shows them, or ids of orders in them
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    pub ids: Vec<String>,
+    /// All that there are when it begins
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct HealthCheck {
+    /// What to ask, for example `http://127.0.0.1:3000/health/live` [default: /health/ready at LISTEN_ADDR]
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How a tool prints what it found.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Output {
+    /// Print JSON for programs instead of text for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Tool {
+    /// Which settings each tool reads, by the ids of their arguments. `--help` of the tool shows only these.
+    pub const SETTINGS: [(&str, &[&str]); 4] = [
+        ("audit", &["database_url"]),
+        ("check", &["database_url", "amqp_url", "queue_prefix", "lanes", "order_timeout", "reservation_ttl"]),
+        ("healthcheck", &["listen_addr"]),
+        ("dead", &["database_url", "amqp_url", "queue_prefix", "lanes"]),
+    ];
+}

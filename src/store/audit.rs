@@ -1,0 +1,183 @@
+//! Reads for an audit: what the inventories say, and what the stored orders say. Safe while a sale runs: nothing is written
+//! or locked, each step reads in a snapshot of its own, and a step is bounded.
+//!
+//! Two adapters, [`mysql`] and [`sqlite`], each on one connection of its own.
+
+pub mod mysql;
+pub mod sqlite;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::error::StoreError;
+
+/// How many orders one statement reads at most. A product with more of them is read in several statements of one snapshot.
+pub(super) const ORDERS_PER_STATEMENT: i64 = 20_000;
+
+/// A database that can be audited.
+#[async_trait]
+pub trait Audit: Send {
+    /// Up to `limit` products behind `after` in id order, each with its inventory and its orders, all in one snapshot. Orders
+    /// whose product does not exist are counted as well: with the product behind them.
+    async fn books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, StoreError>;
+
+    /// Up to `limit` idempotency keys behind `after`, in one statement.
+    async fn keys(&mut self, after: Option<&str>, limit: u32) -> Result<Links<String>, StoreError>;
+
+    /// Up to `limit` aliases behind `after`, in one statement.
+    async fn aliases(&mut self, after: Option<Uuid>, limit: u32) -> Result<Links<Uuid>, StoreError>;
+}
+
+/// Some products, and where the next page begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BookPage {
+    /// In id order.
+    pub books: Vec<Book>,
+    /// The last product of this page. `None`: there is no further page.
+    pub next: Option<i64>,
+}
+
+/// What the database says of one product, in one snapshot. Plain numbers: they may be anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Book {
+    pub product_id: i64,
+    /// Whether there is a row in `products`.
+    pub is_product: bool,
+    /// `None`: there is no row in `inventories`.
+    pub inventory: Option<StockColumns>,
+    pub orders: OrderSums,
+}
+
+/// The columns of a row of `inventories`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StockColumns {
+    pub stored: i64,
+    pub available: i64,
+    pub reserved: i64,
+}
+
+/// The orders of one product, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OrderSums {
+    /// How many there are, of any status.
+    pub count: i64,
+    /// How many of them are reserved.
+    pub reserved_count: i64,
+    /// The pieces of the reserved ones.
+    pub reserved_pieces: i64,
+    /// How many have columns that this program cannot read as an order.
+    pub invalid: i64,
+}
+
+impl OrderSums {
+    fn add(&mut self, more: Self) {
+        self.count += more.count;
+        self.reserved_count += more.reserved_count;
+        self.reserved_pieces += more.reserved_pieces;
+        self.invalid += more.invalid;
+    }
+}
+
+/// Some idempotency keys or aliases, and those of them whose order is not stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links<Id> {
+    /// How many were examined.
+    pub examined: u64,
+    /// Those without an order, with the order that they name.
+    pub broken: Vec<(Id, Uuid)>,
+    /// The last one examined. `None`: there is no further page.
+    pub next: Option<Id>,
+}
+
+/// A row of `products` and its inventory: id, stored, available, reserved.
+type ProductRow = (i64, Option<i64>, Option<i64>, Option<i64>);
+/// Orders of one product, out of a bounded range: product, the four [`OrderSums`], the last id.
+type SumRow = (i64, i64, i64, i64, i64, Uuid);
+/// A key or an alias, the order that it names, and whether that is stored.
+type LinkRow<Id> = (Id, Uuid, bool);
+
+/// The range of orders that belongs to a page of products, and how far it was read.
+struct OrderRange {
+    product_id: i64,
+    id: Uuid,
+    /// The last product of the range.
+    to: i64,
+}
+
+impl OrderRange {
+    /// All orders of the products behind `after`, up to `to`.
+    fn new(after: Option<i64>, to: i64) -> Self {
+        Self { product_id: after.unwrap_or(i64::MIN), id: Uuid::max(), to }
+    }
+}
+
+/// Brings the rows of products and the sums of their orders together.
+struct Books {
+    books: Vec<Book>,
+    next: Option<i64>,
+}
+
+impl Books {
+    fn new(products: Vec<ProductRow>, limit: u32) -> Self {
+        let is_full = products.len() >= limit as usize;
+        let next = products.last().map(|(id, ..)| *id).filter(|_| is_full);
+        let book = |(product_id, stored, available, reserved): ProductRow| Book {
+            product_id,
+            is_product: true,
+            inventory: stored
+                .zip(available)
+                .zip(reserved)
+                .map(|((stored, available), reserved)| StockColumns { stored, available, reserved }),
+            orders: OrderSums::default(),
+        };
+        Self { books: products.into_iter().map(book).collect(), next }
+    }
+
+    /// The last page also has all orders behind it.
+    fn to(&self) -> i64 {
+        self.next.unwrap_or(i64::MAX)
+    }
+
+    /// Adds what one statement found. Returns whether there may be more in the range.
+    fn add(&mut self, rows: Vec<SumRow>, range: &mut OrderRange) -> bool {
+        let mut examined = 0;
+        for (product_id, count, reserved_count, reserved_pieces, invalid, last) in rows {
+            examined += count;
+            (range.product_id, range.id) = (product_id, last);
+            let more = OrderSums { count, reserved_count, reserved_pieces, invalid };
+            match self.books.binary_search_by_key(&product_id, |book| book.product_id) {
+                Ok(at) => self.books[at].orders.add(more),
+                Err(at) => self.books.insert(at, Book { product_id, orders: more, ..Book::default() }),
+            }
+        }
+        examined >= ORDERS_PER_STATEMENT
+    }
+
+    fn page(self) -> BookPage {
+        BookPage { books: self.books, next: self.next }
+    }
+}
+
+fn links<Id: Clone>(rows: Vec<LinkRow<Id>>, limit: u32) -> Links<Id> {
+    let is_full = rows.len() >= limit as usize;
+    let next = rows.last().map(|(id, ..)| id.clone()).filter(|_| is_full);
+    let examined = rows.len() as u64;
+    let broken = rows.into_iter().filter(|(.., stored)| !stored).map(|(id, order, _)| (id, order)).collect();
+    Links { examined, broken, next }
+}
+
+/// The four numbers of [`OrderSums`] of some rows of `orders`, as both databases read them.
+macro_rules! sums {
+    () => {
+        "COUNT(*),
+         CAST(COALESCE(SUM(status = 'reserved'), 0) AS SIGNED),
+         CAST(COALESCE(SUM(CASE WHEN status = 'reserved' THEN total ELSE 0 END), 0) AS SIGNED),
+         CAST(COALESCE(SUM(
+             total < 1 OR total > 2147483647
+             OR status NOT IN ('reserved', 'paid', 'cancelled', 'expired', 'rejected')
+             OR (status = 'rejected') <> (expires_at IS NULL)
+             OR (status <> 'rejected' AND rejected_available IS NOT NULL)
+         ), 0) AS SIGNED)"
+    };
+}
+use sums;

@@ -1,0 +1,108 @@
+//! The audit on MySQL.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::{Connection, Executor, MySqlConnection};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{Audit, BookPage, Books, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, SumRow, links, sums};
+use crate::store::{error::StoreError, mysql_url::connect_options, open_error::OpenError, rows::Text};
+
+/// How long a step may take: far more than one takes, so that only a server that stands still exceeds it.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// One connection, on which all steps follow each other.
+pub struct MySqlAudit(MySqlConnection);
+
+impl MySqlAudit {
+    /// Connects to the database of a `mysql://` URL. Changes nothing there.
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
+        let mut connection = MySqlConnection::connect_with(&connect_options(url)?).await?;
+        // A table that somebody changes is not waited for: the statement of that somebody would hold up the sale behind it.
+        connection.execute("SET SESSION lock_wait_timeout = 5, max_execution_time = 30000").await?;
+        connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+        Ok(Self(connection))
+    }
+
+    async fn snapshot_of_books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, sqlx::Error> {
+        self.0.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY").await?;
+        let products = sqlx::query_as(
+            "SELECT id, stored_stock, available_stock, reserved_stock
+             FROM products LEFT JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?",
+        )
+        .bind(after.unwrap_or(i64::MIN))
+        .bind(limit);
+        let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
+        let mut range = OrderRange::new(after, books.to());
+        loop {
+            let rows = sqlx::query_as(SUMS)
+                .bind(range.product_id)
+                .bind(range.id)
+                .bind(range.product_id)
+                .bind(range.to)
+                .bind(ORDERS_PER_STATEMENT);
+            let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
+            if !books.add(rows, &mut range) {
+                break;
+            }
+        }
+        self.0.execute("COMMIT").await?;
+        Ok(books.page())
+    }
+}
+
+/// Two ranges of the index, read in its order.
+const SUMS: &str = concat!(
+    "SELECT product_id, ",
+    sums!(),
+    ", MAX(id)
+     FROM (
+         SELECT product_id, id, total, status, expires_at, rejected_available
+         FROM orders FORCE INDEX (orders_of_product)
+         WHERE (product_id = ? AND id > ?) OR (product_id > ? AND product_id <= ?)
+         ORDER BY product_id, id LIMIT ?
+     ) AS step
+     GROUP BY product_id ORDER BY product_id"
+);
+
+#[async_trait]
+impl Audit for MySqlAudit {
+    async fn books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, StoreError> {
+        in_time(self.snapshot_of_books(after, limit)).await
+    }
+
+    async fn keys(&mut self, after: Option<&str>, limit: u32) -> Result<Links<String>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT idempotency_key, order_id, orders.id IS NOT NULL
+             FROM (
+                 SELECT idempotency_key, order_id FROM idempotency_keys
+                 WHERE idempotency_key > ? ORDER BY idempotency_key LIMIT ?
+             ) AS step
+             LEFT JOIN orders ON orders.id = order_id ORDER BY idempotency_key",
+        )
+        .bind(after.unwrap_or(""))
+        .bind(limit);
+        let rows: Vec<LinkRow<Text>> = in_time(rows.fetch_all(&mut self.0)).await?;
+        let rows = rows.into_iter().map(|(Text(key), order, stored)| (key, order, stored)).collect();
+        Ok(links(rows, limit))
+    }
+
+    async fn aliases(&mut self, after: Option<Uuid>, limit: u32) -> Result<Links<Uuid>, StoreError> {
+        let rows = sqlx::query_as(
+            "SELECT step.id, order_id, orders.id IS NOT NULL
+             FROM (SELECT id, order_id FROM order_aliases WHERE id > ? ORDER BY id LIMIT ?) AS step
+             LEFT JOIN orders ON orders.id = order_id ORDER BY step.id",
+        )
+        .bind(after.unwrap_or_default())
+        .bind(limit);
+        let rows: Vec<LinkRow<Uuid>> = in_time(rows.fetch_all(&mut self.0)).await?;
+        Ok(links(rows, limit))
+    }
+}
+
+async fn in_time<T>(step: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    let silent = || StoreError::Unavailable(format!("the database is silent for {STEP_LIMIT:?} now"));
+    Ok(timeout(STEP_LIMIT, step).await.map_err(|_| silent())??)
+}

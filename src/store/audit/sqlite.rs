@@ -1,0 +1,102 @@
+//! The audit on an SQLite file.
+
+use std::{str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{ConnectOptions, Executor, SqliteConnection, sqlite::SqliteConnectOptions};
+use uuid::Uuid;
+
+use super::{Audit, BookPage, Books, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, SumRow, links, sums};
+use crate::store::{error::StoreError, open_error::OpenError};
+
+/// How long it waits for another process that keeps the whole file locked, which only recovery after a crash does.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One connection, on which all steps follow each other.
+pub struct SqliteAudit(SqliteConnection);
+
+impl SqliteAudit {
+    /// Opens the file of a `sqlite://` URL, which must exist. Changes nothing there.
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
+        let options = SqliteConnectOptions::from_str(url)?
+            .read_only(true)
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
+        Ok(Self(options.connect().await?))
+    }
+
+    async fn snapshot_of_books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, sqlx::Error> {
+        // The snapshot is that of the first read, and writers go on beside it.
+        self.0.execute("BEGIN").await?;
+        let products = sqlx::query_as(
+            "SELECT id, stored_stock, available_stock, reserved_stock
+             FROM products LEFT JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?",
+        )
+        .bind(after.unwrap_or(i64::MIN))
+        .bind(limit);
+        let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
+        let mut range = OrderRange::new(after, books.to());
+        loop {
+            let rows = sqlx::query_as(SUMS)
+                .bind(range.product_id)
+                .bind(range.id)
+                .bind(range.to)
+                .bind(ORDERS_PER_STATEMENT);
+            let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
+            if !books.add(rows, &mut range) {
+                break;
+            }
+        }
+        self.0.execute("COMMIT").await?;
+        Ok(books.page())
+    }
+}
+
+const SUMS: &str = concat!(
+    "SELECT product_id, ",
+    sums!(),
+    ", MAX(id)
+     FROM (
+         SELECT product_id, id, total, status, expires_at, rejected_available
+         FROM orders INDEXED BY orders_of_product
+         WHERE (product_id, id) > (?, ?) AND product_id <= ?
+         ORDER BY product_id, id LIMIT ?
+     )
+     GROUP BY product_id ORDER BY product_id"
+);
+
+#[async_trait]
+impl Audit for SqliteAudit {
+    async fn books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, StoreError> {
+        Ok(self.snapshot_of_books(after, limit).await?)
+    }
+
+    async fn keys(&mut self, after: Option<&str>, limit: u32) -> Result<Links<String>, StoreError> {
+        let rows: Vec<LinkRow<String>> = sqlx::query_as(
+            "SELECT idempotency_key, order_id, orders.id IS NOT NULL
+             FROM (
+                 SELECT idempotency_key, order_id FROM idempotency_keys
+                 WHERE idempotency_key > ? ORDER BY idempotency_key LIMIT ?
+             )
+             LEFT JOIN orders ON orders.id = order_id ORDER BY idempotency_key",
+        )
+        .bind(after.unwrap_or(""))
+        .bind(limit)
+        .fetch_all(&mut self.0)
+        .await?;
+        Ok(links(rows, limit))
+    }
+
+    async fn aliases(&mut self, after: Option<Uuid>, limit: u32) -> Result<Links<Uuid>, StoreError> {
+        let rows: Vec<LinkRow<Uuid>> = sqlx::query_as(
+            "SELECT step.id, order_id, orders.id IS NOT NULL
+             FROM (SELECT id, order_id FROM order_aliases WHERE id > ? ORDER BY id LIMIT ?) AS step
+             LEFT JOIN orders ON orders.id = order_id ORDER BY step.id",
+        )
+        .bind(after.unwrap_or_default())
+        .bind(limit)
+        .fetch_all(&mut self.0)
+        .await?;
+        Ok(links(rows, limit))
+    }
+}

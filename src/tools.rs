@@ -1,0 +1,24 @@
+//! Tools for the operator: each answers a question or does one thing, and ends. They exit with 0, with 1 when they found
+//! something or could not do it, and with 2 when the command line is wrong.
+
+mod audit;
+mod check;
+mod database;
+mod dead;
+mod healthcheck;
+mod outcome;
+mod output;
+
+use crate::settings::{Settings, tools::Tool};
+
+pub use outcome::{Finding, ToolError};
+
+/// Runs a tool to its end.
+pub async fn run(settings: &Settings, tool: Tool) -> Result<Finding, ToolError> {
+    match tool {
+        Tool::Audit(output) => audit::run(settings, output).await,
+        Tool::Check(output) => check::run(settings, output).await,
+        Tool::Dead(what) => dead::run(settings, what).await,
+        Tool::Healthcheck(arguments) => healthcheck::run(settings, arguments).await,
+    }
+}

@@ -1,0 +1,26 @@
+//! What tools ask of a database before they use its tables.
+
+use crate::{
+    settings::Database,
+    store::{Usable, mysql::MySqlStore, sqlite::SqliteStore},
+};
+
+/// An error that says what to do, unless this program may use the tables as they are. Changes nothing.
+pub(super) async fn must_have_tables(database: &Database) -> Result<(), String> {
+    let schema = match database {
+        Database::Sqlite(url) => SqliteStore::schema(url).await,
+        Database::MySql(url) => MySqlStore::schema(url).await,
+    };
+    let schema = schema.map_err(|error| {
+        format!("{error}. Check that the database can be reached, and DATABASE_URL (--database-url)")
+    })?;
+    match schema.usable() {
+        Usable::Now => Ok(()),
+        Usable::AfterMigration => {
+            Err("its tables are missing or not up to date. Check that DATABASE_URL (--database-url) names the right \
+                 database, or run antre migrate"
+                .to_owned())
+        }
+        Usable::Never(why) => Err(why),
+    }
+}
