@@ -548,7 +548,7 @@ async fn methods_that_nobody_knows(pair: Pair) {
     target.is_unharmed("methods").await;
 }
 
-/// What the HTTP library refuses by itself, before our code sees it: a 4xx without an envelope, or no answer.
+/// What the HTTP library refuses before our code sees it: a 4xx without an envelope, or no answer.
 async fn what_is_not_http(pair: Pair) {
     let target = Target::start(pair).await;
     let order = json!({"product_id": target.product, "total": 1}).to_string();

@@ -208,7 +208,7 @@ impl Document {
         value
     }
 
-    /// Draft 4, because OpenAPI 3.0's schemas descend from it: `1.0` is no integer, and nothing beside a `$ref`
+    /// Draft 4, because OpenAPI 3.0's schemas descend from it: `1.0` is no integer, and nothing next to a `$ref`
     /// counts. The components go in with the schema, so that its references find them.
     fn validator(&self, schema: &Value) -> Validator {
         let mut schema = schema.clone();
@@ -219,7 +219,7 @@ impl Document {
             .should_validate_formats(true)
             .should_ignore_unknown_formats(false)
             .with_format("uuid", |text: &str| text.parse::<Hyphenated>().is_ok())
-            // Their ranges stand beside them as minimum and maximum.
+            // Their ranges are given as minimum and maximum.
             .with_format("int32", |_: &str| true)
             .with_format("int64", |_: &str| true)
             .build(&schema)
@@ -489,7 +489,7 @@ mod tests {
         check("GET", "/api/orders", 200, &headers, &list(json!([order("paid")]), json!(ORDER_ID)));
     }
 
-    /// Requests, answers, parameters, headers and schemas: whoever copies an example must get a valid one.
+    /// Requests, answers, parameters, headers and schemas: a client that copies an example must get a valid one.
     #[test]
     fn every_example_fits_its_schema() {
         let document = Document::load();
@@ -527,7 +527,7 @@ mod tests {
         pointer: &str,
         visit: &mut impl FnMut(&str, &Value, &Value),
     ) {
-        // Media types, parameters and headers have their schema beside the example; a schema has its own.
+        // Media types, parameters and headers have their schema next to the example; a schema has its own.
         let schema = value.get("schema").or_else(|| value.get("type").is_some().then_some(value));
         if let Some(schema) = schema {
             if let Some(example) = value.get("example") {

@@ -101,7 +101,7 @@ async fn a_request_has_one_host() {
     assert_eq!((wire.read().await.unwrap().0, wire.read().await.unwrap().0), (400, 200));
 }
 
-/// Whoever takes too long is told so, where something can still be told, and closed.
+/// A client that takes too long gets an answer, if one can still be sent, and its connection is closed.
 #[tokio::test]
 async fn slow_clients_are_closed_in_time() {
     let app = App::start(Pair::Embedded).await;

@@ -172,7 +172,7 @@ async fn never_a_partial_fill(pair: Pair) {
     refused(3, 2).await;
     assert_eq!(app.order(product, 2).await.status, 201);
     refused(1, 0).await;
-    // An order that was answered with a refusal is not on record.
+    // An order that was answered with a rejection is not stored.
     assert_eq!(app.all("/api/orders").await.len(), 2);
 
     // The largest order there can be takes the largest stock there can be.
@@ -379,7 +379,7 @@ async fn an_order_without_a_verdict_in_time_is_pending() {
     let first = app.verdict(first.header("location")).await;
     let second = app.verdict(second.header("location")).await;
     assert_eq!((&first["status"], &first["total"]), (&json!("reserved"), &json!(3)));
-    // Nobody was there to be told: a refusal stays on record.
+    // No client was there to be answered: the rejection is stored.
     assert_eq!((&second["status"], &second["expires_at"]), (&json!("rejected"), &Value::Null));
     assert_eq!((&second["reason"], &second["available_stock"]), (&json!("insufficient_stock"), &json!(2)));
     assert_eq!(app.all("/api/orders").await, [first.clone(), second.clone()]);

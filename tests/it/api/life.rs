@@ -540,7 +540,7 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
     for key in ["kept", "never-used"] {
         assert_eq!(order(key, other + 1, 1).await.reason(), "product_not_found");
     }
-    // Who asks again without waiting hears what is known as well.
+    // A client that asks again without waiting gets what is known as well.
     let not_to_wait = async |key: &str, total: u64, prefer: &str| {
         app.order_with(product, total, &[("Idempotency-Key", key), ("Prefer", prefer)]).await
     };
@@ -573,8 +573,8 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
     assert_eq!(app.all("/api/orders").await.len(), 5);
 }
 
-/// Nothing is left, but somebody in line gives a piece back, and behind him stands an order with a key. Who asks for that
-/// order again is not refused meanwhile.
+/// Nothing is left, but a queued cancellation gives a piece back, and an order with a key is queued behind it. A client that
+/// sends that order again is not refused in the meantime.
 async fn a_key_waits_its_turn_though_nothing_is_left(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 1).await;
@@ -589,7 +589,7 @@ async fn a_key_waits_its_turn_though_nothing_is_left(pair: Pair) {
         let app = (*app).clone();
         async move { app.order_with(product, 1, &[("Idempotency-Key", "a-key")]).await }
     });
-    // A round trip later it stands in line as well, or was refused.
+    // A round trip later it is queued as well, or was refused.
     assert_eq!(app.order_with(product, 1, &left).await.status, 202);
     hold.end().await;
     let again = again.await.unwrap();
@@ -776,7 +776,7 @@ async fn who_does_not_wait_finds_the_verdict(pair: Pair) {
         assert_eq!(app.order_with(product, 1, &[("Prefer", "respond-async")]).await.status, 400);
     }
     keyed("another-key").await;
-    // What is wrong for sure is said at once.
+    // What is certainly wrong is answered at once.
     let answer = app.order_with(product + 1, 1, &[("Prefer", "respond-async")]).await;
     assert_eq!((answer.status, answer.reason()), (404, "product_not_found"));
     assert_eq!(app.all("/api/orders?status=rejected").await.len(), stored + 1);
@@ -806,7 +806,7 @@ async fn a_client_may_wait_less_but_not_longer(pair: Pair) {
     app.lane_served(product).await;
     assert_eq!(app.reservations(product).await.reserved, 7);
 
-    // Nobody decides: the longer the client waits, the later it hears of it.
+    // Nobody decides: the longer the client waits, the later it gets its answer.
     let hold = app.hold_decisions().await;
     for (prefer, applied, seconds) in [
         ("wait=0", "wait=0", 0..1),
@@ -847,7 +847,7 @@ async fn a_move_without_a_verdict_in_time_is_made_all_the_same(pair: Pair) {
         &cancelled,
         Some("wait=0"),
     );
-    // The first in line decides, whatever comes behind it.
+    // The first in the lane decides, whatever comes behind it.
     is_in_line(&app.change(&paid, "cancellation", &not_to_wait).await, &paid, Some("respond-async"));
     let asked = Instant::now();
     is_in_line(&app.pay(&late).await, &late, None);
@@ -913,7 +913,7 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
 }
 
 async fn an_error_tells_as_well_which_preferences_counted(pair: Pair) {
-    // Not whole seconds: what is granted is told rounded up.
+    // Not whole seconds: the answer rounds up what is granted.
     let app = App::start_with(pair, &[("ORDER_TIMEOUT", "2500ms")]).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let [paid, cancelled] = [reserved(&app, product, 1).await, reserved(&app, product, 1).await];

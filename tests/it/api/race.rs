@@ -1,4 +1,4 @@
-//! Thousands of buyers at once: never oversold, and nobody is told anything but the truth.
+//! Thousands of buyers at once: never oversold, and every answer is true.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ pub(crate) async fn race_for_two_products(apis: &[&Client]) {
         app.create_stocked("Kaos Polos", STOCKS[0]).await,
         app.create_stocked("Kaos Garis", STOCKS[1]).await,
     ];
-    // The products alternate, and the totals go round beside them: each product sees 1, 2 and 3.
+    // The products alternate, and the totals vary with them: each product sees 1, 2 and 3.
     let orders: Vec<_> = (0..4_000).map(|n| (products[n % 2], 1 + n as u64 % 3)).collect();
     let answers = rush(apis, &orders).await;
 

@@ -1,4 +1,4 @@
-//! Kills and stops under load: what was answered 201 is on record, and the books balance.
+//! Kills and stops under load: what was answered 201 is stored, and the books balance.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -89,8 +89,8 @@ impl Rush {
     }
 }
 
-/// The moments are told by what buyers have seen, from the first answer to long after the stock ran out. What a
-/// buyer was not told may be on record or not; what he was told is.
+/// The moments depend on what buyers have seen, from the first answer to long after the stock ran out. An order that was
+/// not answered may be stored or not; an order that was answered is.
 async fn killed_under_load_again_and_again(pair: Pair) {
     const SCARCE: u64 = 1_000;
     const PLENTY: u64 = 1_000_000;
@@ -143,7 +143,7 @@ async fn killed_under_load_again_and_again(pair: Pair) {
     }
 }
 
-/// A request that the program took gets its answer. So after a stop, what is on record is what buyers were told,
+/// A request that the program took gets its answer. So after a stop, what is stored is what was answered,
 /// no more and no less.
 async fn stopped_under_load(pair: Pair) {
     const STOCK: u64 = 1_000_000;
@@ -241,7 +241,7 @@ async fn idle_connections_do_not_hold_up_the_end() {
 }
 
 /// The database does not answer, and the buyers keep coming: when the lane is full they are sent away at once,
-/// and only those who did get in line are served later.
+/// and only the orders that were queued are served later.
 #[tokio::test]
 async fn a_full_lane_says_so_at_once() {
     const CAPACITY: usize = 10_000;
@@ -297,8 +297,7 @@ async fn a_database_that_stays_away_does_not_hold_up_the_end() {
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
 }
 
-/// Whoever asks for something to be read hears in time that the database does not answer, also while the reads of others
-/// are under way.
+/// A client that reads learns in time that the database does not answer, also while the reads of others are under way.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
 async fn a_read_without_an_answer_ends() {

@@ -69,7 +69,7 @@ fn no_schema_is_one_of_several() {
     assert_eq!(offenders(|_, schema| kinds.iter().any(|kind| schema.get(kind).is_some())), NONE);
 }
 
-/// Nothing beside a `$ref` counts in OpenAPI 3.0, and generators disagree about what they do with it.
+/// Nothing next to a `$ref` counts in OpenAPI 3.0, and generators disagree about what they do with it.
 #[test]
 fn a_reference_stands_alone() {
     assert_eq!(
@@ -115,7 +115,7 @@ fn all_answers_of_a_call_have_one_type_and_all_errors_have_one() {
     }
 }
 
-/// Requests are strict, so that a typing error is told; answers are open, so that an older client takes a newer answer.
+/// Requests are strict, so that a typing error is reported; answers are open, so that an older client takes a newer answer.
 #[test]
 fn requests_are_closed_and_answers_are_open() {
     let document = contract();
