@@ -35,3 +35,4 @@ mod processes {
 }
 
 mod layers;
+mod readme;
