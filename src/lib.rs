@@ -18,6 +18,8 @@
 //! [`lane_watch`] ensures that processes with different lanes serve each other. [`app`] wires a process together as its
 //! [`settings`] say, and [`tools`] has the tools for the operator. `ARCHITECTURE.md` explains the same at length, and
 //! `docs/glossary.md` lists the words.
+//!
+//! [`rehearse`] plays a flash sale against a running antre, over its REST API only.
 
 pub mod domain;
 pub mod http;
@@ -29,6 +31,7 @@ pub mod lane_watch;
 pub mod supervise;
 pub mod backoff;
 pub mod clock;
+pub mod rehearse;
 pub mod settings;
 pub mod server_url;
 pub mod dotenv;

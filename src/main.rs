@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use antre::{
     app::{self, AppError},
     dotenv::DotEnv,
+    rehearse::{self, Ended, RehearseError, args::RehearseArgs},
     server_url,
     settings::{Command, Role, Settings, tools::Tool},
     telemetry,
@@ -20,6 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The exit code for wrong settings, as clap has it.
 const USAGE_ERROR: u8 = 2;
+
+/// The exit code after Ctrl-C, as shells expect it.
+const INTERRUPTED: u8 = 128 + 2;
 
 fn main() -> ExitCode {
     let dotenv = match DotEnv::load() {
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     };
     let code = runtime.block_on(async {
         match settings.command.clone() {
+            Some(Command::Rehearse(args)) => rehearse(&args).await,
             Some(Command::Tool(tool)) => run_tool(settings, tool).await,
             Some(Command::Role(role)) => run_role(settings, role).await,
             None => run_role(settings, Role::default()).await,
@@ -66,6 +71,20 @@ async fn run_tool(settings: Settings, tool: Tool) -> ExitCode {
         Ok(Finding::None) => ExitCode::SUCCESS,
         Ok(Finding::Some) => ExitCode::FAILURE,
         Err(error @ ToolError::Usage(_)) => fail(&error.to_string(), USAGE_ERROR),
+        Err(error) => fail(&error.to_string(), 1),
+    }
+}
+
+async fn rehearse(args: &RehearseArgs) -> ExitCode {
+    let stop = match signals() {
+        Ok(stop) => stop,
+        Err(error) => return fail(&error.to_string(), 1),
+    };
+    match rehearse::run(args, stop).await {
+        Ok(Ended::Passed) => ExitCode::SUCCESS,
+        Ok(Ended::Failed) => ExitCode::FAILURE,
+        Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error @ RehearseError::Usage(_)) => fail(&error.to_string(), USAGE_ERROR),
         Err(error) => fail(&error.to_string(), 1),
     }
 }

@@ -10,6 +10,7 @@ use self::tools::Tool;
 use crate::{
     domain::lane_set::LaneMode,
     http::{PublicUrl, TrustedProxies},
+    rehearse::args::RehearseArgs,
     server_url,
     telemetry::LogSettings,
 };
@@ -39,6 +40,8 @@ pub enum Command {
     /// A tool for the operator.
     #[command(flatten)]
     Tool(Tool),
+    #[allow(missing_docs, reason = "its arguments say it, and a text here would replace theirs in --help")]
+    Rehearse(Box<RehearseArgs>),
 }
 
 impl Settings {
@@ -55,7 +58,7 @@ impl Settings {
         for (tool, settings) in Tool::SETTINGS {
             command = command.mut_subcommand(tool, |tool| hide_settings_except(settings, tool));
         }
-        command
+        command.mut_subcommand("rehearse", |rehearse| hide_settings_except(&[], rehearse))
     }
 }
 

@@ -30,6 +30,7 @@ mod processes {
     mod cluster;
     mod compose;
     mod faults;
+    mod rehearse;
     mod secrets;
     mod tools;
 }
