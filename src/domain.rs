@@ -3,6 +3,7 @@
 pub mod time;
 pub mod ids;
 pub mod product;
+pub mod quantity;
 pub mod inventory;
 pub mod order;
 pub mod rejection;

@@ -28,5 +28,5 @@ pub use error::StoreError;
 pub use migrations::{Schema, Usable};
 pub use open_error::OpenError;
 pub use page::{Due, OrderPage, Page};
-pub use ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store};
+pub use ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store};
 pub use time_limit::TimeLimited;

@@ -26,9 +26,9 @@ use self::{
 };
 use crate::{
     backoff::backoff,
-    domain::ids::ProductId,
+    domain::{decide::BatchResult, ids::ProductId},
     queue::{Completion, Consumer, Delivery, Queue, QueueError},
-    store::{Decided, Store, StoreError},
+    store::{Store, StoreError},
     telemetry::LogLimiter,
 };
 
@@ -165,7 +165,7 @@ impl Session<'_> {
     }
 
     /// Publishes replies and events of decided commands, then acknowledges the deliveries that are decided entirely.
-    async fn complete(&mut self, decided: Vec<Delivery>, result: Decided) -> Result<(), QueueError> {
+    async fn complete(&mut self, decided: Vec<Delivery>, result: BatchResult) -> Result<(), QueueError> {
         if !result.undecidable.is_empty() {
             let dead = report_undecidable(&commands_of(&decided), &result.undecidable);
             self.consumer.dead_letter(dead).await?;

@@ -52,6 +52,22 @@ impl Command {
         }
     }
 
+    /// The order that it places or changes.
+    pub fn order_id(&self) -> OrderId {
+        match self {
+            Self::Place(order) => order.id,
+            Self::Change(change) => change.order_id,
+        }
+    }
+
+    /// The idempotency key of a new order.
+    pub fn key(&self) -> Option<&IdempotencyKey> {
+        match self {
+            Self::Place(order) => order.key.as_ref(),
+            Self::Change(_) => None,
+        }
+    }
+
     /// Whose lane it stands in.
     pub fn product_id(&self) -> ProductId {
         match self {
@@ -108,4 +124,11 @@ pub struct NewOrder {
     pub reply: ReplyMode,
     /// What the client calls it.
     pub key: Option<IdempotencyKey>,
+}
+
+impl NewOrder {
+    /// Whether no client waits for the verdict.
+    pub fn is_detached(&self) -> bool {
+        self.reply == ReplyMode::Detached
+    }
 }

@@ -1,14 +1,13 @@
-//! Decides a batch: commands in the order of their arrival meet the inventories of their products and the orders on
-//! record.
+//! Decides a batch: commands in the order of their arrival, the inventories of their products, and the stored orders.
 //!
-//! Pure: what the store does around it is to lock and read before, and to write the result after.
+//! Pure. A store locks and reads the [`Snapshot`] before, and writes what the [`Decision`] says after.
 
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
 use crate::domain::{
-    command::{ChangeOrder, Command, NewOrder, ReplyMode},
+    command::{ChangeOrder, Command, NewOrder},
     event::Event,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventory},
@@ -20,104 +19,131 @@ use crate::domain::{
 /// The inventories of a batch, by product.
 pub type Inventories = BTreeMap<ProductId, Inventory>;
 
-/// Those orders on record that commands of a batch may be about.
+/// What a transaction reads, under its locks, before it decides.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Of all products of the batch that have one. A product without an inventory does not exist.
+    pub inventories: Inventories,
+    /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
+    pub stored: Option<StoredOrders>,
+    pub times: Times,
+}
+
+/// The stored orders that commands of a batch may be about.
 #[derive(Clone, Debug, Default)]
 pub struct StoredOrders {
-    /// By their ids.
     pub orders: HashMap<OrderId, Order>,
-    /// What their clients call them.
     pub keys: HashMap<IdempotencyKey, OrderId>,
-    /// Keys of orders that are not there any more: somebody deleted them by hand. Such a key is free again.
+    /// Keys whose orders no longer exist: somebody deleted them by hand. Such a key is free again.
     pub orphaned_keys: HashMap<IdempotencyKey, OrderId>,
-    /// What cannot be read, and why: somebody changed it by hand.
     pub unreadable: Unreadable,
 }
 
-/// Rows that cannot be, and why.
+/// Rows that somebody changed by hand so that they are invalid, and what is wrong with each.
 #[derive(Clone, Debug, Default)]
 pub struct Unreadable {
-    /// Products, because of their inventories.
+    /// Products with an invalid inventory.
     pub products: HashMap<ProductId, String>,
-    /// Orders.
     pub orders: HashMap<OrderId, String>,
 }
 
-/// The clock of a batch: the database's.
+/// The time of a batch, by the database's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
-    /// Now.
     pub decided_at: Timestamp,
-    /// When reservations that are made now end.
+    /// When reservations of this batch end.
     pub expires_at: Timestamp,
 }
 
-/// What became of a batch.
+/// What was decided on a batch: what its clients and the shop's other services learn of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decision {
+pub struct BatchResult {
     /// One for each command, at the same index.
     pub verdicts: Vec<Verdict>,
-    /// The inventories afterwards.
-    pub inventories: Inventories,
-    /// What is to be written.
-    pub writes: Writes,
-    /// What the shop's other services hear, in the order of arrival. An order that was decided before is told of
-    /// again: whoever decided it may have died before saying so.
+    /// In the order of arrival. An order that was decided before is reported again: the worker that decided it may have died
+    /// before it sent the event.
     pub events: Vec<Event>,
     /// Why commands were not decided, ascending.
     pub undecidable: Vec<Undecidable>,
 }
 
-/// A command that cannot be decided, because what stands in the database cannot be.
+impl BatchResult {
+    /// Of a batch whose only command cannot be decided.
+    pub fn undecidable(cause: String) -> Self {
+        let undecidable = vec![Undecidable { index: 0, cause }];
+        Self { verdicts: vec![Verdict::Undecidable], undecidable, ..Self::default() }
+    }
+
+    /// The result of this batch and of the one behind it, as if they were one.
+    pub fn followed_by(mut self, next: Self) -> Self {
+        let offset = self.verdicts.len();
+        let moved = next.undecidable.into_iter().map(|one| Undecidable { index: offset + one.index, ..one });
+        self.undecidable.extend(moved);
+        self.verdicts.extend(next.verdicts);
+        self.events.extend(next.events);
+        self
+    }
+}
+
+/// A command that cannot be decided, because of invalid data in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecidable {
-    /// Where it stands in its batch.
+    /// Of the command in its batch.
     pub index: usize,
-    /// What is wrong.
     pub cause: String,
 }
 
-/// What a batch writes beside its inventories.
+/// The result of a batch, and what its transaction must write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    pub result: BatchResult,
+    /// The inventories afterwards.
+    pub inventories: Inventories,
+    pub writes: Writes,
+    /// Indexes of the commands whose new orders, of existing products, are not stored, ascending. A store that has not looked
+    /// for them must still do so: no insertion collides when they are stored already.
+    pub not_stored: Vec<usize>,
+}
+
+/// What a batch writes in addition to its inventories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
-    /// Orders that go on record, and what their clients call them.
+    /// New orders, with their idempotency keys.
     pub orders: Vec<(Order, Option<IdempotencyKey>)>,
-    /// Orders that went further.
+    /// New statuses of stored orders.
     pub statuses: BTreeMap<OrderId, OrderStatus>,
-    /// Ids that were given out for an order that is on record under another one.
+    /// Other ids of stored orders: `(id, id of the stored order)`.
     pub aliases: Vec<(OrderId, OrderId)>,
-    /// Keys that are taken from orders which are not there any more.
-    pub freed_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// Keys to delete, with the orders that no longer exist: new orders take them.
+    pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
 }
 
 /// First come, first served: each order gets all its pieces if as many are available when its turn comes, and
-/// none otherwise; a reservation is paid, cancelled or expired by whoever comes first. Commands of different products
-/// never touch each other. A product without an inventory does not exist.
+/// none otherwise. The first change of a reservation counts. Commands of different products never affect each other.
 ///
-/// `stored` is `None` for a batch of new orders none of which is on record or stands in it twice, under its id or its
-/// key.
-///
-/// What cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
-pub fn decide(
-    inventories: Inventories,
-    stored: Option<StoredOrders>,
-    commands: &[Command],
-    times: Times,
-) -> Decision {
-    let decision =
-        Decision { inventories, verdicts: Vec::with_capacity(commands.len()), ..Decision::default() };
+/// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
+pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
+    let Snapshot { inventories, stored, times } = snapshot;
+    let mut decision = Decision { inventories, ..Decision::default() };
+    decision.result.verdicts.reserve_exact(commands.len());
     let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
         let verdict = match command {
-            Command::Place(order) => batch.place(order),
+            Command::Place(order) => batch.place(index, order),
             Command::Change(change) => batch.change(change),
         };
         let verdict = verdict.unwrap_or_else(|cause| {
-            batch.decision.undecidable.push(Undecidable { index, cause });
+            batch.decision.result.undecidable.push(Undecidable { index, cause });
             Verdict::Undecidable
         });
-        batch.decision.verdicts.push(verdict);
+        batch.decision.result.verdicts.push(verdict);
     }
-    batch.decision
+    let Batch { mut decision, stored, .. } = batch;
+    if let Some(StoredOrders { orders, .. }) = stored {
+        // A detached copy further back may have stored the order.
+        decision.not_stored.retain(|index| !orders.contains_key(&commands[*index].order_id()));
+    }
+    decision
 }
 
 /// A verdict, or why there is none.
@@ -127,14 +153,14 @@ struct Batch {
     decision: Decision,
     stored: Option<StoredOrders>,
     times: Times,
-    /// What orders of this batch were answered with: an order that stands in it twice is decided once.
+    /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
 }
 
 impl Batch {
-    fn place(&mut self, order: &NewOrder) -> Decided {
+    fn place(&mut self, index: usize, order: &NewOrder) -> Decided {
         if self.stored.is_none() {
-            return Ok(self.place_new(order));
+            return Ok(self.place_new(index, order));
         }
         if let Some(verdict) = self.placed.get(&order.id).copied() {
             self.store_for_copy(order, verdict);
@@ -144,7 +170,7 @@ impl Batch {
             Some(verdict) => verdict,
             None => {
                 self.check_product(order.product_id)?;
-                self.place_new(order)
+                self.place_new(index, order)
             }
         };
         self.placed.insert(order.id, verdict);
@@ -152,38 +178,39 @@ impl Batch {
     }
 
     fn check_product(&self, id: ProductId) -> Result<(), String> {
-        let unreadable = self.stored.as_ref().and_then(|record| record.unreadable.products.get(&id));
-        unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
+        let cause = self.stored.as_ref().and_then(|stored| stored.unreadable.products.get(&id));
+        cause.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
     fn check_order(&self, id: OrderId) -> Result<(), String> {
-        let unreadable = self.stored.as_ref().and_then(|record| record.unreadable.orders.get(&id));
-        unreadable.map_or(Ok(()), |cause| Err(cause.clone()))
+        let cause = self.stored.as_ref().and_then(|stored| stored.unreadable.orders.get(&id));
+        cause.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
-    fn place_new(&mut self, order: &NewOrder) -> Verdict {
+    fn place_new(&mut self, index: usize, order: &NewOrder) -> Verdict {
         let Some(inventory) = self.decision.inventories.get_mut(&order.product_id) else {
             return Verdict::Rejected(Rejection::ProductNotFound);
         };
         let verdict = match inventory.reserve(order.total) {
-            // An API whose clock is ahead makes ids from the future; nothing ends before it begins.
+            // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
             Ok(()) => Verdict::Reserved { expires_at: self.times.expires_at.max(order.id.created_at()) },
             Err(InsufficientStock { available }) => {
                 Verdict::Rejected(Rejection::InsufficientStock { available })
             }
         };
-        self.store_order(order, verdict, order.key.clone());
+        if !self.store_order(order, verdict, order.key.clone()) {
+            self.decision.not_stored.push(index);
+        }
         verdict
     }
 
-    /// What an order is answered with that was decided before, under its own id or as its client calls it.
+    /// The verdict on an order that was decided before, under its own id or its key.
     fn stored_verdict(&mut self, order: &NewOrder) -> Result<Option<Verdict>, String> {
         self.check_order(order.id)?;
         let Some(StoredOrders { orders, keys, .. }) = &self.stored else { return Ok(None) };
-        if let Some(known) = orders.get(&order.id) {
-            let (known, verdict) = (*known, known.verdict());
-            self.tell(known.with_status(OrderStatus::Reserved));
-            return Ok(Some(verdict));
+        if let Some(known) = orders.get(&order.id).copied() {
+            self.emit(known.with_status(OrderStatus::Reserved));
+            return Ok(Some(Verdict::on_stored(&known)));
         }
         let Some(id) = order.key.as_ref().and_then(|key| keys.get(key)).copied() else { return Ok(None) };
         self.check_order(id)?;
@@ -193,41 +220,45 @@ impl Batch {
             self.store_order(order, verdict, None);
             return Ok(Some(verdict));
         }
-        if order.reply == ReplyMode::Detached {
+        if order.is_detached() {
             self.decision.writes.aliases.push((order.id, known.id));
         }
         Ok(Some(Verdict::AlreadyPlaced(known)))
     }
 
-    /// An order stands in a batch twice when its client stopped waiting meanwhile: then the verdict on the first copy, which
-    /// was only to be sent, is stored.
+    /// An order is in a batch twice when its client stopped waiting in between: then the verdict on the first copy, which was
+    /// only to be sent, is stored.
     fn store_for_copy(&mut self, order: &NewOrder, verdict: Verdict) {
-        let is_stored = |record: &StoredOrders| record.orders.contains_key(&order.id);
+        let is_stored = |stored: &StoredOrders| stored.orders.contains_key(&order.id);
+        if !order.is_detached() || self.stored.as_ref().is_some_and(is_stored) {
+            return;
+        }
         match verdict {
-            _ if order.reply != ReplyMode::Detached || self.stored.as_ref().is_some_and(is_stored) => {}
             Verdict::AlreadyPlaced(known) => self.decision.writes.aliases.push((order.id, known.id)),
-            Verdict::Rejected(Rejection::KeyReused) => self.store_order(order, verdict, None),
-            _ => self.store_order(order, verdict, order.key.clone()),
+            Verdict::Rejected(Rejection::KeyReused) => drop(self.store_order(order, verdict, None)),
+            _ => drop(self.store_order(order, verdict, order.key.clone())),
         }
     }
 
-    fn store_order(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) {
-        let Some(order) = stored(order, verdict) else { return };
+    /// Whether the order is stored with this verdict.
+    fn store_order(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) -> bool {
+        let Some(order) = stored_order(order, verdict) else { return false };
         if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored {
             orders.insert(order.id, order);
             if let Some(key) = &key {
                 keys.insert(key.clone(), order.id);
-                self.decision.writes.freed_keys.extend(orphaned_keys.remove_entry(key));
+                self.decision.writes.orphaned_keys.extend(orphaned_keys.remove_entry(key));
             }
         }
         self.decision.writes.orders.push((order, key));
-        self.tell(order);
+        self.emit(order);
+        true
     }
 
     fn change(&mut self, command: &ChangeOrder) -> Decided {
         self.check_order(command.order_id)?;
         self.check_product(command.product_id)?;
-        let order = self.stored.as_mut().and_then(|record| record.orders.get_mut(&command.order_id));
+        let order = self.stored.as_mut().and_then(|stored| stored.orders.get_mut(&command.order_id));
         let Some(order) = order else { return Ok(Verdict::OrderNotFound) };
         if order.product_id != command.product_id {
             return Ok(Verdict::OrderNotFound); // the wrong lane, and the wrong inventory
@@ -241,35 +272,33 @@ impl Batch {
             }
             None => false,
         };
-        let (order, status) = (*order, order.status());
+        let order = *order;
         if changed {
-            self.decision.writes.statuses.insert(order.id, status);
+            self.decision.writes.statuses.insert(order.id, order.status());
         }
-        if changed || status == command.change.leads_to() {
-            self.tell(order);
+        if changed || order.status() == command.change.leads_to() {
+            self.emit(order);
         }
-        Ok(Verdict::Status(status))
+        Ok(Verdict::Current(order))
     }
 
-    fn tell(&mut self, order: Order) {
+    fn emit(&mut self, order: Order) {
         if matches!(order.state, OrderState::Accepted { .. }) {
-            self.decision.events.push(Event { order });
+            self.decision.result.events.push(Event { order });
         }
     }
 }
 
-/// The order as it goes on record with this verdict; `None` when it does not.
+/// The order as it is stored with this verdict; `None` when it is not stored.
 ///
-/// A reservation always does. A rejection does only when nobody waits for it; any other is sent and forgotten, so that a
-/// sold-out storm writes nothing.
-pub fn stored(order: &NewOrder, verdict: Verdict) -> Option<Order> {
+/// A reservation always is. A rejection only when no client waits for it; any other is only sent, so that a flood of orders
+/// for a sold-out product writes nothing.
+fn stored_order(order: &NewOrder, verdict: Verdict) -> Option<Order> {
     let state = match verdict {
         Verdict::Reserved { expires_at } => {
             OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
         }
-        Verdict::Rejected(rejection @ (Rejection::InsufficientStock { .. } | Rejection::KeyReused))
-            if order.reply == ReplyMode::Detached =>
-        {
+        Verdict::Rejected(rejection) if order.is_detached() && rejection.reason().is_stored() => {
             OrderState::Rejected(rejection)
         }
         _ => return None,
@@ -286,6 +315,7 @@ mod tests {
     use crate::{
         clock::now,
         domain::{
+            command::ReplyMode,
             ids::{CommandId, OrderId},
             inventory::Stock,
             order::{Change, Quantity},
@@ -296,10 +326,11 @@ mod tests {
         ProductId::new(number).unwrap()
     }
 
-    /// A batch of new orders, none of which is on record.
+    /// A batch of new orders, none of which is stored.
     fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
         let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
-        decide(inventories, None, &commands, Times { decided_at: now(), expires_at })
+        let times = Times { decided_at: now(), expires_at };
+        decide(Snapshot { inventories, stored: None, times }, &commands)
     }
 
     fn inventory(stock: u32) -> Inventory {
@@ -336,10 +367,10 @@ mod tests {
         fn first_come_first_served_all_or_nothing((inventories, orders) in batches()) {
             let expires_at = now();
             let decision = decide_new(inventories.clone(), &orders, expires_at);
-            prop_assert_eq!(decision.verdicts.len(), orders.len());
+            prop_assert_eq!(decision.result.verdicts.len(), orders.len());
             let mut left: BTreeMap<_, _> =
                 inventories.iter().map(|(id, inventory)| (*id, i64::from(inventory.available()))).collect();
-            for (order, verdict) in orders.iter().zip(&decision.verdicts) {
+            for (order, verdict) in orders.iter().zip(&decision.result.verdicts) {
                 let wanted = i64::from(order.total.get());
                 match (left.get_mut(&order.product_id), verdict) {
                     (None, verdict) => prop_assert_eq!(*verdict, Verdict::Rejected(Rejection::ProductNotFound)),
@@ -366,11 +397,11 @@ mod tests {
         #[test]
         fn lanes_do_not_touch_each_other((inventories, orders) in batches()) {
             let expires_at = now();
-            let together = decide_new(inventories.clone(), &orders, expires_at).verdicts;
+            let together = decide_new(inventories.clone(), &orders, expires_at).result.verdicts;
             for id in (1..=5).map(product) {
                 let of_lane = |order: &NewOrder| order.product_id == id;
                 let alone: Vec<_> = orders.iter().filter(|order| of_lane(order)).cloned().collect();
-                let expected = decide_new(inventories.clone(), &alone, expires_at).verdicts;
+                let expected = decide_new(inventories.clone(), &alone, expires_at).result.verdicts;
                 let found: Vec<_> =
                     orders.iter().zip(&together).filter(|(order, _)| of_lane(order)).map(|(_, verdict)| *verdict).collect();
                 prop_assert_eq!(found, expected);
@@ -385,13 +416,13 @@ mod tests {
             let (first, second) = orders.split_at((orders.len() as f64 * cut) as usize);
             let first = decide_new(inventories, first, expires_at);
             let second = decide_new(first.inventories, second, expires_at);
-            prop_assert_eq!([first.verdicts, second.verdicts].concat(), whole.verdicts);
+            prop_assert_eq!([first.result.verdicts, second.result.verdicts].concat(), whole.result.verdicts);
             prop_assert_eq!(second.inventories, whole.inventories);
         }
 
         /// Whole lives, cut into batches anywhere, some of whose commands come twice: at every commit the books agree
-        /// with the orders on record, an order moves once at most after it was reserved, and nobody who asks twice
-        /// hears two stories.
+        /// with the stored orders, an order changes once at most after it was reserved, and a command that comes twice gets the
+        /// same verdict twice.
         #[test]
         fn whole_lives_keep_the_books(steps in vec(steps(), 1..60), cuts in vec(1_usize..8, 1..60)) {
             let mut world = World::new(60);
@@ -426,14 +457,14 @@ mod tests {
     struct World {
         stock: u32,
         inventories: Inventories,
-        record: StoredOrders,
+        stored: StoredOrders,
         ids: Vec<OrderId>,
     }
 
     impl World {
         fn new(stock: u32) -> Self {
             let inventories = [(product(1), inventory(stock))].into();
-            Self { stock, inventories, record: StoredOrders::default(), ids: Vec::new() }
+            Self { stock, inventories, stored: StoredOrders::default(), ids: Vec::new() }
         }
 
         fn command(&self, step: &Step) -> Vec<Command> {
@@ -455,38 +486,39 @@ mod tests {
 
         fn run(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
             let commands: Vec<_> = steps.iter().flat_map(|step| self.command(step)).collect();
-            // Every reservation is overdue at once, so an expiry has its way.
+            // Every reservation is due at once, so an expiry takes effect.
             let decided_at = now();
             let times = Times { decided_at, expires_at: decided_at };
-            let decision = decide(self.inventories.clone(), Some(self.record.clone()), &commands, times);
-            prop_assert_eq!(&decision.undecidable, &[]);
+            let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
+            let decision = decide(Snapshot { inventories, stored, times }, &commands);
+            prop_assert_eq!(&decision.result.undecidable, &[]);
             let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
-            for (command, verdict) in commands.iter().zip(&decision.verdicts) {
+            for (command, verdict) in commands.iter().zip(&decision.result.verdicts) {
                 prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);
             }
             for (order, key) in &decision.writes.orders {
-                prop_assert!(self.record.orders.insert(order.id, *order).is_none(), "inserted twice");
+                prop_assert!(self.stored.orders.insert(order.id, *order).is_none(), "inserted twice");
                 if let Some(key) = key {
-                    prop_assert!(self.record.keys.insert(key.clone(), order.id).is_none(), "one key twice");
+                    prop_assert!(self.stored.keys.insert(key.clone(), order.id).is_none(), "one key twice");
                 }
                 self.ids.push(order.id);
             }
             for (id, status) in &decision.writes.statuses {
-                let order = self.record.orders.get_mut(id).unwrap();
-                prop_assert_eq!(order.status(), OrderStatus::Reserved, "only a reservation goes further");
+                let order = self.stored.orders.get_mut(id).unwrap();
+                prop_assert_eq!(order.status(), OrderStatus::Reserved, "only a reservation changes");
                 *order = order.with_status(*status);
             }
-            let first_told = decision.events.iter().map(|event| (event.order.id, event.order.status()));
-            for (id, status) in first_told {
-                let now = self.record.orders[&id].status();
+            let reported = decision.result.events.iter().map(|event| (event.order.id, event.order.status()));
+            for (id, status) in reported {
+                let now = self.stored.orders[&id].status();
                 prop_assert!(
                     status == now || status == OrderStatus::Reserved,
-                    "{status:?} is told, {now:?} is true"
+                    "{status:?} is reported, {now:?} is true"
                 );
             }
             self.inventories = decision.inventories;
             let pieces = |status: OrderStatus| -> u32 {
-                self.record
+                self.stored
                     .orders
                     .values()
                     .filter(|order| order.status() == status)
@@ -501,22 +533,28 @@ mod tests {
     }
 
     #[test]
-    fn a_rejection_is_stored_exactly_when_nobody_waits_for_it() {
+    fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
         let reserved = Verdict::Reserved { expires_at: now() };
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
         let order = |reply| NewOrder { id: OrderId::generate(), product_id, total, reply, key: None };
-        // No clock plays a part: a deadline that is long over changes nothing.
+        // No clock plays a part: a deadline that is long past changes nothing.
         for answer_by in [from_millis(0), now(), Timestamp::MAX] {
             let waited_for = order(ReplyMode::Until(answer_by));
-            assert_eq!(stored(&waited_for, rejected), None);
-            assert_eq!(stored(&waited_for, reserved).unwrap().verdict(), reserved);
+            assert_eq!(stored_order(&waited_for, rejected), None);
+            assert_eq!(
+                stored_order(&waited_for, reserved).map(|order| Verdict::on_stored(&order)),
+                Some(reserved)
+            );
         }
         let detached = order(ReplyMode::Detached);
         for verdict in [rejected, reserved] {
-            assert_eq!(stored(&detached, verdict).unwrap().verdict(), verdict);
+            assert_eq!(
+                stored_order(&detached, verdict).map(|order| Verdict::on_stored(&order)),
+                Some(verdict)
+            );
         }
         let not_found = Verdict::Rejected(Rejection::ProductNotFound);
-        assert_eq!(stored(&detached, not_found), None, "it has no product to be stored with");
+        assert_eq!(stored_order(&detached, not_found), None, "it has no product to be stored with");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::order::Quantity;
+use crate::domain::quantity::Quantity;
 
 /// How many pieces the seller counted in the warehouse: 0 to [`Stock::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -3,26 +3,44 @@
 use jiff::Timestamp;
 
 use crate::domain::{
-    order::{Order, OrderStatus},
+    order::{Order, OrderState},
     rejection::Rejection,
 };
 
 /// What the lane decided on one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its pieces are reserved, committed in the database, until this time.
+    /// The pieces are reserved, committed in the database.
     Reserved {
         /// When the reservation ends unless it is paid.
         expires_at: Timestamp,
     },
     /// Nothing was reserved.
     Rejected(Rejection),
-    /// Nothing was reserved, because an order of this idempotency key, product and total is on record: this one.
+    /// Nothing was reserved, because an order with this idempotency key, product and total is stored: this one.
     AlreadyPlaced(Order),
-    /// The answer to a change: how far the order has come now, by this change or by an earlier one.
-    Status(OrderStatus),
-    /// The answer to a change of an order that is not on record.
+    /// The verdict on a change: the order as it is now, by this change or by an earlier one.
+    Current(Order),
+    /// The verdict on a change of an order that is not stored.
     OrderNotFound,
-    /// It cannot be decided, because what stands in the database cannot be. The worker's log says why.
+    /// It cannot be decided, because of invalid data in the database. The worker's log says what is wrong.
     Undecidable,
+}
+
+impl Verdict {
+    /// The verdict with which this order was stored: an order that is redelivered gets it again.
+    pub fn on_stored(order: &Order) -> Self {
+        match order.state {
+            OrderState::Accepted { expires_at, .. } => Self::Reserved { expires_at },
+            OrderState::Rejected(rejection) => Self::Rejected(rejection),
+        }
+    }
+
+    /// The order of a verdict on a change.
+    pub fn current(&self) -> Option<&Order> {
+        match self {
+            Self::Current(order) => Some(order),
+            _ => None,
+        }
+    }
 }

@@ -164,7 +164,7 @@ impl From<Order> for OrderView {
             total: order.total,
             created_at: Time(order.id.created_at()),
             expires_at: order.expires_at().map(Time),
-            reason: order.rejection().map(Rejection::reason),
+            reason: order.rejection().map(|rejection| rejection.reason().as_str()),
             available_stock: order.rejection().and_then(Rejection::available),
         };
         Self { id: order.id, status: order.status().as_str(), known: Some(known) }

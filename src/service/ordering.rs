@@ -184,7 +184,7 @@ impl OrderService {
                 .find_by_key(key.as_ref(), product_id, total)
                 .await?
                 .unwrap_or(Err(PlaceError::Refused(refusal))),
-            Some(Outcome::Queued | Outcome::Decided(Verdict::Status(_) | Verdict::OrderNotFound)) | None => {
+            Some(Outcome::Queued | Outcome::Decided(Verdict::Current(_) | Verdict::OrderNotFound)) | None => {
                 Ok(Placement::Pending(id))
             }
         }
@@ -254,9 +254,7 @@ impl OrderService {
         };
         match self.dispatcher.dispatch(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Ok(OrderChange::Pending(order)),
-            Some(Outcome::Decided(Verdict::Status(status))) => {
-                Ok(OrderChange::Done(order.with_status(status)))
-            }
+            Some(Outcome::Decided(Verdict::Current(order))) => Ok(OrderChange::Done(order)),
             Some(Outcome::Decided(Verdict::OrderNotFound)) => Err(ChangeError::NotFound(order.id)),
             Some(Outcome::Decided(Verdict::Undecidable)) => Err(ChangeError::Undecidable),
             Some(Outcome::Refused(refusal)) => Err(ChangeError::Refused(refusal)),

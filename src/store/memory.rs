@@ -20,11 +20,11 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
 };
 use crate::domain::{
     command::Command,
-    decide::{self, Decision, Inventories, StoredOrders, Times, Writes},
+    decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
@@ -191,17 +191,21 @@ fn one_more_than(limit: u32) -> usize {
 
 #[async_trait]
 impl Decider for MemoryStore {
-    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+    async fn decide(
+        &self,
+        commands: &[Command],
+        reservation_ttl: Duration,
+    ) -> Result<BatchResult, StoreError> {
         let mut data = self.data()?;
         let now = self.now().as_millisecond();
         let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
-        let Decision { verdicts, events, undecidable, inventories, writes } =
-            decide::decide(inventories, Some(stored), commands, times);
+        let Decision { result, inventories, writes, .. } =
+            decide::decide(Snapshot { inventories, stored: Some(stored), times }, commands);
         data.write(inventories, writes);
-        Ok(Decided { verdicts, events, undecidable })
+        Ok(result)
     }
 
     /// All of them: no lock is held between calls.

@@ -22,16 +22,17 @@ use super::{
     mysql_url::connect_options,
     open_error::OpenError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
     rows::{FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, column, installation_id, product_id, readable},
     statements::{
         INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
         product_ids,
     },
-    transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
 use crate::domain::{
     command::Command,
+    decide::BatchResult,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
@@ -171,7 +172,7 @@ impl Orders for MySqlStore {
              LEFT JOIN order_aliases ON order_aliases.id = UNHEX(batch.id)
              STRAIGHT_JOIN orders ON orders.id = COALESCE(order_aliases.order_id, UNHEX(batch.id))",
         );
-        let rows: Vec<FoundRow> = self.reads.fetch_all(query.bind(hex(ids.iter().copied()))).await?;
+        let rows: Vec<FoundRow> = self.reads.fetch_all(query.bind(hex_ids(ids.iter().copied()))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
@@ -209,7 +210,11 @@ impl Orders for MySqlStore {
 
 #[async_trait]
 impl Decider for MySqlStore {
-    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+    async fn decide(
+        &self,
+        commands: &[Command],
+        reservation_ttl: Duration,
+    ) -> Result<BatchResult, StoreError> {
         transaction::decide(self, commands, reservation_ttl).await
     }
 
@@ -289,7 +294,7 @@ impl Begin for MySqlStore {
 pub(super) struct MySqlTransaction(PooledConnection);
 
 impl Transaction for MySqlTransaction {
-    async fn lock_inventories(&mut self, products: String) -> Result<Locked, StoreError> {
+    async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
             "SELECT product_id, stored_stock, available_stock, reserved_stock, ",
             now_ms!(),
@@ -300,7 +305,7 @@ impl Transaction for MySqlTransaction {
             self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         // Without any inventory nothing needs the time.
         let now = rows.first().map_or(0, |(.., now)| *now);
-        Locked::of(
+        LockedInventories::of(
             rows.into_iter().map(|(id, stored, available, reserved, _)| (id, stored, available, reserved)),
             now,
         )
@@ -334,11 +339,11 @@ impl Transaction for MySqlTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, freed_keys, keys, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, stock } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
-            (freed_keys, FREE_KEYS),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
@@ -381,7 +386,7 @@ const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, stat
      )) AS batch";
 
 // Only from the order that is known to be gone: another transaction that was faster with the key keeps it.
-const FREE_KEYS: &str = "DELETE idempotency_keys
+const DELETE_ORPHANED_KEYS: &str = "DELETE idempotency_keys
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch

@@ -14,14 +14,12 @@ use super::{
 };
 use crate::domain::{
     command::Command,
-    decide::Undecidable,
-    event::Event,
+    decide::BatchResult,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
     order::Order,
     product::{Product, ProductName},
-    verdict::Verdict,
 };
 
 /// The products, and what the seller has of each.
@@ -108,21 +106,14 @@ pub trait Decider: Send + Sync {
     ///
     /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
     /// commands is right in either case.
-    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError>;
+    async fn decide(
+        &self,
+        commands: &[Command],
+        reservation_ttl: Duration,
+    ) -> Result<BatchResult, StoreError>;
 
     /// Those of these products whose inventories no other transaction has locked now.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
-}
-
-/// What became of a batch, committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decided {
-    /// One for each command, at the same index.
-    pub verdicts: Vec<Verdict>,
-    /// What became of orders, in the order in which it did.
-    pub events: Vec<Event>,
-    /// Why commands were not decided, ascending.
-    pub undecidable: Vec<Undecidable>,
 }
 
 /// Which database this is, and which lanes its processes use.

@@ -36,7 +36,7 @@ use super::{
     migrations::{self, Schema},
     open_error::OpenError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Decided, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id, product_id, readable,
     },
@@ -44,12 +44,13 @@ use super::{
         INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
         product_ids,
     },
-    transaction::{self, Begin, Changes, CommitError, Locked, Transaction, hex, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
 use crate::{
     clock::now,
     domain::{
         command::Command,
+        decide::BatchResult,
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock},
         lane_set::LaneSet,
@@ -234,7 +235,7 @@ impl Orders for SqliteStore {
              LEFT JOIN order_aliases ON order_aliases.id = unhex(batch.value)
              CROSS JOIN orders ON orders.id = COALESCE(order_aliases.order_id, unhex(batch.value))",
         );
-        let rows: Vec<FoundRow> = self.fetch_all(query.bind(hex(ids.iter().copied()))).await?;
+        let rows: Vec<FoundRow> = self.fetch_all(query.bind(hex_ids(ids.iter().copied()))).await?;
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
@@ -278,7 +279,11 @@ impl Orders for SqliteStore {
 
 #[async_trait]
 impl Decider for SqliteStore {
-    async fn decide(&self, commands: &[Command], reservation_ttl: Duration) -> Result<Decided, StoreError> {
+    async fn decide(
+        &self,
+        commands: &[Command],
+        reservation_ttl: Duration,
+    ) -> Result<BatchResult, StoreError> {
         transaction::decide(self, commands, reservation_ttl).await
     }
 
@@ -390,7 +395,7 @@ impl Drop for SqliteTransaction {
 }
 
 impl Transaction for SqliteTransaction {
-    async fn lock_inventories(&mut self, products: String) -> Result<Locked, StoreError> {
+    async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         // The write lock of the file covers all rows. A transaction that begins by reading and writes later fails at once
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         let query = sqlx::query_as(
@@ -399,7 +404,7 @@ impl Transaction for SqliteTransaction {
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
         );
         let rows: Vec<(i64, i64, i64, i64)> = self.fetch_all(query.bind(products)).await?;
-        Locked::of(rows, now().as_millisecond()) // the database's clock is this process's
+        LockedInventories::of(rows, now().as_millisecond()) // the database's clock is this process's
     }
 
     async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
@@ -427,11 +432,11 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, freed_keys, keys, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, stock } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
-            (freed_keys, FREE_KEYS),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
@@ -465,7 +470,7 @@ const INSERT_RESERVATIONS: &str = "WITH alike AS MATERIALIZED (
 const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, status, rejected_available)
      SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'rejected', value ->> 3 FROM json_each(?);";
 
-const FREE_KEYS: &str = "DELETE FROM idempotency_keys
+const DELETE_ORPHANED_KEYS: &str = "DELETE FROM idempotency_keys
      WHERE (idempotency_key, order_id) IN (SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?));";
 
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)

@@ -16,19 +16,18 @@ use serde::Serialize;
 
 use super::{
     error::StoreError,
-    ports::{Catalog, Decided, Recount},
+    ports::{Catalog, Recount},
     rows::{ReadOrder, product_id},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, Decision, Inventories, StoredOrders, Times, Undecidable, Writes},
+        decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock},
         order::OrderState,
         product::Product,
-        verdict::Verdict,
     },
 };
 
@@ -38,21 +37,21 @@ pub(super) trait Transaction: Send {
     fn lock_inventories(
         &mut self,
         products: String,
-    ) -> impl Future<Output = Result<Locked, StoreError>> + Send;
+    ) -> impl Future<Output = Result<LockedInventories, StoreError>> + Send;
 
-    /// The orders on record among these (`["<32 hex digits>", …]`).
+    /// Those of these orders that are stored (`["<32 hex digits>", …]`).
     fn stored_orders(
         &mut self,
         ids: String,
     ) -> impl Future<Output = Result<Vec<ReadOrder>, StoreError>> + Send;
 
-    /// The orders on record that have one of these idempotency keys (`["<key>", …]`).
+    /// The stored orders that have one of these idempotency keys (`["<key>", …]`).
     fn orders_of_keys(
         &mut self,
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, ReadOrder)>, StoreError>> + Send;
 
-    /// Those of these idempotency keys (`["<key>", …]`) whose orders are not there any more.
+    /// Those of these idempotency keys (`["<key>", …]`) whose orders no longer exist.
     fn orphaned_keys(
         &mut self,
         keys: String,
@@ -63,15 +62,15 @@ pub(super) trait Transaction: Send {
 }
 
 /// The inventories of a batch, locked.
-pub(super) struct Locked {
+pub(super) struct LockedInventories {
     pub inventories: Inventories,
-    /// Those that cannot be, and why.
+    /// Products whose inventory is invalid, and what is wrong with it.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
     pub now: i64,
 }
 
-impl Locked {
+impl LockedInventories {
     /// Of rows of `product_id, stored, available, reserved`.
     pub(super) fn of(
         rows: impl IntoIterator<Item = (i64, i64, i64, i64)>,
@@ -97,19 +96,19 @@ impl Locked {
 /// What a batch changes, as lists in JSON; `None`: nothing.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// New reservations, like with like: `[[product_id, total, expires_at, ["<32 hex digits>", …]], …]`. What stands there
-    /// once for many is read once: it makes half of what the database spends on them.
+    /// New reservations, grouped by equal values: `[[product_id, total, expires_at, ["<32 hex digits>", …]], …]`. The database
+    /// then reads each value once for many orders: without that it spends twice as much on them.
     pub reservations: Option<String>,
     /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available], …]`.
     pub rejections: Option<String>,
-    /// Keys that are taken from orders which are not there any more: `[["<key>", "<32 hex digits of the order>"], …]`.
-    pub freed_keys: Option<String>,
-    /// What clients call their new orders: `[["<key>", "<32 hex digits>"], …]`.
+    /// Keys of deleted orders, which new orders take: `[["<key>", "<32 hex digits of the order>"], …]`.
+    pub orphaned_keys: Option<String>,
+    /// Idempotency keys of new orders: `[["<key>", "<32 hex digits>"], …]`.
     pub keys: Option<String>,
-    /// Orders that went further: `[["<32 hex digits>", status], …]`.
+    /// New statuses of stored orders: `[["<32 hex digits>", status], …]`.
     pub statuses: Option<String>,
-    /// Other ids of orders on record, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; those that are on
-    /// record already stay as they are.
+    /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
+    /// as they are.
     pub aliases: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
@@ -118,7 +117,6 @@ pub(super) struct Changes {
 
 /// A database that can begin a transaction.
 pub(super) trait Begin: Sync {
-    /// Its transaction.
     type Transaction: Transaction;
 
     /// Begins one that may write.
@@ -127,14 +125,14 @@ pub(super) trait Begin: Sync {
 
 /// Why a batch was not committed.
 pub(super) enum CommitError {
-    /// The id or key of one of its new orders is on record.
+    /// The id or key of one of its new orders is stored.
     Duplicate,
     /// Anything else.
     Store(StoreError),
 }
 
-/// How often a transaction runs again after a deadlock, or a key that somebody else put on record meanwhile, before the
-/// caller hears of it.
+/// How often a transaction runs again after a deadlock, or a key that another worker stored in between, before the
+/// caller gets the error.
 const RUNS: u32 = 5;
 
 /// Decides a batch: see [`super::ports::Decider::decide`]. One that the database refuses is decided again in halves, until the command
@@ -143,63 +141,45 @@ pub(super) fn decide<'a, B: Begin>(
     store: &'a B,
     commands: &'a [Command],
     reservation_ttl: Duration,
-) -> BoxFuture<'a, Result<Decided, StoreError>> {
+) -> BoxFuture<'a, Result<BatchResult, StoreError>> {
     Box::pin(async move {
         let error = match decide_together(store, commands, reservation_ttl).await {
             Err(error) if !error.is_transient() => error,
             result => return result,
         };
         if commands.len() <= 1 {
-            return Ok(Decided::undecidable(&error));
+            return Ok(BatchResult::undecidable(error.to_string()));
         }
         let (first, second) = commands.split_at(commands.len() / 2);
         let first = decide(store, first, reservation_ttl).await?;
-        Ok(first.and(decide(store, second, reservation_ttl).await?))
+        Ok(first.followed_by(decide(store, second, reservation_ttl).await?))
     })
-}
-
-impl Decided {
-    /// Of a lone command.
-    fn undecidable(error: &StoreError) -> Self {
-        let undecidable = vec![Undecidable { index: 0, cause: error.to_string() }];
-        Self { verdicts: vec![Verdict::Undecidable], events: Vec::new(), undecidable }
-    }
-
-    /// What became of two batches, one behind the other.
-    fn and(mut self, next: Self) -> Self {
-        let base = self.verdicts.len();
-        let moved = next.undecidable.into_iter().map(|one| Undecidable { index: base + one.index, ..one });
-        self.undecidable.extend(moved);
-        self.verdicts.extend(next.verdicts);
-        self.events.extend(next.events);
-        self
-    }
 }
 
 async fn decide_together<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
-) -> Result<Decided, StoreError> {
-    let mut way = if are_new_orders(commands) { Way::Plain } else { Way::Any };
+) -> Result<BatchResult, StoreError> {
+    let mut reads = if are_new_orders(commands) { Reads::Nothing } else { Reads::StoredOrders };
     let mut run = 1;
     loop {
-        let result = match way {
-            Way::Plain => decide_new_orders(store, commands, reservation_ttl).await,
-            Way::Any | Way::WithOrphanedKeys => {
-                decide_any_commands(store, commands, reservation_ttl, way).await
+        let result = match reads {
+            Reads::Nothing => decide_new_orders(store, commands, reservation_ttl).await,
+            Reads::StoredOrders | Reads::OrphanedKeys => {
+                decide_any_commands(store, commands, reservation_ttl, reads).await
             }
         };
         match result {
             Ok(decided) => return Ok(decided),
-            // Something of the batch is on record, after all.
-            Err(CommitError::Duplicate) if way == Way::Plain => way = Way::Any,
-            Err(CommitError::Duplicate) if commands.iter().all(|command| key_of(command).is_none()) => {
+            // An order of the batch is stored, after all.
+            Err(CommitError::Duplicate) if reads == Reads::Nothing => reads = Reads::StoredOrders,
+            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
                 return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
             }
-            // A worker of another lane was faster with one of its keys: what it put on record is found now. Or the order
-            // of a key was deleted by hand, and the key is left.
-            Err(CommitError::Duplicate) if run < RUNS => (way, run) = (Way::WithOrphanedKeys, run + 1),
+            // A worker of another lane has just stored one of its keys: the next run finds it. Or the order of a key was
+            // deleted by hand, and the key is left.
+            Err(CommitError::Duplicate) if run < RUNS => (reads, run) = (Reads::OrphanedKeys, run + 1),
             Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
@@ -209,15 +189,14 @@ async fn decide_together<B: Begin>(
     }
 }
 
-/// How a batch is decided.
+/// What a transaction reads of stored orders before it decides.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// As if nothing of it were on record.
-    Plain,
-    /// Reading first what is on record.
-    Any,
-    /// The same, and also which keys are left of orders that are gone: only looked for where an insertion collided.
-    WithOrphanedKeys,
+enum Reads {
+    /// Nothing: it assumes that no order of the batch is stored.
+    Nothing,
+    StoredOrders,
+    /// Also the keys that are left of deleted orders. Only needed once an insertion has collided.
+    OrphanedKeys,
 }
 
 /// Sets a product's stock: see [`Catalog::recount`].
@@ -264,62 +243,66 @@ fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
 }
 
-/// The usual way: none of the orders is on record. For those that go on record now, their insertion tells; for the
-/// others it takes a look, because the very order that took the last piece is rejected when it comes back.
+/// Decides a batch that most likely has only orders which are not stored. The insertion of those that are stored now collides
+/// if they were stored before. The others must be looked for: the very order that took the last piece is rejected when it is
+/// redelivered.
 async fn decide_new_orders<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
-) -> Result<Decided, CommitError> {
+) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(products_of(commands)).await?;
     if !locked.unreadable.is_empty() {
-        return Err(CommitError::Duplicate); // the other way tells whose commands that concerns
+        return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
     let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(before.clone(), None, commands, times);
-    let not_stored = not_stored(commands, &decision);
-    if !not_stored.is_empty() && !stored(&mut transaction, not_stored, Way::Plain).await?.is_empty() {
+    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times }, commands);
+    let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
+    if !not_stored.is_empty()
+        && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
+    {
         return Err(CommitError::Duplicate);
     }
     transaction.commit(changes(&before, &decision)).await?;
-    Ok(decision.into())
+    Ok(decision.result)
 }
 
-/// The way of all other batches: of changes of orders on record, and of orders that came back, because a worker died
-/// between commit and ack or because their client sent them again. It reads first what is on record. Whoever moves an order
-/// holds the lock of its inventory, so what is read after taking that lock is final.
+/// Decides any other batch: changes of stored orders, and orders that were redelivered because a worker died between commit
+/// and ack, or that their client sent again. It first reads which are stored. An order changes only under the lock of its
+/// inventory, so what is read after taking that lock stays true.
 async fn decide_any_commands<B: Begin>(
     store: &B,
     commands: &[Command],
     reservation_ttl: Duration,
-    way: Way,
-) -> Result<Decided, CommitError> {
+    reads: Reads,
+) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
-    let mut stored = stored(&mut transaction, commands, way).await?;
+    let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
     let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(before.clone(), Some(stored), commands, times);
+    let decision =
+        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times }, commands);
     transaction.commit(changes(&before, &decision)).await?;
-    Ok(decision.into())
+    Ok(decision.result)
 }
 
-/// What is on record of the orders that these commands are about.
-async fn stored(
+/// The stored orders that these commands are about.
+async fn stored_orders(
     transaction: &mut impl Transaction,
     commands: impl IntoIterator<Item = &Command, IntoIter: Clone> + Send,
-    way: Way,
+    reads: Reads,
 ) -> Result<StoredOrders, StoreError> {
     let commands = commands.into_iter();
     let mut stored = StoredOrders::default();
-    for order in transaction.stored_orders(hex(commands.clone().map(order_of))).await? {
+    for order in transaction.stored_orders(hex_ids(commands.clone().map(Command::order_id))).await? {
         stored.insert(order);
     }
-    let keys: HashSet<_> = commands.filter_map(key_of).collect();
+    let keys: HashSet<_> = commands.filter_map(Command::key).collect();
     if !keys.is_empty() {
         let keys = json(&keys);
-        if way == Way::WithOrphanedKeys {
+        if reads == Reads::OrphanedKeys {
             stored.orphaned_keys.extend(transaction.orphaned_keys(keys.clone()).await?);
         }
         for (key, order) in transaction.orders_of_keys(keys).await? {
@@ -351,7 +334,7 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, freed_keys } = &decision.writes;
+    let Writes { orders, statuses, aliases, orphaned_keys } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut rejections, mut keys) = (Vec::new(), Vec::new());
@@ -359,8 +342,8 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         let (id, product_id, total) = (hex(&order.id), order.product_id, order.total);
         match order.state {
             OrderState::Accepted { expires_at, .. } => {
-                let alike = (product_id, total, expires_at.as_millisecond());
-                reservations.entry(alike).or_default().push(id);
+                let equal = (product_id, total, expires_at.as_millisecond());
+                reservations.entry(equal).or_default().push(id);
             }
             OrderState::Rejected(rejection) => {
                 rejections.push((id, product_id, total, rejection.available()))
@@ -374,11 +357,11 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         .collect();
     let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
-    let freed_keys: Vec<_> = freed_keys.iter().map(|(key, order)| (key, hex(order))).collect();
+    let orphaned_keys: Vec<_> = orphaned_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
         reservations: list(&reservations),
         rejections: list(&rejections),
-        freed_keys: list(&freed_keys),
+        orphaned_keys: list(&orphaned_keys),
         keys: list(&keys),
         statuses: list(&statuses),
         aliases: list(&aliases),
@@ -390,48 +373,17 @@ fn list(rows: &[impl Serialize]) -> Option<String> {
     (!rows.is_empty()).then(|| json(&rows))
 }
 
-impl From<Decision> for Decided {
-    fn from(Decision { verdicts, events, undecidable, .. }: Decision) -> Self {
-        Self { verdicts, events, undecidable }
-    }
-}
-
-/// Those orders of existing products that do not go on record.
-fn not_stored<'a>(commands: &'a [Command], decision: &Decision) -> Vec<&'a Command> {
-    // What goes on record does so in the order of the batch.
-    let mut recorded = decision.writes.orders.iter().map(|(order, _)| order.id).peekable();
-    commands
-        .iter()
-        .filter(|command| decision.inventories.contains_key(&command.product_id()))
-        .filter(|command| recorded.next_if_eq(&order_of(command)).is_none())
-        .collect()
-}
-
-fn order_of(command: &Command) -> OrderId {
-    match command {
-        Command::Place(order) => order.id,
-        Command::Change(change) => change.order_id,
-    }
-}
-
-fn key_of(command: &Command) -> Option<&IdempotencyKey> {
-    match command {
-        Command::Place(order) => order.key.as_ref(),
-        Command::Change(_) => None,
-    }
-}
-
-/// Under one id, or under one key.
+/// Whether two commands of the batch have the same id or the same key.
 fn has_duplicates(commands: &[Command]) -> bool {
     let mut ids: Vec<_> = commands.iter().map(Command::id).collect();
     ids.sort_unstable(); // almost sorted already: orders arrive about as they were created
     let mut keys = HashSet::new();
     ids.windows(2).any(|pair| pair[0] == pair[1])
-        || !commands.iter().filter_map(key_of).all(|key| keys.insert(key))
+        || !commands.iter().filter_map(Command::key).all(|key| keys.insert(key))
 }
 
 /// As [`Transaction::stored_orders`] takes them.
-pub(super) fn hex(ids: impl IntoIterator<Item = OrderId>) -> String {
+pub(super) fn hex_ids(ids: impl IntoIterator<Item = OrderId>) -> String {
     json(&ids.into_iter().map(|id| id.uuid().simple()).collect::<Vec<_>>())
 }
 

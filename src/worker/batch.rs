@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
-    domain::{command::Command, ids::ProductId, verdict::Verdict},
+    domain::{command::Command, decide::BatchResult, ids::ProductId, verdict::Verdict},
     queue::{Address, Delivery, Reply},
-    store::{Decided, Store, StoreError},
+    store::{Store, StoreError},
 };
 
 /// How many commands one transaction decides at most. There is no minimum: a lone order never waits for others.
@@ -19,7 +19,7 @@ pub(super) struct BatchDecider {
 }
 
 impl BatchDecider {
-    pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<Decided, StoreError> {
+    pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<BatchResult, StoreError> {
         self.store.decide(&commands_of(deliveries), self.reservation_ttl).await
     }
 }

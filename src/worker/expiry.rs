@@ -134,7 +134,7 @@ mod tests {
             command::{ChangeOrder, Command, NewOrder, ReplyMode},
             ids::{OrderId, ProductId},
             inventory::Stock,
-            order::{Change, OrderStatus, Quantity},
+            order::{Change, Quantity},
             verdict::Verdict,
         },
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
@@ -239,9 +239,9 @@ mod tests {
                 })
                 .map(Command::from)
                 .collect();
-            self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
-            let verdict = Outcome::Decided(Verdict::Status(OrderStatus::Expired));
-            self.lanes.requests.deliver(commands.iter().map(|command| (command.id(), verdict)).collect());
+            let result = self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
+            let outcomes = result.verdicts.into_iter().map(Outcome::Decided);
+            self.lanes.requests.deliver(commands.iter().map(Command::id).zip(outcomes).collect());
         }
 
         /// No queued expiry can be decided.

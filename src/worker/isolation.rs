@@ -7,9 +7,9 @@ use super::{
     stalled::Stalled,
 };
 use crate::{
-    domain::ids::ProductId,
+    domain::{decide::BatchResult, ids::ProductId},
     queue::Delivery,
-    store::{Decided, StoreError},
+    store::StoreError,
 };
 
 /// How many products are tried separately, and cannot be decided, before all others of their batch are stalled as well: each
@@ -57,7 +57,7 @@ impl Isolation {
         &mut self,
         stalled: &mut Stalled,
         error: &StoreError,
-    ) -> Option<(Vec<Delivery>, Decided)> {
+    ) -> Option<(Vec<Delivery>, BatchResult)> {
         while let Some(product_id) = self.untried.pop_front() {
             let only = BTreeSet::from([product_id]);
             let rest = std::mem::take(&mut self.rest);

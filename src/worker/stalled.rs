@@ -21,9 +21,9 @@ use super::{
     split_deliveries::SplitDeliveries,
 };
 use crate::{
-    domain::{command::Command, ids::ProductId},
+    domain::{command::Command, decide::BatchResult, ids::ProductId},
     queue::Delivery,
-    store::{Decided, StoreError},
+    store::StoreError,
 };
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ struct StalledProduct {
 /// What a worker must do about stalled commands.
 pub(super) enum Progress {
     /// Complete them.
-    Decided(Vec<Delivery>, Decided),
+    Decided(Vec<Delivery>, BatchResult),
     /// They were held for too long.
     Requeue(Vec<Delivery>),
 }
@@ -65,7 +65,7 @@ pub(super) enum Progress {
 struct Attempt {
     product_id: ProductId,
     deliveries: Vec<Delivery>,
-    result: Result<Decided, StoreError>,
+    result: Result<BatchResult, StoreError>,
 }
 
 impl Stalled {

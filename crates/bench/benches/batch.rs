@@ -7,7 +7,7 @@ use antre::{
     clock::now,
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, Inventories, Times},
+        decide::{self, Inventories, Snapshot, Times},
         ids::{OrderId, ProductId},
         inventory::{Inventory, Stock},
         order::Quantity,
@@ -36,7 +36,10 @@ fn batches(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || inventories.clone(),
-                |inventories| decide::decide(inventories, None, black_box(&orders), times),
+                |inventories| {
+                    let snapshot = Snapshot { inventories, stored: None, times };
+                    decide::decide(snapshot, black_box(&orders))
+                },
                 BatchSize::SmallInput,
             );
         });

@@ -1,11 +1,19 @@
 //! What travels through the broker: JSON, so that a person can read it in the broker's own pages and a worker in
 //! another language is possible. `ARCHITECTURE.md` shows them all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    str::FromStr,
+};
 
 use jiff::Timestamp;
 use lapin::BasicProperties;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+};
 
 use crate::{
     domain::time::from_millis,
@@ -14,7 +22,7 @@ use crate::{
         event::Event,
         ids::{CommandId, IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
-        rejection::Rejection,
+        rejection::{Rejection, RejectionReason},
         verdict::Verdict,
     },
     queue::{Outcome, Refusal},
@@ -149,32 +157,86 @@ struct VerdictFields {
     expires_at: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
-    /// With `already_placed`: which order.
+    /// With `already_placed`: which order. With `is_…`: the order as it is now; workers of earlier releases leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     order: Option<OrderFields>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// What a verdict is, in a word. A rejection is called by its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
     Reserved,
-    InsufficientStock,
-    ProductNotFound,
-    IdempotencyKeyReused,
+    Rejected(RejectionReason),
     AlreadyPlaced,
+    /// The verdict on a change: `is_` and the status of the order.
+    Current(OrderStatus),
     OrderNotFound,
     Undecidable,
-    /// Answers to changes: how far the order has come.
-    IsReserved,
-    IsPaid,
-    IsCancelled,
-    IsExpired,
-    IsRejected,
-    /// No verdict: the worker is of another database.
+    /// No verdict: the worker uses another database.
     OtherInstallation,
 }
 
-/// An order on record, as verdicts and events tell of it.
+impl Word {
+    fn as_str(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Reserved => "reserved",
+            Self::Rejected(reason) => reason.as_str(),
+            Self::AlreadyPlaced => "already_placed",
+            Self::Current(status) => return Cow::Owned(format!("is_{}", status.as_str())),
+            Self::OrderNotFound => "order_not_found",
+            Self::Undecidable => "undecidable",
+            Self::OtherInstallation => "other_installation",
+        })
+    }
+}
+
+impl FromStr for Word {
+    type Err = Undecodable;
+
+    fn from_str(word: &str) -> Result<Self, Undecodable> {
+        let status = || word.strip_prefix("is_").and_then(OrderStatus::from_word);
+        Ok(match word {
+            "reserved" => Self::Reserved,
+            "already_placed" => Self::AlreadyPlaced,
+            "order_not_found" => Self::OrderNotFound,
+            "undecidable" => Self::Undecidable,
+            "other_installation" => Self::OtherInstallation,
+            _ => RejectionReason::from_word(word)
+                .map(Self::Rejected)
+                .or_else(|| status().map(Self::Current))
+                .ok_or_else(|| Undecodable(format!("it has the verdict {word:?}")))?,
+        })
+    }
+}
+
+impl Serialize for Word {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(WordVisitor)
+    }
+}
+
+/// Takes the word from the message's buffer: there is one for each order.
+struct WordVisitor;
+
+impl Visitor<'_> for WordVisitor {
+    type Value = Word;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the word of a verdict")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Word, E> {
+        word.parse().map_err(E::custom)
+    }
+}
+
+/// A stored order, in verdicts and events.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct OrderFields {
     order_id: OrderId,
@@ -184,7 +246,7 @@ struct OrderFields {
     /// Unix milliseconds; a rejected order has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<i64>,
-    /// What was available for a rejected one, unless that was not the reason.
+    /// Of a rejected order, if that is what its reason is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
 }
@@ -263,19 +325,16 @@ impl From<(CommandId, Verdict)> for VerdictFields {
             Verdict::Reserved { expires_at } => {
                 Self { expires_at: Some(expires_at.as_millisecond()), ..plain(Word::Reserved) }
             }
-            Verdict::Rejected(Rejection::InsufficientStock { available }) => {
-                Self { available_stock: Some(available), ..plain(Word::InsufficientStock) }
+            Verdict::Rejected(rejection) => {
+                let word = Word::Rejected(rejection.reason());
+                Self { available_stock: rejection.available(), ..plain(word) }
             }
-            Verdict::Rejected(Rejection::ProductNotFound) => plain(Word::ProductNotFound),
-            Verdict::Rejected(Rejection::KeyReused) => plain(Word::IdempotencyKeyReused),
             Verdict::AlreadyPlaced(order) => Self { order: Some(order.into()), ..plain(Word::AlreadyPlaced) },
+            Verdict::Current(order) => {
+                Self { order: Some(order.into()), ..plain(Word::Current(order.status())) }
+            }
             Verdict::OrderNotFound => plain(Word::OrderNotFound),
             Verdict::Undecidable => plain(Word::Undecidable),
-            Verdict::Status(OrderStatus::Reserved) => plain(Word::IsReserved),
-            Verdict::Status(OrderStatus::Paid) => plain(Word::IsPaid),
-            Verdict::Status(OrderStatus::Cancelled) => plain(Word::IsCancelled),
-            Verdict::Status(OrderStatus::Expired) => plain(Word::IsExpired),
-            Verdict::Status(OrderStatus::Rejected) => plain(Word::IsRejected),
         }
     }
 }
@@ -284,31 +343,19 @@ impl TryFrom<VerdictFields> for (CommandId, Outcome) {
     type Error = Undecodable;
 
     fn try_from(one: VerdictFields) -> Result<Self, Undecodable> {
-        let verdict = match (one.verdict, one.expires_at, one.available_stock, one.order) {
-            (Word::Reserved, Some(expires_at), ..) => {
-                Verdict::Reserved { expires_at: from_millis(expires_at) }
-            }
-            (Word::InsufficientStock, _, Some(available), _) => {
-                Verdict::Rejected(Rejection::InsufficientStock { available })
-            }
-            (Word::AlreadyPlaced, .., Some(order)) => Verdict::AlreadyPlaced(order.into()),
-            (Word::Reserved | Word::InsufficientStock | Word::AlreadyPlaced, ..) => {
-                return Err(Undecodable(format!("the verdict on {} is not complete", one.id)));
-            }
-            (Word::ProductNotFound, ..) => Verdict::Rejected(Rejection::ProductNotFound),
-            (Word::IdempotencyKeyReused, ..) => Verdict::Rejected(Rejection::KeyReused),
-            (Word::OrderNotFound, ..) => Verdict::OrderNotFound,
-            (Word::Undecidable, ..) => Verdict::Undecidable,
-            (Word::IsReserved, ..) => Verdict::Status(OrderStatus::Reserved),
-            (Word::IsPaid, ..) => Verdict::Status(OrderStatus::Paid),
-            (Word::IsCancelled, ..) => Verdict::Status(OrderStatus::Cancelled),
-            (Word::IsExpired, ..) => Verdict::Status(OrderStatus::Expired),
-            (Word::IsRejected, ..) => Verdict::Status(OrderStatus::Rejected),
-            (Word::OtherInstallation, ..) => {
-                return Ok((one.id, Outcome::Refused(Refusal::OtherInstallation)));
-            }
+        let VerdictFields { id, verdict, expires_at, available_stock, order } = one;
+        let order = order.map(Order::from);
+        let verdict = match verdict {
+            Word::Reserved => expires_at.map(|millis| Verdict::Reserved { expires_at: from_millis(millis) }),
+            Word::Rejected(reason) => reason.with(available_stock).map(Verdict::Rejected),
+            Word::AlreadyPlaced => order.map(Verdict::AlreadyPlaced),
+            Word::Current(_) => order.map(Verdict::Current),
+            Word::OrderNotFound => Some(Verdict::OrderNotFound),
+            Word::Undecidable => Some(Verdict::Undecidable),
+            Word::OtherInstallation => return Ok((id, Outcome::Refused(Refusal::OtherInstallation))),
         };
-        Ok((one.id, Outcome::Decided(verdict)))
+        let verdict = verdict.ok_or_else(|| Undecodable(format!("the verdict on {id} is not complete")))?;
+        Ok((id, Outcome::Decided(verdict)))
     }
 }
 
@@ -400,6 +447,10 @@ mod tests {
         Order { id: id(), product_id: product(number), total: Quantity::new(2).unwrap(), state }
     }
 
+    /// Statuses of orders whose pieces were reserved once.
+    const ACCEPTED: [OrderStatus; 4] =
+        [OrderStatus::Reserved, OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired];
+
     fn text(bytes: Vec<u8>) -> String {
         String::from_utf8(bytes).unwrap()
     }
@@ -423,7 +474,8 @@ mod tests {
             .into_iter()
             .chain([Verdict::Undecidable])
             .chain(rejections.map(Verdict::Rejected))
-            .chain(OrderStatus::ALL.map(Verdict::Status))
+            .chain(ACCEPTED.map(|status| Verdict::Current(order(1, status))))
+            .chain([Verdict::Current(rejected(rejections[0]))])
             .chain([
                 Verdict::AlreadyPlaced(order(1, OrderStatus::Paid)),
                 Verdict::AlreadyPlaced(rejected(rejections[0])),
@@ -458,12 +510,12 @@ mod tests {
         );
         let reserved = Verdict::Reserved { expires_at: from_millis(1_734_000_900_000) };
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
-        let paid = Verdict::Status(OrderStatus::Paid);
+        let paid = Verdict::Current(order(1, OrderStatus::Paid));
         let placed = Verdict::AlreadyPlaced(order(1, OrderStatus::Reserved));
         let verdicts = [reserved, rejected, paid, placed].map(|verdict| (id().into(), verdict));
         assert_eq!(
             text(encode_verdicts(verdicts.to_vec())),
-            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid"},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
+            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
         );
     }
 
@@ -527,8 +579,12 @@ mod tests {
         let good = order(r#","total":1"#);
         assert!(decode_commands(good.as_bytes(), Some("antre.orders.v2")).is_err());
         assert!(decode_commands(good.as_bytes(), None).is_err());
-        let incomplete =
-            r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved"}]}"#;
-        assert!(decode_outcomes(incomplete.as_bytes(), Some(VERDICTS_V1)).is_err());
+        // The last word is what a worker of an earlier release sends: it leaves the order out.
+        for word in ["reserved", "insufficient_stock", "already_placed", "is_paid", "is_pending", "paid"] {
+            let verdicts = format!(
+                r#"{{"verdicts":[{{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"{word}"}}]}}"#
+            );
+            assert!(decode_outcomes(verdicts.as_bytes(), Some(VERDICTS_V1)).is_err(), "{word}");
+        }
     }
 }

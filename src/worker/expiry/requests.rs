@@ -204,8 +204,9 @@ impl ReplySink for ExpiryRequests {
                 Outcome::Decided(verdict) => {
                     state.delayed_products.remove(&product_id);
                     match verdict {
-                        // The order did not change.
-                        Verdict::Undecidable | Verdict::Status(OrderStatus::Reserved) => {
+                        Verdict::Undecidable => Delay::grow(&mut state.delayed, order_id, MAX_DELAY),
+                        // It has not expired.
+                        Verdict::Current(order) if order.status() == OrderStatus::Reserved => {
                             Delay::grow(&mut state.delayed, order_id, MAX_DELAY);
                         }
                         _ => drop(state.delayed.remove(&order_id)),

@@ -17,7 +17,7 @@ use antre::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
         lane_set::{LaneMode, LaneSet},
-        order::{Change, OrderStatus, Quantity},
+        order::{Change, Order, OrderState, OrderStatus, Quantity},
         verdict::Verdict,
     },
     queue::{
@@ -168,6 +168,11 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
         let (id, order_id) = (CommandId::generate(), OrderId::generate());
         ChangeOrder { id, order_id, product_id: product(1), change, reply }.into()
     };
+    let paid = |change: &ChangeOrder| {
+        let expires_at = change.order_id.created_at();
+        let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at };
+        Order { id: change.order_id, product_id: product(1), total: Quantity::new(2).unwrap(), state }
+    };
     let key = |text: String| Some(text.try_into().unwrap());
     let submitted: Vec<Command> = vec![
         order(product(1), 1).into(),
@@ -186,7 +191,7 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
         for delivery in &deliveries {
             let decided = |command: &Command| match command {
                 Command::Place(order) => verdict(order),
-                Command::Change(_) => Verdict::Status(OrderStatus::Paid),
+                Command::Change(change) => Verdict::Current(paid(change)),
             };
             let verdicts = delivery.commands.iter().map(|command| (command.id(), decided(command))).collect();
             let reply = Reply { to: delivery.reply_to.clone(), verdicts };
@@ -202,7 +207,7 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     for command in &submitted {
         let expected = match command {
             Command::Place(order) => verdict(order),
-            Command::Change(_) => Verdict::Status(OrderStatus::Paid),
+            Command::Change(change) => Verdict::Current(paid(change)),
         };
         assert_eq!(outcomes[&command.id()], Outcome::Decided(expected));
     }

@@ -622,7 +622,7 @@ async fn a_batch_that_fails_halfway_leaves_nothing(database: Database) {
 }
 
 async fn an_empty_batch_is_no_work(database: Database) {
-    assert_eq!(database.store.decide(&commands(&[]), TTL).await.unwrap().verdicts, []);
+    assert!(database.store.decide(&commands(&[]), TTL).await.unwrap().verdicts.is_empty());
 }
 
 async fn a_redelivered_batch_gets_the_verdicts_on_record(database: Database) {
@@ -729,7 +729,7 @@ async fn a_detached_copy_stores_the_rejection_of_the_first(database: Database) {
     let batch = [first.clone(), copy.clone(), copy.clone(), order(id, 1)];
     let verdicts = database.decide(&batch).await;
     assert_eq!(verdicts[..3], [rejected(3); 3]);
-    assert_eq!(database.store.order(first.id).await.unwrap().unwrap().verdict(), rejected(3));
+    assert_eq!(Verdict::on_stored(&database.store.order(first.id).await.unwrap().unwrap()), rejected(3));
     assert_eq!(database.decide(&[copy]).await, [rejected(3)], "the stored verdict, not what is left now");
     assert_eq!(database.pieces(id).await, [3, 2, 1]);
 }
@@ -829,7 +829,11 @@ async fn assert_on_record(database: &Database, verdicts: &HashMap<OrderId, Verdi
     let mut on_record = HashMap::new();
     for id in database.store.product_ids().await.unwrap() {
         for order in database.orders_of(id).await {
-            assert_eq!(on_record.insert(order.id, order.verdict()), None, "{order:?} is there twice");
+            assert_eq!(
+                on_record.insert(order.id, Verdict::on_stored(&order)),
+                None,
+                "{order:?} is there twice"
+            );
         }
     }
     let accepted = verdicts.iter().filter(|(_, verdict)| is_reserved(verdict));
@@ -1072,8 +1076,12 @@ async fn replay(database: &Database, steps: Vec<Step>) {
     for id in model.pieces.keys() {
         let expected = model.on_record.iter().filter(|(_, (product, _))| product == id);
         let expected: Vec<_> = expected.map(|(id, (_, verdict))| (*id, *verdict)).collect();
-        let found: Vec<_> =
-            database.orders_of(*id).await.iter().map(|order| (order.id, order.verdict())).collect();
+        let found: Vec<_> = database
+            .orders_of(*id)
+            .await
+            .iter()
+            .map(|order| (order.id, Verdict::on_stored(&order)))
+            .collect();
         assert_eq!(found, expected);
     }
 }

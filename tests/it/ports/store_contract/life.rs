@@ -20,6 +20,7 @@ suite! {
         a_cancellation_gives_the_pieces_back,
         an_expiry_waits_for_its_time,
         the_first_change_wins_whatever_comes_after,
+        the_verdict_on_a_change_is_the_whole_order,
         a_change_in_the_wrong_lane_or_of_no_order_changes_nothing,
         times_are_the_databases,
         one_key_is_one_order,
@@ -59,10 +60,29 @@ fn key(text: &str) -> IdempotencyKey {
     text.to_owned().try_into().unwrap()
 }
 
-const PAID: Verdict = Verdict::Status(OrderStatus::Paid);
-const CANCELLED: Verdict = Verdict::Status(OrderStatus::Cancelled);
-const EXPIRED: Verdict = Verdict::Status(OrderStatus::Expired);
-const RESERVED: Verdict = Verdict::Status(OrderStatus::Reserved);
+/// What a verdict on a change must be.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    /// The order, with this status.
+    Now(OrderStatus),
+    Undecidable,
+}
+
+impl PartialEq<Expected> for Verdict {
+    fn eq(&self, expected: &Expected) -> bool {
+        match expected {
+            Expected::Now(status) => matches!(self, Self::Current(order) if order.status() == *status),
+            Expected::Undecidable => *self == Self::Undecidable,
+        }
+    }
+}
+
+const PAID: Expected = Expected::Now(OrderStatus::Paid);
+const CANCELLED: Expected = Expected::Now(OrderStatus::Cancelled);
+const EXPIRED: Expected = Expected::Now(OrderStatus::Expired);
+const RESERVED: Expected = Expected::Now(OrderStatus::Reserved);
+const REJECTED: Expected = Expected::Now(OrderStatus::Rejected);
+const UNDECIDABLE: Expected = Expected::Undecidable;
 const KEY_REUSED: Verdict = Verdict::Rejected(Rejection::KeyReused);
 
 impl Database {
@@ -174,10 +194,37 @@ async fn the_first_change_wins_whatever_comes_after(database: Database) {
     let late = detached_order(id, 95);
     assert_eq!(database.decide(slice::from_ref(&late)).await, [rejected(94)]);
     for (change, _) in all {
-        assert_eq!(database.change(&late, change).await, Verdict::Status(OrderStatus::Rejected));
+        assert_eq!(database.change(&late, change).await, REJECTED);
     }
     assert_eq!(database.pieces(id).await, [94, 94, 0]);
     database.assert_balanced().await;
+}
+
+async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
+    let id = database.product_of(10).await;
+    let [first, second] = database.reserve(id, [3, 2]).await;
+    let batch = [
+        change_of(&first, Change::Expire),
+        change_of(&first, Change::Pay),
+        change_of(&second, Change::Cancel),
+        change_of(&second, Change::Cancel),
+    ];
+    let before = database.store.order(first.id).await.unwrap().unwrap();
+    let verdicts = database.settle(&batch).await;
+    let [paid, cancelled] = [first.id, second.id].map(|id| database.store.order(id));
+    let (paid, cancelled) = (paid.await.unwrap().unwrap(), cancelled.await.unwrap().unwrap());
+    assert_eq!(verdicts, [before, paid, cancelled, cancelled].map(Verdict::Current));
+    let rejected = detached_order(id, 95);
+    database.decide(slice::from_ref(&rejected)).await;
+    let rejected = database.store.order(rejected.id).await.unwrap().unwrap();
+    let change = ChangeOrder {
+        id: CommandId::generate(),
+        order_id: rejected.id,
+        product_id: id,
+        change: Change::Pay,
+        reply: ReplyMode::Until(now()),
+    };
+    assert_eq!(database.settle(&[change.into()]).await, [Verdict::Current(rejected)]);
 }
 
 async fn a_change_in_the_wrong_lane_or_of_no_order_changes_nothing(database: Database) {
@@ -265,8 +312,6 @@ async fn a_key_whose_order_was_deleted_is_free_again(database: Database) {
     let placed = [one[0], other[0]].iter().filter(|verdict| is_reserved(verdict)).count();
     assert_eq!(placed, 1, "{one:?} {other:?}");
 }
-
-const UNDECIDABLE: Verdict = Verdict::Undecidable;
 
 /// The seller's books are a piece short of their orders: as many expire as can.
 async fn an_inventory_short_of_its_orders_stops_no_other_order(database: Database) {
@@ -583,7 +628,7 @@ async fn payments_and_cancellations_at_once_end_in_one_of_the_two(database: Data
         let status = database.status(order).await;
         paid += u32::from(status == OrderStatus::Paid);
         for told in &verdicts {
-            assert_eq!(told[number], Verdict::Status(status));
+            assert_eq!(told[number], Expected::Now(status));
         }
     }
     assert_eq!(database.pieces(id).await, [ORDERS - paid, ORDERS - paid, 0]);
@@ -699,17 +744,19 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
         for (command, verdict) in batch.iter().zip(&verdicts) {
             match (command, verdict) {
                 (Command::Place(order), Verdict::Reserved { .. }) => {
-                    assert_eq!(on_record[&order.id].verdict(), *verdict);
+                    assert_eq!(Verdict::on_stored(&on_record[&order.id]), *verdict);
                 }
                 (Command::Place(order), Verdict::AlreadyPlaced(known)) => {
                     assert_eq!((known.product_id, known.total), (order.product_id, order.total));
-                    assert_eq!(on_record[&known.id].verdict(), known.verdict());
+                    assert_eq!(Verdict::on_stored(&on_record[&known.id]), Verdict::on_stored(&known));
                 }
                 (Command::Place(_), Verdict::Rejected(_)) => {}
-                (Command::Change(change), Verdict::Status(status)) => {
-                    // In the same batch it may have gone further, from a reservation.
-                    let now = on_record[&change.order_id].status();
-                    assert!(now == *status || *status == OrderStatus::Reserved, "{status:?}, now {now:?}");
+                (Command::Change(change), Verdict::Current(order)) => {
+                    // In the same batch it may have changed later, from a reservation.
+                    let now = on_record[&change.order_id];
+                    assert_eq!(order.with_status(now.status()), now);
+                    let status = order.status();
+                    assert!(now.status() == status || status == OrderStatus::Reserved, "{status:?}, {now:?}");
                 }
                 (Command::Change(change), Verdict::OrderNotFound) => {
                     let was_known = known.contains_key(&change.order_id);
