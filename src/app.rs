@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    clock::{Clock, SystemClock},
     domain::lane_set::LaneSet,
     http::{self, Api, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
@@ -125,7 +126,7 @@ async fn serve_embedded(
 ) -> Result<(), AppError> {
     let listener = listen(settings.http.listen_addr_or_default()).await?;
     let store: Arc<dyn Store> = open_sqlite(database_url).await?;
-    let queue = MemoryQueue::new(LANE_CAPACITY);
+    let queue = MemoryQueue::new(LANE_CAPACITY, SystemClock.now());
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     let dispatcher = dispatcher(settings, &queue, &stop).await?;
     let api = api(&store, &dispatcher, Some(worker.health.clone()));
@@ -238,7 +239,8 @@ async fn dispatcher(
     queue: &dyn Queue,
     stop: &CancellationToken,
 ) -> Result<Arc<Dispatcher>, AppError> {
-    let dispatcher = Dispatcher::new(queue, settings.http.order_timeout, stop.clone()).await;
+    let dispatcher =
+        Dispatcher::new(queue, settings.http.order_timeout, Arc::new(SystemClock), stop.clone()).await;
     dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))
 }
 
@@ -252,7 +254,7 @@ struct RunningWorker {
 impl RunningWorker {
     fn start(settings: &Settings, store: &Arc<dyn Store>, queue: Arc<dyn Queue>) -> Self {
         let stop = CancellationToken::new();
-        let expiry = Expiry { queue: queue.clone(), store: store.clone() };
+        let expiry = Expiry { queue: queue.clone(), store: store.clone(), clock: Arc::new(SystemClock) };
         let worker = Worker {
             queue,
             store: store.clone(),

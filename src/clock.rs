@@ -1,6 +1,7 @@
-//! The system's clock and random source: nothing else reads them. The times that decide come from the database.
+//! The time and new ids, handed to those that need them. A process uses the [`SystemClock`]; a test or a simulation brings its
+//! own. Times that decide come from the database instead.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::domain::{
@@ -8,29 +9,31 @@ use crate::domain::{
     time::from_millis,
 };
 
-/// The time now, in whole milliseconds, which is what databases, messages and ids keep.
-pub fn now() -> Timestamp {
-    from_millis(Timestamp::now().as_millisecond())
-}
+pub trait Clock: Send + Sync {
+    /// The time now, in whole milliseconds, which is what databases, messages and ids keep.
+    fn now(&self) -> Timestamp;
 
-/// How far the clock of another API may be ahead of this process's.
-const MAX_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(10);
-
-impl OrderId {
     /// A new id. Ids of one process ascend strictly.
-    pub fn generate() -> Self {
-        Self::with_checksum(Uuid::now_v7())
-    }
+    fn order_id(&self) -> OrderId;
 
-    /// Whether it was made later than now, by more than clocks differ: no process of ours made it.
-    pub fn is_from_the_future(self) -> bool {
-        self.created_at() > now() + MAX_CLOCK_DIFFERENCE
-    }
+    /// A new id.
+    fn command_id(&self) -> CommandId;
 }
 
-impl CommandId {
-    /// A new id.
-    pub fn generate() -> Self {
+/// The system's clock and random source.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        from_millis(Timestamp::now().as_millisecond())
+    }
+
+    fn order_id(&self) -> OrderId {
+        OrderId::with_checksum(Uuid::now_v7())
+    }
+
+    fn command_id(&self) -> CommandId {
         OrderId::from(Uuid::now_v7()).into()
     }
 }

@@ -15,6 +15,7 @@
 pub mod memory;
 pub mod rabbitmq;
 
+use jiff::Timestamp;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -63,7 +64,7 @@ pub trait Submitter: Ping {
     async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError>;
 
     /// Whether the order with this id may be in a lane or with a worker.
-    fn may_be_pending(&self, id: OrderId) -> bool;
+    fn may_be_pending(&self, id: OrderId, now: Timestamp) -> bool;
 }
 
 /// Where the outcomes of an API's commands arrive.

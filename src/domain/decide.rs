@@ -313,7 +313,7 @@ mod tests {
     use super::*;
     use crate::domain::time::from_millis;
     use crate::{
-        clock::now,
+        clock::{Clock, SystemClock},
         domain::{
             command::ReplyMode,
             ids::{CommandId, OrderId},
@@ -329,7 +329,7 @@ mod tests {
     /// A batch of new orders, none of which is stored.
     fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
         let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
-        let times = Times { decided_at: now(), expires_at };
+        let times = Times { decided_at: SystemClock.now(), expires_at };
         decide(Snapshot { inventories, stored: None, times }, &commands)
     }
 
@@ -341,10 +341,10 @@ mod tests {
 
     fn order(number: u64, total: u32) -> NewOrder {
         NewOrder {
-            id: OrderId::generate(),
+            id: SystemClock.order_id(),
             product_id: product(number),
             total: Quantity::new(total).unwrap(),
-            reply: ReplyMode::Until(now()),
+            reply: ReplyMode::Until(SystemClock.now()),
             key: None,
         }
     }
@@ -365,7 +365,7 @@ mod tests {
         /// fewer pieces are left than it asks for, never filled in part, and nothing turns negative.
         #[test]
         fn first_come_first_served_all_or_nothing((inventories, orders) in batches()) {
-            let expires_at = now();
+            let expires_at = SystemClock.now();
             let decision = decide_new(inventories.clone(), &orders, expires_at);
             prop_assert_eq!(decision.result.verdicts.len(), orders.len());
             let mut left: BTreeMap<_, _> =
@@ -396,7 +396,7 @@ mod tests {
         /// Lanes share a transaction but never a verdict: a product's verdicts do not depend on its company.
         #[test]
         fn lanes_do_not_touch_each_other((inventories, orders) in batches()) {
-            let expires_at = now();
+            let expires_at = SystemClock.now();
             let together = decide_new(inventories.clone(), &orders, expires_at).result.verdicts;
             for id in (1..=5).map(product) {
                 let of_lane = |order: &NewOrder| order.product_id == id;
@@ -411,7 +411,7 @@ mod tests {
         /// How arrivals are cut into batches changes no verdict.
         #[test]
         fn where_a_batch_ends_does_not_matter((inventories, orders) in batches(), cut in 0.0..1.0_f64) {
-            let expires_at = now();
+            let expires_at = SystemClock.now();
             let whole = decide_new(inventories.clone(), &orders, expires_at);
             let (first, second) = orders.split_at((orders.len() as f64 * cut) as usize);
             let first = decide_new(inventories, first, expires_at);
@@ -474,7 +474,7 @@ mod tests {
                     (NewOrder { key, ..order(1, *total) }.into(), *again)
                 }
                 Step::Change { of, change, again } if !self.ids.is_empty() => {
-                    let (id, reply) = (CommandId::generate(), ReplyMode::Until(now()));
+                    let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
                     let order_id = *of.get(&self.ids);
                     let change = ChangeOrder { id, order_id, product_id: product(1), change: *change, reply };
                     (change.into(), *again)
@@ -487,7 +487,7 @@ mod tests {
         fn run(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
             let commands: Vec<_> = steps.iter().flat_map(|step| self.command(step)).collect();
             // Every reservation is due at once, so an expiry takes effect.
-            let decided_at = now();
+            let decided_at = SystemClock.now();
             let times = Times { decided_at, expires_at: decided_at };
             let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
             let decision = decide(Snapshot { inventories, stored, times }, &commands);
@@ -535,11 +535,11 @@ mod tests {
     #[test]
     fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
         let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
-        let reserved = Verdict::Reserved { expires_at: now() };
+        let reserved = Verdict::Reserved { expires_at: SystemClock.now() };
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
-        let order = |reply| NewOrder { id: OrderId::generate(), product_id, total, reply, key: None };
+        let order = |reply| NewOrder { id: SystemClock.order_id(), product_id, total, reply, key: None };
         // No clock plays a part: a deadline that is long past changes nothing.
-        for answer_by in [from_millis(0), now(), Timestamp::MAX] {
+        for answer_by in [from_millis(0), SystemClock.now(), Timestamp::MAX] {
             let waited_for = order(ReplyMode::Until(answer_by));
             assert_eq!(stored_order(&waited_for, rejected), None);
             assert_eq!(

@@ -15,7 +15,6 @@ use tokio::{
 };
 
 use crate::{
-    clock::now,
     domain::{
         command::Command,
         event::Event,
@@ -65,11 +64,11 @@ struct Lane {
 }
 
 impl MemoryQueue {
-    /// Lanes in which up to `lane_capacity` commands may wait each.
-    pub fn new(lane_capacity: usize) -> Self {
+    /// Lanes in which up to `lane_capacity` commands may wait each. Orders from before `opened_at` are in none of them.
+    pub fn new(lane_capacity: usize, opened_at: Timestamp) -> Self {
         Self(Arc::new(Shared {
             lane_capacity,
-            opened_at: now(),
+            opened_at,
             events: broadcast::channel(EVENT_BACKLOG).0,
             state: Mutex::default(),
             arrived: Notify::new(),
@@ -264,7 +263,7 @@ impl Submitter for MemorySubmitter {
         Ok(()) // The first command opens its lane.
     }
 
-    fn may_be_pending(&self, id: OrderId) -> bool {
+    fn may_be_pending(&self, id: OrderId, _now: Timestamp) -> bool {
         id.created_at() >= self.shared.opened_at && !self.shared.state().is_idle()
     }
 }
@@ -365,6 +364,7 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{Clock, SystemClock};
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -379,36 +379,36 @@ mod tests {
 
     #[tokio::test]
     async fn no_order_may_be_pending_when_no_command_waits() {
-        let before = OrderId::generate();
+        let before = SystemClock.order_id();
         // Ids have whole milliseconds.
-        while now() <= before.created_at() {
+        while SystemClock.now() <= before.created_at() {
             yield_now().await;
         }
-        let queue = MemoryQueue::new(1);
+        let queue = MemoryQueue::new(1, SystemClock.now());
         let submitter = queue.submitter(Arc::new(Ignore)).await.unwrap();
-        let id = OrderId::generate();
-        assert!(!submitter.may_be_pending(id));
+        let id = SystemClock.order_id();
+        assert!(!submitter.may_be_pending(id, SystemClock.now()));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         submitter.submit(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into());
-        assert!(submitter.may_be_pending(id), "it waits in its lane");
-        assert!(!submitter.may_be_pending(before), "it is older than the queue");
+        assert!(submitter.may_be_pending(id, SystemClock.now()), "it waits in its lane");
+        assert!(!submitter.may_be_pending(before, SystemClock.now()), "it is older than the queue");
         let mut consumer = queue.consumer().await.unwrap();
         consumer.take(1).await.unwrap();
-        assert!(submitter.may_be_pending(id), "it is with a worker");
+        assert!(submitter.may_be_pending(id, SystemClock.now()), "it is with a worker");
         drop(consumer);
-        assert!(submitter.may_be_pending(id), "it is in its lane again");
+        assert!(submitter.may_be_pending(id, SystemClock.now()), "it is in its lane again");
         let mut consumer = queue.consumer().await.unwrap();
         let taken = consumer.take(1).await.unwrap();
         consumer.settle(taken, Completion::default()).await.unwrap();
-        assert!(!submitter.may_be_pending(id), "it is decided");
+        assert!(!submitter.may_be_pending(id, SystemClock.now()), "it is decided");
     }
 
     #[tokio::test]
     async fn events_are_a_live_stream_in_their_order() {
-        let queue = MemoryQueue::new(1);
+        let queue = MemoryQueue::new(1, SystemClock.now());
         let event = |status| {
-            let (id, product_id) = (OrderId::generate(), ProductId::new(1).unwrap());
-            let state = OrderState::Accepted { status, expires_at: now() };
+            let (id, product_id) = (SystemClock.order_id(), ProductId::new(1).unwrap());
+            let state = OrderState::Accepted { status, expires_at: SystemClock.now() };
             Event { order: Order { id, product_id, total: Quantity::new(1).unwrap(), state } }
         };
         let mut consumer = queue.consumer().await.unwrap();

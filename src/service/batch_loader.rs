@@ -167,12 +167,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        clock::now,
+        clock::SystemClock,
         store::{Store, memory::MemoryStore},
     };
 
     fn store() -> Arc<MemoryStore> {
-        Arc::new(MemoryStore::new(uuid::Uuid::nil(), now))
+        Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)))
     }
 
     async fn loader() -> (Arc<BatchLoader<ProductId>>, ProductId) {

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    clock::Clock,
     domain::{
         command::{Command, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
@@ -35,6 +36,7 @@ pub struct Dispatcher {
     submitter: Arc<dyn Submitter>,
     pending: Arc<PendingReplies>,
     order_timeout: Duration,
+    clock: Arc<dyn Clock>,
     _closing: AbortOnDropHandle<()>,
 }
 
@@ -43,6 +45,7 @@ impl Dispatcher {
     pub async fn new(
         queue: &dyn Queue,
         order_timeout: Duration,
+        clock: Arc<dyn Clock>,
         stop: CancellationToken,
     ) -> Result<Self, QueueError> {
         let pending = Arc::new(PendingReplies::default());
@@ -55,7 +58,11 @@ impl Dispatcher {
                 pending.close();
             }
         });
-        Ok(Self { submitter, pending, order_timeout, _closing: AbortOnDropHandle::new(closing) })
+        Ok(Self { submitter, pending, order_timeout, clock, _closing: AbortOnDropHandle::new(closing) })
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.clock
     }
 
     /// How long a client waits that prefers to wait this long: it may prefer less than the order timeout, not more.
@@ -108,7 +115,8 @@ impl Dispatcher {
     ///
     /// Ask this before the database: an order that is decided in between is found there.
     pub(super) fn may_be_pending(&self, id: OrderId) -> bool {
-        id.is_genuine() && !id.is_from_the_future() && self.submitter.may_be_pending(id)
+        let now = self.clock.now();
+        id.is_genuine() && !id.is_from_the_future(now) && self.submitter.may_be_pending(id, now)
     }
 
     pub(super) async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
@@ -138,10 +146,11 @@ pub(super) fn reply_mode(id: CommandId, wait: Duration) -> ReplyMode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
 
     #[test]
     fn only_a_wait_of_zero_means_detached() {
-        let id = CommandId::generate();
+        let id = SystemClock.command_id();
         assert_eq!(reply_mode(id, Duration::ZERO), ReplyMode::Detached);
         for wait in [Duration::from_nanos(1), Duration::from_secs(10), Duration::MAX] {
             assert!(matches!(reply_mode(id, wait), ReplyMode::Until(_)), "{wait:?}");

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{
     domain::{
         command::{ChangeOrder, NewOrder},
-        ids::{CommandId, IdempotencyKey, OrderId, ProductId},
+        ids::{IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         rejection::Rejection,
         verdict::Verdict,
@@ -159,7 +159,7 @@ impl OrderService {
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
-        let id = OrderId::generate();
+        let id = self.dispatcher.clock().order_id();
         let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
         let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
@@ -244,7 +244,7 @@ impl OrderService {
         wait: Option<Duration>,
     ) -> Result<OrderChange, ChangeError> {
         let wait = self.waiting_time(wait);
-        let id = CommandId::generate();
+        let id = self.dispatcher.clock().command_id();
         let change = ChangeOrder {
             id,
             order_id: order.id,
@@ -322,7 +322,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        clock::now,
+        clock::{Clock, SystemClock},
         domain::command::Command,
         queue::{Queue, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
@@ -338,7 +338,7 @@ mod tests {
         OrderService::new(
             store.clone(),
             store,
-            Arc::new(Dispatcher::new(queue, timeout, stop).await.unwrap()),
+            Arc::new(Dispatcher::new(queue, timeout, Arc::new(SystemClock), stop).await.unwrap()),
         )
     }
 
@@ -354,9 +354,9 @@ mod tests {
         order_timeout: Duration,
         lane_capacity: usize,
     ) -> (MemoryQueue, OrderService, ProductId) {
-        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
         let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
-        let queue = MemoryQueue::new(lane_capacity);
+        let queue = MemoryQueue::new(lane_capacity, SystemClock.now());
         let ordering = service(store, &queue, order_timeout, CancellationToken::new()).await;
         (queue, ordering, product.id)
     }
@@ -435,9 +435,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_waits_when_the_process_stops_gets_202() {
-        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
         let product_id = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
-        let queue = MemoryQueue::new(100);
+        let queue = MemoryQueue::new(100, SystemClock.now());
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
         let one = Quantity::new(1).unwrap();
@@ -498,9 +498,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_is_done_conflicts_or_is_done_again() {
-        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
         let product_id = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
-        let queue = MemoryQueue::new(100);
+        let queue = MemoryQueue::new(100, SystemClock.now());
         let ordering =
             service(store.clone(), &queue, Duration::from_secs(60), CancellationToken::new()).await;
         store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();

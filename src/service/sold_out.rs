@@ -197,7 +197,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        clock::now,
+        clock::SystemClock,
         domain::inventory::Stock,
         store::{Store, memory::MemoryStore},
     };
@@ -210,7 +210,7 @@ mod tests {
 
     impl Shop {
         async fn open() -> Self {
-            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
             let sold_out_cache = SoldOutCache::new(store.clone());
             Self { store, product, sold_out_cache }

@@ -7,7 +7,7 @@ use std::{
 use sqlx::{ConnectOptions, Connection, MySqlConnection, sqlite::SqliteConnectOptions};
 
 use super::{mysql_url::connect_options, open_error::OpenError, rows::Text, sqlx_error::is_missing_right};
-use crate::clock::now;
+use crate::clock::{Clock, SystemClock};
 
 /// The server's settings that matter here.
 const VARIABLES: [&str; 10] = [
@@ -52,10 +52,10 @@ pub async fn inspect_mysql(url: &str, has_tables: bool) -> Result<MySqlInspectio
         sqlx::query_as("SHOW GLOBAL VARIABLES").fetch_all(&mut connection).await?;
     let variables = variables.into_iter().map(|(Text(name), Text(value))| (name, value));
     let variables = variables.filter(|(name, _)| VARIABLES.contains(&name.as_str())).collect();
-    let asked = now().as_millisecond();
+    let asked = SystemClock.now().as_millisecond();
     let clock = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000";
     let server: i64 = sqlx::query_scalar(clock).fetch_one(&mut connection).await?;
-    let clock_ahead = server - (asked + now().as_millisecond()) / 2;
+    let clock_ahead = server - (asked + SystemClock.now().as_millisecond()) / 2;
     let missing_rights = if has_tables { missing_rights(&mut connection).await? } else { Vec::new() };
     connection.close().await?;
     Ok(MySqlInspection { variables, missing_rights, clock_ahead })

@@ -22,6 +22,7 @@ use super::{
     page::{Due, OrderPage, Page},
     ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
 };
+use crate::clock::Clock;
 use crate::domain::{
     command::Command,
     decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
@@ -36,7 +37,7 @@ use crate::domain::{
 /// The store in memory.
 pub struct MemoryStore {
     data: Arc<Mutex<Data>>,
-    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    clock: Arc<dyn Clock>,
     is_closed: AtomicBool,
 }
 
@@ -55,10 +56,9 @@ struct Data {
 
 impl MemoryStore {
     /// An empty database. All times that it decides by come from `clock`.
-    pub fn new(installation_id: Uuid, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+    pub fn new(installation_id: Uuid, clock: Arc<dyn Clock>) -> Self {
         let data = Data { installation_id, ..Data::default() };
-        let (data, clock) = (Arc::new(Mutex::new(data)), Arc::new(clock));
-        Self { data, clock, is_closed: AtomicBool::new(false) }
+        Self { data: Arc::new(Mutex::new(data)), clock, is_closed: AtomicBool::new(false) }
     }
 
     /// The same database, as another process opens it: also after this one has closed it.
@@ -75,7 +75,7 @@ impl MemoryStore {
     }
 
     fn now(&self) -> Timestamp {
-        (self.clock)()
+        self.clock.now()
     }
 }
 
@@ -302,22 +302,39 @@ mod tests {
     use std::sync::atomic::AtomicI64;
 
     use super::*;
+    use crate::clock::SystemClock;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
+        ids::CommandId,
         lane_set::LaneMode,
         order::Quantity,
     };
 
-    /// A store whose clock the test sets, in milliseconds.
-    fn store() -> (MemoryStore, Arc<AtomicI64>) {
-        let time = Arc::new(AtomicI64::new(1_734_000_000_000));
-        let clock = time.clone();
-        (MemoryStore::new(Uuid::nil(), move || from_millis(clock.load(Ordering::Relaxed))), time)
+    /// A clock that the test sets.
+    struct TestClock(AtomicI64);
+
+    impl Clock for TestClock {
+        fn now(&self) -> Timestamp {
+            from_millis(self.0.load(Ordering::Relaxed))
+        }
+
+        fn order_id(&self) -> OrderId {
+            SystemClock.order_id()
+        }
+
+        fn command_id(&self) -> CommandId {
+            SystemClock.command_id()
+        }
+    }
+
+    fn store() -> (MemoryStore, Arc<TestClock>) {
+        let clock = Arc::new(TestClock(AtomicI64::new(1_734_000_000_000)));
+        (MemoryStore::new(Uuid::nil(), clock.clone()), clock)
     }
 
     #[tokio::test]
     async fn reservations_are_due_by_the_clock_that_was_handed_in_the_longest_overdue_first() {
-        let (store, time) = store();
+        let (store, clock) = store();
         let name = ProductName::stored("Kaos Polos".to_owned()).unwrap();
         let product_id = store.create_product(name).await.unwrap().id;
         store.recount(product_id, Stock::new(10).unwrap()).await.unwrap().done().unwrap();
@@ -330,7 +347,7 @@ mod tests {
             ids.push(id);
         }
         assert_eq!(store.due(None, 10).await.unwrap(), Page::empty());
-        time.fetch_add(30_000, Ordering::Relaxed);
+        clock.0.fetch_add(30_000, Ordering::Relaxed);
         let (mut found, mut place) = (Vec::new(), None);
         loop {
             let page = store.due(place, 1).await.unwrap();
@@ -345,13 +362,13 @@ mod tests {
 
     #[tokio::test]
     async fn lanes_are_in_use_for_two_hours() {
-        let (store, time) = store();
+        let (store, clock) = store();
         let lanes = |prefix: &str| LaneSet { prefix: prefix.to_owned(), mode: LaneMode::Product };
         store.use_lanes(&lanes("b.")).await.unwrap();
-        time.fetch_add(3_600_000, Ordering::Relaxed);
+        clock.0.fetch_add(3_600_000, Ordering::Relaxed);
         store.use_lanes(&lanes("a.")).await.unwrap();
         assert_eq!(store.lanes_in_use().await.unwrap(), [lanes("a."), lanes("b.")]);
-        time.fetch_add(3_600_000, Ordering::Relaxed);
+        clock.0.fetch_add(3_600_000, Ordering::Relaxed);
         assert_eq!(store.lanes_in_use().await.unwrap(), [lanes("a.")]);
     }
 

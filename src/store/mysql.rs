@@ -303,12 +303,7 @@ impl Transaction for MySqlTransaction {
         );
         let rows: Vec<(i64, i64, i64, i64, i64)> =
             self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
-        // Without any inventory nothing needs the time.
-        let now = rows.first().map_or(0, |(.., now)| *now);
-        LockedInventories::of(
-            rows.into_iter().map(|(id, stored, available, reserved, _)| (id, stored, available, reserved)),
-            now,
-        )
+        LockedInventories::of(rows)
     }
 
     async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {

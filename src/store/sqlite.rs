@@ -46,17 +46,14 @@ use super::{
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
-use crate::{
-    clock::now,
-    domain::{
-        command::Command,
-        decide::BatchResult,
-        ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock},
-        lane_set::LaneSet,
-        order::Order,
-        product::{Product, ProductName},
-    },
+use crate::domain::{
+    command::Command,
+    decide::BatchResult,
+    ids::{IdempotencyKey, OrderId, ProductId},
+    inventory::{Inventory, Stock},
+    lane_set::LaneSet,
+    order::Order,
+    product::{Product, ProductName},
 };
 
 /// Connections that only read.
@@ -163,6 +160,21 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?)
     CROSS JOIN idempotency_keys ON idempotency_key = batch.value
     CROSS JOIN orders ON orders.id = order_id";
 
+/// The database's clock, in Unix milliseconds.
+macro_rules! now_ms {
+    () => {
+        "CAST(round(unixepoch('subsec') * 1000) AS INTEGER)"
+    };
+}
+
+const DUE: &str = concat!(
+    "SELECT * FROM orders
+     WHERE status = 'reserved' AND expires_at <= ",
+    now_ms!(),
+    " AND expires_at >= ? AND (expires_at > ? OR id > ?)
+     ORDER BY expires_at, id LIMIT ?"
+);
+
 #[async_trait]
 impl Catalog for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
@@ -263,16 +275,11 @@ impl Orders for SqliteStore {
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
-        let query = sqlx::query_as(
-            "SELECT * FROM orders
-             WHERE status = 'reserved' AND expires_at <= ? AND expires_at >= ? AND (expires_at > ? OR id > ?)
-             ORDER BY expires_at, id LIMIT ?",
-        )
-        .bind(now().as_millisecond()) // the database's clock is this process's
-        .bind(after.expires_at)
-        .bind(after.expires_at)
-        .bind(after.id.uuid())
-        .bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(DUE)
+            .bind(after.expires_at)
+            .bind(after.expires_at)
+            .bind(after.id.uuid())
+            .bind(i64::from(limit) + 1);
         Ok(page_of_due(self.fetch_all(query).await?, limit))
     }
 }
@@ -398,13 +405,15 @@ impl Transaction for SqliteTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         // The write lock of the file covers all rows. A transaction that begins by reading and writes later fails at once
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
-        let query = sqlx::query_as(
+        const LOCK: &str = concat!(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock
-             FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value",
+             SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+            now_ms!(),
+            " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
         );
-        let rows: Vec<(i64, i64, i64, i64)> = self.fetch_all(query.bind(products)).await?;
-        LockedInventories::of(rows, now().as_millisecond()) // the database's clock is this process's
+        let rows: Vec<(i64, i64, i64, i64, i64)> =
+            self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        LockedInventories::of(rows)
     }
 
     async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {

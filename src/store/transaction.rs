@@ -71,13 +71,12 @@ pub(super) struct LockedInventories {
 }
 
 impl LockedInventories {
-    /// Of rows of `product_id, stored, available, reserved`.
-    pub(super) fn of(
-        rows: impl IntoIterator<Item = (i64, i64, i64, i64)>,
-        now: i64,
-    ) -> Result<Self, StoreError> {
+    /// Of rows of `product_id, stored, available, reserved, now`.
+    pub(super) fn of(rows: Vec<(i64, i64, i64, i64, i64)>) -> Result<Self, StoreError> {
+        // Without any inventory nothing needs the time.
+        let now = rows.first().map_or(0, |(.., now)| *now);
         let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        for (id, stored, available, reserved) in rows {
+        for (id, stored, available, reserved, _) in rows {
             let id = product_id(id)?;
             match Inventory::from_columns(stored, available, reserved) {
                 Ok(inventory) => drop(inventories.insert(id, inventory)),

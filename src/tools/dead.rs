@@ -14,7 +14,7 @@ use super::{
     output,
 };
 use crate::{
-    clock::now,
+    clock::{Clock, SystemClock},
     domain::{command::Command, lane_set::LaneSet, order::Change},
     queue::{
         QueueError,
@@ -151,7 +151,10 @@ impl Letter {
     }
 
     fn line(&self) -> String {
-        let age = self.commands.first().map(|command| now().duration_since(command.created_at).as_secs());
+        let age = self
+            .commands
+            .first()
+            .map(|command| SystemClock.now().duration_since(command.created_at).as_secs());
         let age = age.map_or("?".to_owned(), |seconds| {
             humantime::format_duration(Duration::from_secs(seconds.max(0).cast_unsigned())).to_string()
         });

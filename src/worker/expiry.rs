@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
+    clock::Clock,
     queue::{Queue, Submitter},
     store::{Due, Store, StoreError},
     telemetry::{LogLimiter, is_first_report},
@@ -37,6 +38,7 @@ const FAILURE_DELAY: Duration = Duration::from_secs(2);
 pub struct Expiry {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Expiry {
@@ -98,7 +100,7 @@ impl Expiry {
             let queued = requests.queued_orders();
             let page = self.store.due(*place, PAGE).await?;
             let due = page.rows.iter().filter(|order| !queued.contains(&order.id));
-            count += requests.submit(submitter, due, MAX_SWEEP - count);
+            count += requests.submit(submitter, &*self.clock, due, MAX_SWEEP - count);
             *place = page.next;
             if place.is_none() || count == MAX_SWEEP {
                 break;
@@ -122,6 +124,7 @@ mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
+    use jiff::Timestamp;
     use tokio::time;
 
     use super::{
@@ -129,7 +132,7 @@ mod tests {
         *,
     };
     use crate::{
-        clock::now,
+        clock::{Clock, SystemClock},
         domain::{
             command::{ChangeOrder, Command, NewOrder, ReplyMode},
             ids::{OrderId, ProductId},
@@ -169,7 +172,7 @@ mod tests {
             Ok(())
         }
 
-        fn may_be_pending(&self, _: OrderId) -> bool {
+        fn may_be_pending(&self, _: OrderId, _: Timestamp) -> bool {
             false
         }
     }
@@ -190,7 +193,7 @@ mod tests {
 
     impl World {
         async fn new() -> Self {
-            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+            let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let mut products = Vec::new();
             for _ in 0..2 {
                 let product =
@@ -198,15 +201,25 @@ mod tests {
                 store.recount(product.id, Stock::new(100_000).unwrap()).await.unwrap().done().unwrap();
                 products.push(product.id);
             }
-            let expiry = Expiry { queue: Arc::new(MemoryQueue::new(1)), store };
+            let expiry = Expiry {
+                queue: Arc::new(MemoryQueue::new(1, SystemClock.now())),
+                store,
+                clock: Arc::new(SystemClock),
+            };
             Self { expiry, lanes: Lanes::default(), products: products.try_into().unwrap(), place: None }
         }
 
         /// Reservations that are overdue at once.
         async fn reserve(&self, product_id: ProductId, count: usize) {
             let order = || {
-                let (id, total) = (OrderId::generate(), Quantity::new(1).unwrap());
-                Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Until(now()), key: None })
+                let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
+                Command::from(NewOrder {
+                    id,
+                    product_id,
+                    total,
+                    reply: ReplyMode::Until(SystemClock.now()),
+                    key: None,
+                })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
             self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
@@ -234,7 +247,7 @@ mod tests {
                 .into_iter()
                 .filter_map(|(id, order_id)| {
                     let order = expired.clone().find(|order| order.id == order_id)?;
-                    let (change, reply) = (Change::Expire, ReplyMode::Until(now()));
+                    let (change, reply) = (Change::Expire, ReplyMode::Until(SystemClock.now()));
                     Some(ChangeOrder { id, order_id: order.id, product_id, change, reply })
                 })
                 .map(Command::from)

@@ -212,10 +212,9 @@ impl Stalled {
 mod tests {
     use super::{super::batch::commands_of, *};
     use crate::{
-        clock::now,
+        clock::{Clock, SystemClock},
         domain::{
             command::{NewOrder, ReplyMode},
-            ids::OrderId,
             order::Quantity,
         },
         store::{Store, memory::MemoryStore},
@@ -228,7 +227,7 @@ mod tests {
 
     impl Shop {
         async fn open() -> (Self, [ProductId; 2]) {
-            let store: Arc<dyn Store> = Arc::new(MemoryStore::new(uuid::Uuid::nil(), now));
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let create = async || store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await;
             let products = [create().await.unwrap().id, create().await.unwrap().id];
             let stalled = Stalled::new(BatchDecider { store, reservation_ttl: Duration::ZERO });
@@ -237,7 +236,7 @@ mod tests {
 
         fn delivery(&mut self, products: &[ProductId]) -> Delivery {
             let order = |product_id| {
-                let (id, total) = (OrderId::generate(), Quantity::new(1).unwrap());
+                let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
                 Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None })
             };
             self.last_tag += 1;

@@ -4,11 +4,11 @@
 use std::hint::black_box;
 
 use antre::{
-    clock::now,
+    clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
         decide::{self, Inventories, Snapshot, Times},
-        ids::{OrderId, ProductId},
+        ids::ProductId,
         inventory::{Inventory, Stock},
         order::Quantity,
     },
@@ -32,7 +32,7 @@ fn batches(criterion: &mut Criterion) {
         ("100 products in turn", 100, Stock::MAX),
     ] {
         let (inventories, orders) = batch(products, stock);
-        let times = Times { decided_at: now(), expires_at: now() };
+        let times = Times { decided_at: SystemClock.now(), expires_at: SystemClock.now() };
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || inventories.clone(),
@@ -57,10 +57,10 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
     let orders = (0..ORDERS).zip(ids.iter().cycle()).filter_map(|(number, product_id)| {
         let total = Quantity::new(number % 3 + 1)?;
         Some(Command::Place(NewOrder {
-            id: OrderId::generate(),
+            id: SystemClock.order_id(),
             product_id: *product_id,
             total,
-            reply: ReplyMode::Until(now()),
+            reply: ReplyMode::Until(SystemClock.now()),
             key: None,
         }))
     });

@@ -5,7 +5,10 @@
 
 use std::{io::Read, process, sync::Arc, thread};
 
-use antre::domain::ids::OrderId;
+use antre::{
+    clock::{Clock, SystemClock},
+    domain::ids::OrderId,
+};
 use antre_testkit::error::Result;
 use axum::{
     Router,
@@ -220,7 +223,7 @@ async fn insert(
     order: PlaceOrder,
 ) -> sqlx::Result<(OrderId, Timestamp)> {
     const TTL_MS: i64 = 15 * 60 * 1000;
-    let id = OrderId::generate();
+    let id = SystemClock.order_id();
     let expires_at_ms = id.created_at().as_millisecond() + TTL_MS;
     sqlx::query(
         "INSERT INTO direct_orders (id, product_id, total, status, expires_at) VALUES (?, ?, ?, 'reserved', ?)",

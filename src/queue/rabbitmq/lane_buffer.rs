@@ -185,9 +185,10 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::clock::{Clock, SystemClock};
     use crate::domain::{
         command::{NewOrder, ReplyMode},
-        ids::{OrderId, ProductId},
+        ids::ProductId,
         order::Quantity,
     };
 
@@ -195,7 +196,7 @@ mod tests {
 
     fn entry() -> Entry {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        let id = OrderId::generate();
+        let id = SystemClock.order_id();
         Entry::new(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into())
     }
 

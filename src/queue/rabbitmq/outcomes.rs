@@ -98,9 +98,10 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::clock::{Clock, SystemClock};
     use crate::domain::{
         command::{Command, NewOrder, ReplyMode},
-        ids::{OrderId, ProductId},
+        ids::ProductId,
         order::Quantity,
         time::from_millis,
         verdict::Verdict,
@@ -123,7 +124,7 @@ mod tests {
 
     fn command(reply: ReplyMode) -> Command {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        NewOrder { id: OrderId::generate(), product_id, total, reply, key: None }.into()
+        NewOrder { id: SystemClock.order_id(), product_id, total, reply, key: None }.into()
     }
 
     #[test]
@@ -149,7 +150,7 @@ mod tests {
     fn the_verdict_on_the_last_command_of_a_message_wakes_its_lane() {
         let sink = Arc::new(Sink::default());
         let outcomes = Outcomes::new(sink.clone());
-        let [first, last] = [OrderId::generate(), OrderId::generate()].map(CommandId::from);
+        let [first, last] = [SystemClock.order_id(), SystemClock.order_id()].map(CommandId::from);
         let mut is_decided = outcomes.decided(last);
         let delivered = |id| vec![(id, Outcome::Decided(Verdict::OrderNotFound))];
         outcomes.deliver(delivered(first));

@@ -103,15 +103,16 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::clock::{Clock, SystemClock};
     use crate::domain::{
         command::{NewOrder, ReplyMode},
-        ids::{OrderId, ProductId},
+        ids::ProductId,
         order::Quantity,
     };
 
     fn command() -> Command {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        let id = OrderId::generate();
+        let id = SystemClock.order_id();
         NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into()
     }
 

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     sync::{Arc, PoisonError, RwLock},
 };
+use uuid::Uuid;
 
 use futures_util::StreamExt;
 use lapin::{
@@ -22,7 +23,7 @@ use super::{
     wire::{self, Undecodable},
 };
 use crate::{
-    domain::ids::{CommandId, OrderId},
+    domain::ids::CommandId,
     queue::{Address, Outcome, QueueError},
 };
 
@@ -55,7 +56,7 @@ impl Replies {
         ready: oneshot::Sender<Result<(), QueueError>>,
         deliver: impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync,
     ) {
-        let instance = OrderId::generate().uuid().simple().to_string();
+        let instance = Uuid::now_v7().simple().to_string();
         let mut ready = Some(ready);
         let mut delays = backoff(MAX_DELAY);
         for incarnation in 1.. {

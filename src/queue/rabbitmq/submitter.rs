@@ -2,6 +2,7 @@
 //! one receives verdicts ([`super::replies`]), one submits parked commands again ([`super::parked`]), one empties the
 //! buffers while the broker blocks publishers.
 
+use jiff::Timestamp;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,7 +20,6 @@ use super::{
     topology::{MAX_AGE, Topology},
 };
 use crate::{
-    clock::now,
     domain::{
         command::Command,
         ids::{OrderId, ProductId},
@@ -83,8 +83,8 @@ impl Submitter for RabbitMqSubmitter {
         self.lanes.publisher.open_lane(product_id).await
     }
 
-    fn may_be_pending(&self, id: OrderId) -> bool {
-        let age_ms = now().as_millisecond() - id.created_at().as_millisecond();
+    fn may_be_pending(&self, id: OrderId, now: Timestamp) -> bool {
+        let age_ms = now.as_millisecond() - id.created_at().as_millisecond();
         age_ms <= MAX_AGE.as_millis() as i64
     }
 }

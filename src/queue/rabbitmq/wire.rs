@@ -421,7 +421,7 @@ pub(super) fn decode_product(bytes: &[u8], kind: Option<&str>) -> Result<Product
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::now;
+    use crate::clock::{Clock, SystemClock};
 
     fn product(number: u64) -> ProductId {
         ProductId::new(number).unwrap()
@@ -459,10 +459,10 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         let commands: Vec<_> = [Change::Pay, Change::Cancel, Change::Expire]
             .into_iter()
-            .map(|one| change(CommandId::generate(), one))
-            .chain((1..=3).map(|number| new_order(OrderId::generate(), number, None)))
-            .chain([new_order(OrderId::generate(), 4, Some("a-key"))])
-            .chain([new_order(OrderId::generate(), 5, None).detached()])
+            .map(|one| change(SystemClock.command_id(), one))
+            .chain((1..=3).map(|number| new_order(SystemClock.order_id(), number, None)))
+            .chain([new_order(SystemClock.order_id(), 4, Some("a-key"))])
+            .chain([new_order(SystemClock.order_id(), 5, None).detached()])
             .collect();
         assert_eq!(decode_commands(&encode_commands(&commands), Some(ORDERS_V1)).unwrap(), commands);
 
@@ -470,7 +470,7 @@ mod tests {
             |rejection| Order { state: OrderState::Rejected(rejection), ..order(1, OrderStatus::Paid) };
         let rejections =
             [Rejection::InsufficientStock { available: 0 }, Rejection::KeyReused, Rejection::ProductNotFound];
-        let verdicts: Vec<_> = [Verdict::Reserved { expires_at: now() }, Verdict::OrderNotFound]
+        let verdicts: Vec<_> = [Verdict::Reserved { expires_at: SystemClock.now() }, Verdict::OrderNotFound]
             .into_iter()
             .chain([Verdict::Undecidable])
             .chain(rejections.map(Verdict::Rejected))
@@ -481,7 +481,7 @@ mod tests {
                 Verdict::AlreadyPlaced(rejected(rejections[0])),
                 Verdict::AlreadyPlaced(rejected(rejections[1])),
             ])
-            .map(|verdict| (CommandId::generate(), verdict))
+            .map(|verdict| (SystemClock.command_id(), verdict))
             .collect();
         let encoded = encode_verdicts(verdicts.clone());
         let outcomes: Vec<_> =

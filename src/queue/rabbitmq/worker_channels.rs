@@ -3,6 +3,7 @@
 //! [`super::consumer`].
 
 use std::sync::Arc;
+use uuid::Uuid;
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -23,7 +24,7 @@ use super::{
     connection::{failed, with_timeout, with_timeout_unless_blocked},
     topology::{Lane, Topology},
 };
-use crate::{domain::ids::OrderId, queue::QueueError};
+use crate::queue::QueueError;
 
 /// How many messages of one lane are on their way to this worker or unsettled. Enough to fill the next batch while one is
 /// decided; few enough that a thousand busy lanes fit into memory.
@@ -62,7 +63,7 @@ impl WorkerChannels {
         with_timeout(orders.basic_qos(PREFETCH_PER_LANE, BasicQosOptions::default())).await?;
         let completions = with_timeout(publishing.create_channel()).await?;
         with_timeout(completions.confirm_select(ConfirmSelectOptions::default())).await?;
-        let worker_id = OrderId::generate().to_string();
+        let worker_id = Uuid::now_v7().to_string();
         Ok(Self { topology, worker_id, consuming, orders, publishing, completions })
     }
 

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    clock::now,
+    clock::Clock,
     domain::time::from_millis,
     domain::{
         command::{ChangeOrder, ReplyMode},
@@ -152,11 +152,12 @@ impl ExpiryRequests {
     pub(super) fn submit<'a>(
         &self,
         submitter: &dyn Submitter,
+        clock: &dyn Clock,
         due: impl Iterator<Item = &'a Order>,
         max: usize,
     ) -> usize {
         let reply =
-            ReplyMode::Until(from_millis(now().as_millisecond() + VERDICT_TIMEOUT.as_millis() as i64));
+            ReplyMode::Until(from_millis(clock.now().as_millisecond() + VERDICT_TIMEOUT.as_millis() as i64));
         let now = Instant::now();
         let mut expiries = Vec::new();
         {
@@ -170,7 +171,7 @@ impl ExpiryRequests {
                     continue;
                 }
                 let Order { id: order_id, product_id, .. } = *order;
-                let id = CommandId::generate();
+                let id = clock.command_id();
                 // Before it is submitted: the verdict may arrive at once.
                 state
                     .queued

@@ -12,7 +12,7 @@ use std::{
 };
 
 use antre::{
-    clock::now,
+    clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
@@ -104,7 +104,7 @@ impl Adapter {
     /// With lanes in which so many orders or messages may wait each. Call it once in a test.
     async fn queue_of(&self, lane_capacity: u32) -> Arc<dyn Queue> {
         match self {
-            Self::InProcess => Arc::new(MemoryQueue::new(lane_capacity as usize)),
+            Self::InProcess => Arc::new(MemoryQueue::new(lane_capacity as usize, SystemClock.now())),
             Self::RabbitMq { place, lanes } => rabbitmq_queue(place, *lanes, lane_capacity).await,
         }
     }
@@ -163,9 +163,9 @@ async fn verdicts_reach_the_api_that_submitted(adapter: Adapter) {
 async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     let queue = adapter.queue().await;
     let mut api = Api::open(&queue).await;
-    let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
+    let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
-        let (id, order_id) = (CommandId::generate(), OrderId::generate());
+        let (id, order_id) = (SystemClock.command_id(), SystemClock.order_id());
         ChangeOrder { id, order_id, product_id: product(1), change, reply }.into()
     };
     let paid = |change: &ChangeOrder| {
@@ -477,13 +477,13 @@ async fn a_reply_to_an_api_that_is_gone_does_no_harm(adapter: Adapter) {
 async fn a_young_order_may_be_pending_and_an_ancient_one_may_not(adapter: Adapter) {
     let queue = adapter.queue().await;
     let api = Api::open(&queue).await;
-    assert!(api.submitter.may_be_pending(api.submit(product(1), 1).id));
+    assert!(api.submitter.may_be_pending(api.submit(product(1), 1).id, SystemClock.now()));
     let day = SignedDuration::from_hours(24);
-    for created_at in [0, (now() - day).as_millisecond() as u64] {
+    for created_at in [0, (SystemClock.now() - day).as_millisecond() as u64] {
         let ancient = uuid::Builder::from_unix_timestamp_millis(created_at, &[7; 10]).into_uuid();
-        assert!(!api.submitter.may_be_pending(ancient.into()), "{ancient}");
+        assert!(!api.submitter.may_be_pending(ancient.into(), SystemClock.now()), "{ancient}");
     }
-    assert!(!api.submitter.may_be_pending(uuid::Uuid::new_v4().into()));
+    assert!(!api.submitter.may_be_pending(uuid::Uuid::new_v4().into(), SystemClock.now()));
 }
 
 async fn a_lane_may_be_opened_and_served_any_number_of_times(adapter: Adapter) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use antre::{
-    clock::now,
+    clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
         ids::{OrderId, ProductId},
@@ -145,7 +145,7 @@ enum Home {
 
 impl Database {
     async fn memory() -> Self {
-        Self::at(Home::Memory { first: MemoryStore::new(uuid::Uuid::new_v4(), now) }).await
+        Self::at(Home::Memory { first: MemoryStore::new(uuid::Uuid::new_v4(), Arc::new(SystemClock)) }).await
     }
 
     async fn sqlite() -> Self {
@@ -287,8 +287,14 @@ fn stranger() -> ProductId {
 
 /// An order whose client waits for the verdict.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
-    let reply = ReplyMode::Until(now());
-    NewOrder { id: OrderId::generate(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
+    let reply = ReplyMode::Until(SystemClock.now());
+    NewOrder {
+        id: SystemClock.order_id(),
+        product_id,
+        total: Quantity::new(total).unwrap(),
+        reply,
+        key: None,
+    }
 }
 
 /// An order for whose verdict nobody waits.
@@ -447,7 +453,7 @@ async fn nothing_is_known_of_what_does_not_exist(database: Database) {
         assert_eq!(store.recount(id, stock(5)).await.unwrap(), Recount::NoSuchProduct);
         assert_eq!(database.orders_of(id).await, []);
     }
-    for id in [OrderId::generate(), uuid::Uuid::nil().into(), uuid::Uuid::max().into()] {
+    for id in [SystemClock.order_id(), uuid::Uuid::nil().into(), uuid::Uuid::max().into()] {
         assert_eq!(store.order(id).await.unwrap(), None);
     }
     assert_eq!(store.product_ids().await.unwrap(), [known]);
@@ -459,7 +465,8 @@ async fn nothing_is_known_of_what_does_not_exist(database: Database) {
 async fn an_order_on_record_has_all_that_was_ordered(database: Database) {
     let id = database.product_of(10).await;
     let new = order(id, 3);
-    let (before, verdicts, after) = (now(), database.decide(slice::from_ref(&new)).await, now());
+    let (before, verdicts, after) =
+        (SystemClock.now(), database.decide(slice::from_ref(&new)).await, SystemClock.now());
     let Verdict::Reserved { expires_at } = verdicts[0] else { panic!("{verdicts:?}") };
     let ttl = SignedDuration::try_from(TTL).unwrap();
     assert!((before + ttl..=after + ttl).contains(&expires_at), "{expires_at}");
@@ -489,7 +496,7 @@ async fn orders_are_paged_in_the_order_of_their_creation(database: Database) {
     assert_eq!(page(None, 1_000).await, ids);
     assert_eq!(page(None, 0).await, []);
     // From behind an id that is not on record.
-    assert_eq!(page(Some(OrderId::generate()), 10).await, []);
+    assert_eq!(page(Some(SystemClock.order_id()), 10).await, []);
     assert_eq!(page(Some(uuid::Uuid::nil().into()), 1).await, ids[..1]);
     assert_eq!(page(Some(uuid::Uuid::max().into()), 10).await, []);
 }
@@ -1204,7 +1211,7 @@ async fn bad_numbers_written_by_hand_are_refused(database: Database) {
     let (reserved, rejected) = (order(id, 2), detached_order(id, 9));
     database.decide(&[reserved.clone(), rejected.clone()]).await;
     let (reserved, rejected) = (reserved.id.uuid().simple(), rejected.id.uuid().simple());
-    let new = OrderId::generate().uuid().simple();
+    let new = SystemClock.order_id().uuid().simple();
     let insert = "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available) VALUES";
     let good = [
         format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, NULL)"),

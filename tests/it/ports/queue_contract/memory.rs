@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use antre::queue::{Outcome, Queue, Refusal, memory::MemoryQueue};
+use antre::{
+    clock::{Clock, SystemClock},
+    queue::{Outcome, Queue, Refusal, memory::MemoryQueue},
+};
 
 use super::support::*;
 
 #[tokio::test]
 async fn a_lane_takes_as_many_orders_as_its_capacity() {
-    let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(3));
+    let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(3, SystemClock.now()));
     let mut api = Api::open(&queue).await;
     let submitted = api.submit_many(product(1), 5);
     for refused in &submitted[3..] {
@@ -29,7 +32,7 @@ async fn a_lane_takes_as_many_orders_as_its_capacity() {
 
 #[tokio::test]
 async fn a_long_lane_does_not_starve_a_short_one() {
-    let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(1_000));
+    let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new(1_000, SystemClock.now()));
     let api = Api::open(&queue).await;
     api.submit_many(product(1), 100);
     let lone = api.submit(product(2), 1);

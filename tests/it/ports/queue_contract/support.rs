@@ -10,10 +10,10 @@ use std::{
 };
 
 use antre::{
-    clock::now,
+    clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        ids::{CommandId, OrderId, ProductId},
+        ids::{CommandId, ProductId},
         order::Quantity,
         rejection::Rejection,
         verdict::Verdict,
@@ -44,8 +44,14 @@ pub(super) fn products(count: u64) -> Vec<ProductId> {
 }
 
 pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
-    let reply = ReplyMode::Until(now() + SignedDuration::from_hours(1));
-    NewOrder { id: OrderId::generate(), product_id, total: Quantity::new(total).unwrap(), reply, key: None }
+    let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
+    NewOrder {
+        id: SystemClock.order_id(),
+        product_id,
+        total: Quantity::new(total).unwrap(),
+        reply,
+        key: None,
+    }
 }
 
 /// The verdict of these tests on an order; no other order gets the same one.

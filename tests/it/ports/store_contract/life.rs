@@ -3,12 +3,7 @@
 use std::collections::BTreeSet;
 
 use antre::{
-    domain::{
-        command::ChangeOrder,
-        event::Event,
-        ids::{CommandId, IdempotencyKey},
-        order::Change,
-    },
+    domain::{command::ChangeOrder, event::Event, ids::IdempotencyKey, order::Change},
     store::{Due, Page},
 };
 
@@ -48,7 +43,7 @@ suite! {
 const NO_TIME: Duration = Duration::ZERO;
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
-    let (id, reply) = (CommandId::generate(), ReplyMode::Until(now()));
+    let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
     ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, reply }.into()
 }
 
@@ -218,11 +213,11 @@ async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
     database.decide(slice::from_ref(&rejected)).await;
     let rejected = database.store.order(rejected.id).await.unwrap().unwrap();
     let change = ChangeOrder {
-        id: CommandId::generate(),
+        id: SystemClock.command_id(),
         order_id: rejected.id,
         product_id: id,
         change: Change::Pay,
-        reply: ReplyMode::Until(now()),
+        reply: ReplyMode::Until(SystemClock.now()),
     };
     assert_eq!(database.settle(&[change.into()]).await, [Verdict::Current(rejected)]);
 }
@@ -278,13 +273,13 @@ async fn what_is_due_is_found_the_longest_overdue_first(database: Database) {
 /// The database's clock says when a reservation ends; an id from the future ends no earlier than it begins.
 async fn times_are_the_databases(database: Database) {
     let id = database.product_of(10).await;
-    let before = now();
+    let before = SystemClock.now();
     let [order] = database.reserve_for(id, [1], Duration::from_secs(60)).await;
     let expires_at = database.store.order(order.id).await.unwrap().unwrap().expires_at().unwrap();
     let ttl_ms = expires_at.as_millisecond() - before.as_millisecond();
     assert!((60_000 - 5_000..60_000 + 5_000).contains(&ttl_ms), "{ttl_ms} ms: one machine, one clock");
-    let mut bytes = OrderId::generate().uuid().into_bytes();
-    bytes[..6].copy_from_slice(&(now().as_millisecond() + 3_600_000).to_be_bytes()[2..]);
+    let mut bytes = SystemClock.order_id().uuid().into_bytes();
+    bytes[..6].copy_from_slice(&(SystemClock.now().as_millisecond() + 3_600_000).to_be_bytes()[2..]);
     let ahead = NewOrder { id: uuid::Uuid::from_bytes(bytes).into(), ..super::order(id, 1) };
     let verdict = database.settle_within(&commands(slice::from_ref(&ahead)), NO_TIME).await[0];
     assert_eq!(verdict, Verdict::Reserved { expires_at: ahead.id.created_at() });
@@ -527,7 +522,7 @@ async fn an_order_that_was_given_two_ids_is_found_under_both(database: Database)
     assert_eq!(database.store.order(late.id).await.unwrap(), Some(on_record));
     // The client of this one has its answer and was never given that id.
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
-    let ids = [first.id, late.id, in_time.id, OrderId::generate()];
+    let ids = [first.id, late.id, in_time.id, SystemClock.order_id()];
     let found = database.store.orders_by_id(&ids).await.unwrap();
     assert_eq!(found, [(first.id, on_record), (late.id, on_record)].into());
     assert_eq!(database.orders_of(id).await, [on_record]);
