@@ -33,9 +33,6 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("main", &["app", "settings", "dotenv", "http", "rehearse", "tools"]),
 ];
 
-/// Layers whose files still import each other. An entry that is not needed any more fails the test.
-const CIRCLES: [&str; 1] = ["domain"];
-
 /// Imports that skip a layer, each with its reason. An entry that is not needed any more fails the test.
 const EXCEPTIONS: [(&str, &str, &str); 5] = [
     ("src/http/envelope.rs", "src/queue.rs", "every error becomes an HTTP status in one place"),
@@ -63,14 +60,8 @@ const IMPURE: [&str; 9] = ["tokio", "sqlx", "lapin", "axum", "hyper", "clock", "
 fn no_import_leads_back_to_its_file() {
     let all = imports(&workspace());
     assert!(all.len() > 50, "{}", all.len());
-    let (excused, found): (Vec<_>, Vec<_>) = circles(&all)
-        .into_iter()
-        .partition(|circle| CIRCLES.iter().any(|excused| circle.iter().all(|file| layer(file) == *excused)));
+    let found = circles(&all);
     assert!(found.is_empty(), "files that import each other:\n{}", shown(&found));
-    for layer in CIRCLES {
-        let is_needed = excused.iter().any(|circle| self::layer(&circle[0]) == layer);
-        assert!(is_needed, "{layer} has no circles: remove it from CIRCLES");
-    }
 }
 
 #[test]
