@@ -103,6 +103,31 @@ fn the_domain_is_pure() {
     }
 }
 
+/// Clock and ids are handed in, so that a simulation repeats a run exactly. The adapters of real servers are no part of one.
+#[test]
+fn nothing_that_decides_reads_the_systems_clock_or_its_random_source() {
+    const SOURCES: [&str; 4] = ["SystemClock", "SystemTime", "now_v7", "new_v4"];
+    const DECIDES: [&str; 6] = [
+        "src/service/",
+        "src/worker.rs",
+        "src/worker/",
+        "src/queue/memory.rs",
+        "src/store/memory.rs",
+        "src/store/transaction.rs",
+    ];
+    let antre = Crate::read("antre", "src");
+    let words: Vec<_> = antre.words(false).collect();
+    assert!(words.iter().any(|(file, words)| *file == "src/clock.rs" && words.contains("now_v7")));
+    for place in DECIDES {
+        let files: Vec<_> = words.iter().filter(|(file, _)| file.starts_with(place)).collect();
+        assert!(!files.is_empty(), "no file is {place}");
+        for (file, words) in files {
+            let named: Vec<_> = SOURCES.into_iter().filter(|word| words.contains(*word)).collect();
+            assert!(named.is_empty(), "{file} names {named:?}");
+        }
+    }
+}
+
 #[test]
 fn imports_are_found_in_code_only() {
     let files = [
