@@ -1,12 +1,79 @@
-//! Lists have bounded work, and are in nobody's way.
+//! Lists of orders: pages, filters, and their bounded work, which delays no other statement.
 
 use super::*;
 
 suite! {
-    every_store: [],
+    every_store: [
+        orders_are_paged_by_creation,
+        orders_are_filtered_by_product_and_status,
+    ],
     sql_only: [
+        every_status_finds_its_orders,
         a_page_examines_a_bounded_number_of_orders,
     ],
+}
+
+async fn orders_are_paged_by_creation(database: Database) {
+    let (shirt, hat) = (database.product_of(100).await, database.product_of(100).await);
+    let orders: Vec<NewOrder> = (0..25).map(|n| order(if n % 2 == 0 { shirt } else { hat }, 1)).collect();
+    let ids: Vec<OrderId> = orders.iter().map(|order| order.id).collect();
+    // Decided in another order than they were created: the newest first.
+    for batch in orders.rchunks(4) {
+        database.decide(batch).await;
+    }
+    let page = async |after: Option<OrderId>, limit: u32| {
+        let page = OrderPage { product_id: None, status: None, after, limit };
+        let orders = database.store.orders(page).await.unwrap();
+        orders.rows.iter().map(|order| order.id).collect::<Vec<_>>()
+    };
+    assert_eq!(page(None, 10).await, ids[..10]);
+    assert_eq!(page(Some(ids[9]), 10).await, ids[10..20]);
+    assert_eq!(page(Some(ids[19]), 10).await, ids[20..]);
+    assert_eq!(page(Some(ids[24]), 10).await, []);
+    assert_eq!(page(None, 1_000).await, ids);
+    assert_eq!(page(None, 0).await, []);
+    // From behind an id that is not stored.
+    assert_eq!(page(Some(SystemClock.order_id()), 10).await, []);
+    assert_eq!(page(Some(uuid::Uuid::nil().into()), 1).await, ids[..1]);
+    assert_eq!(page(Some(uuid::Uuid::max().into()), 10).await, []);
+}
+
+async fn orders_are_filtered_by_product_and_status(database: Database) {
+    let (shirt, hat) = (database.product_of(10).await, database.product_of(1).await);
+    let reserved = [order(shirt, 1), order(hat, 1), order(shirt, 2)];
+    let too_many = [detached_order(shirt, 100), detached_order(hat, 100)];
+    database.decide(&[reserved.as_slice(), &too_many].concat()).await;
+    let list = async |product_id, status, after: Option<OrderId>, limit| {
+        let orders = database.store.orders(OrderPage { product_id, status, after, limit }).await.unwrap();
+        orders.rows.iter().map(|order| order.id).collect::<Vec<_>>()
+    };
+    let ids = |orders: &[NewOrder]| orders.iter().map(|order| order.id).collect::<Vec<_>>();
+    let (r, x) = (ids(&reserved), ids(&too_many));
+    assert_eq!(list(Some(shirt), None, None, 10).await, [r[0], r[2], x[0]]);
+    assert_eq!(list(Some(hat), None, None, 10).await, [r[1], x[1]]);
+    assert_eq!(list(Some(stranger()), None, None, 10).await, []);
+    assert_eq!(list(None, Some(OrderStatus::Reserved), None, 10).await, r);
+    assert_eq!(list(None, Some(OrderStatus::Rejected), None, 10).await, x);
+    assert_eq!(list(Some(hat), Some(OrderStatus::Rejected), None, 10).await, [x[1]]);
+    assert_eq!(list(Some(shirt), Some(OrderStatus::Reserved), Some(r[0]), 10).await, [r[2]]);
+    assert_eq!(list(Some(shirt), Some(OrderStatus::Reserved), None, 1).await, [r[0]]);
+    for none_yet in [OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired] {
+        assert_eq!(list(None, Some(none_yet), None, 10).await, []);
+    }
+}
+
+async fn every_status_finds_its_orders(database: Database) {
+    let id = database.product_of(10).await;
+    let order = order(id, 1);
+    database.decide(slice::from_ref(&order)).await;
+    for status in [OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired] {
+        let (word, hex) = (status.as_str(), order.id.uuid().simple());
+        database.by_hand(&format!("UPDATE orders SET status = '{word}' WHERE id = X'{hex}'")).await.unwrap();
+        let page = OrderPage { product_id: None, status: Some(status), after: None, limit: 10 };
+        let found = database.store.orders(page).await.unwrap().rows;
+        assert_eq!(found.iter().map(|order| order.id).collect::<Vec<_>>(), [order.id]);
+        assert_eq!(database.store.order(order.id).await.unwrap().unwrap().status(), status);
+    }
 }
 
 /// How many orders the store examines for a page at most.
@@ -20,12 +87,12 @@ const NUMBERS: &str =
         FROM digits a, digits b, digits c, digits e, digits f
     )";
 
-/// The order of this number, as [`fill`] makes it.
+/// The id of the order with this number, as [`fill`] inserts it.
 fn numbered(number: usize) -> OrderId {
     uuid::Uuid::from_u128(number as u128).into()
 }
 
-/// Puts paid orders 1 to `count` on record, of one product.
+/// Inserts the paid orders 1 to `count`, all of one product.
 async fn fill(database: &Database, product: ProductId, count: usize) {
     let insert = "INSERT INTO orders (id, product_id, total, status, expires_at)";
     let statement = match &database.home {
@@ -48,7 +115,7 @@ async fn cancel(database: &Database, number: usize) {
     database.by_hand(&statement).await.unwrap();
 }
 
-/// However rare what it looks for is: a page passes over a bounded number of orders, and the next one goes on behind them.
+/// However rare a match is: a page passes over a bounded number of orders, and the next page continues after them.
 async fn a_page_examines_a_bounded_number_of_orders(database: Database) {
     let (shirt, hat) = (database.product_of(1).await, database.product_of(1).await);
     fill(&database, shirt, 2 * EXAMINED + 100).await;
@@ -63,12 +130,12 @@ async fn a_page_examines_a_bounded_number_of_orders(database: Database) {
         assert_eq!(list(None, cancelled, 10).await, (vec![], Some(first)));
         assert_eq!(list(Some(first), cancelled, 10).await, (vec![], Some(second)));
         assert_eq!(list(Some(second), cancelled, 10).await, (vec![numbered(2 * EXAMINED + 50)], None));
-        // A page that is full says where it ends, and so does one that ends with the last row that it may examine.
+        // A full page says where it ends, and so does one that ends with the last row that it may examine.
         let paid = Some(OrderStatus::Paid);
         assert_eq!(list(None, paid, 2).await, (vec![numbered(1), numbered(2)], Some(numbered(2))));
         let (rows, next) = list(None, paid, EXAMINED as u32).await;
         assert_eq!((rows.len(), rows.last(), next), (EXAMINED, Some(&first), Some(first)));
-        // Without a filter that passes over orders, pages are as long as they may be.
+        // Without a filter that passes over orders, a page has as many rows as its limit.
         let (rows, next) = list(None, None, 2 * EXAMINED as u32).await;
         assert_eq!((rows.len(), next), (2 * EXAMINED, Some(second)));
     }
@@ -78,13 +145,13 @@ async fn a_page_examines_a_bounded_number_of_orders(database: Database) {
     assert_eq!((page.rows, page.next), (vec![], None), "orders of other products are not examined");
 }
 
-/// Lists that stand still hold up nobody but lists, and they end: in the database, too.
+/// Blocked lists delay only other lists, and they end, in the database too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn lists_that_stand_still_hold_up_nobody_else() {
+async fn blocked_lists_delay_only_lists() {
     let database = Database::mysql().await;
     let product = database.product_of(1).await;
-    let Home::MySql { place } = &database.home else { panic!("it is on MySQL") };
+    let Home::MySql { place } = &database.home else { panic!("not on MySQL") };
     let mut other = MySqlConnection::connect(&place.database_url).await.unwrap();
     other.execute(sqlx::raw_sql("LOCK TABLES orders WRITE")).await.unwrap();
     let began = Instant::now();
@@ -103,7 +170,7 @@ async fn lists_that_stand_still_hold_up_nobody_else() {
     assert!(errors.iter().all(StoreError::is_transient), "{errors:?}");
     errors.retain(|error| matches!(error, StoreError::TooManyLists));
     assert_eq!(errors.len(), 6);
-    // Ended by the server: nobody is left behind who waits for the table.
+    // The server has ended the statements: none waits for the table.
     let waiting: i64 = sqlx::query_scalar(
         "SELECT COUNT(*) FROM information_schema.processlist
          WHERE db = DATABASE() AND state LIKE 'Waiting for table%'",
