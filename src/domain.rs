@@ -1,5 +1,6 @@
 //! The words of the shop and the one decision, pure: no database, no network, no runtime.
 
+mod word;
 pub mod time;
 pub mod ids;
 pub mod product;

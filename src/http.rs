@@ -30,6 +30,7 @@ use envelope::{ApiError, Reason};
 
 pub use api::Api;
 pub use docs::CONTRACT;
+pub use envelope::error_reasons;
 pub use health::Probes;
 pub use public_url::{Links, PublicUrl, TrustedProxies};
 pub use server::{Server, listen};

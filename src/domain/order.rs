@@ -1,19 +1,18 @@
 //! The words of an order, which everything else uses.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     ids::{OrderId, ProductId},
     inventory::{BooksDoNotBalance, Inventory},
     rejection::Rejection,
+    word::serde_as_word,
 };
 
 pub use crate::domain::quantity::Quantity;
 
-/// How far an order has come. `pending`, the stage before its verdict, is not on record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// How far an order has come. `pending`, the stage before its verdict, is not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderStatus {
     /// Its pieces are set aside for the buyer.
     Reserved,
@@ -28,10 +27,13 @@ pub enum OrderStatus {
 }
 
 impl OrderStatus {
+    /// What the API calls an order that is not decided yet. No stored order has this status.
+    pub const PENDING: &'static str = "pending";
+
     /// All of them, in the order of a life.
     pub const ALL: [Self; 5] = [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Rejected];
 
-    /// The word for it, in answers and in the database.
+    /// The word for it, in answers, messages and the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reserved => "reserved",
@@ -136,8 +138,7 @@ impl Order {
 }
 
 /// What can become of a reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// The buyer paid.
     Pay,
@@ -148,6 +149,22 @@ pub enum Change {
 }
 
 impl Change {
+    pub const ALL: [Self; 3] = [Self::Pay, Self::Cancel, Self::Expire];
+
+    /// The word for it, in messages and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pay => "pay",
+            Self::Cancel => "cancel",
+            Self::Expire => "expire",
+        }
+    }
+
+    /// The change of that word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|change| change.as_str() == word)
+    }
+
     /// What the order is afterwards, if the change is possible.
     pub const fn leads_to(self) -> OrderStatus {
         match self {
@@ -155,5 +172,33 @@ impl Change {
             Self::Cancel => OrderStatus::Cancelled,
             Self::Expire => OrderStatus::Expired,
         }
+    }
+}
+
+serde_as_word!(OrderStatus, "a status of an order");
+serde_as_word!(Change, "a change of an order");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_and_changes_are_the_same_words_everywhere() {
+        for status in OrderStatus::ALL {
+            let json = format!("\"{}\"", status.as_str());
+            assert_eq!(serde_json::to_string(&status).unwrap(), json);
+            assert_eq!(serde_json::from_str::<OrderStatus>(&json).unwrap(), status);
+            assert_ne!(status.as_str(), OrderStatus::PENDING);
+        }
+        for change in Change::ALL {
+            let json = format!("\"{}\"", change.as_str());
+            assert_eq!(serde_json::to_string(&change).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Change>(&json).unwrap(), change);
+        }
+        for word in ["pending", "Reserved", "pay", ""] {
+            assert_eq!(OrderStatus::from_word(word), None, "{word}");
+        }
+        assert!(serde_json::from_str::<OrderStatus>("\"pending\"").is_err());
+        assert!(serde_json::from_str::<Change>("\"paid\"").is_err());
     }
 }

@@ -7,14 +7,14 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::readiness::Readiness;
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
         inventory::StockBelowReserved,
-        rejection::Rejection,
+        rejection::{Rejection, RejectionReason},
     },
     queue::Refusal,
     store::StoreError,
@@ -70,87 +70,111 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-/// The stable words for what can go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(clippy::enum_variant_names)] // they are the contract's words
-pub(super) enum Reason {
-    InvalidJson,
-    InvalidBody,
-    InvalidField,
-    InvalidName,
-    InvalidStock,
-    InvalidProductId,
-    InvalidTotal,
-    InvalidOrderId,
-    InvalidLimit,
-    InvalidAfter,
-    InvalidStatus,
-    InvalidQuery,
-    InvalidIdempotencyKey,
-    InvalidHost,
-    InvalidRequest,
-    InsufficientStock,
-    ProductNotFound,
-    OrderNotFound,
-    RouteNotFound,
-    MethodNotAllowed,
-    StockBelowReserved,
-    OrderNotReserved,
-    OrderAlreadyPaid,
-    IdempotencyKeyReused,
-    BodyTooLarge,
-    UriTooLong,
-    HeadTooLarge,
-    RequestTimeout,
-    UnsupportedMediaType,
-    LaneFull,
-    Overloaded,
-    QueueUnavailable,
-    DatabaseUnavailable,
-    NotReady,
-    InternalError,
+/// Defines [`Reason`]: one table of the words and their statuses.
+macro_rules! reasons {
+    ($($status:ident { $($variant:ident $word:literal,)+ })+) => {
+        /// The stable words for what can go wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Reason {
+            $($($variant,)+)+
+            /// An order is refused. The domain knows the word and the status.
+            Rejected(RejectionReason),
+        }
+
+        impl Reason {
+            const OWN: &[Self] = &[$($(Self::$variant,)+)+];
+
+            fn status(self) -> StatusCode {
+                match self {
+                    $($(Self::$variant)|+ => StatusCode::$status,)+
+                    Self::Rejected(reason) => {
+                        StatusCode::from_u16(reason.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+                    }
+                }
+            }
+
+            /// The word as it stands in answers.
+            pub(super) const fn as_str(self) -> &'static str {
+                match self {
+                    $($(Self::$variant => $word,)+)+
+                    Self::Rejected(reason) => reason.as_str(),
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    BAD_REQUEST {
+        InvalidJson "invalid_json",
+        InvalidBody "invalid_body",
+        InvalidField "invalid_field",
+        InvalidName "invalid_name",
+        InvalidStock "invalid_stock",
+        InvalidProductId "invalid_product_id",
+        InvalidTotal "invalid_total",
+        InvalidOrderId "invalid_order_id",
+        InvalidLimit "invalid_limit",
+        InvalidAfter "invalid_after",
+        InvalidStatus "invalid_status",
+        InvalidQuery "invalid_query",
+        InvalidIdempotencyKey "invalid_idempotency_key",
+        InvalidHost "invalid_host",
+        InvalidRequest "invalid_request",
+    }
+    NOT_FOUND {
+        OrderNotFound "order_not_found",
+        RouteNotFound "route_not_found",
+    }
+    METHOD_NOT_ALLOWED {
+        MethodNotAllowed "method_not_allowed",
+    }
+    CONFLICT {
+        StockBelowReserved "stock_below_reserved",
+        OrderNotReserved "order_not_reserved",
+        OrderAlreadyPaid "order_already_paid",
+    }
+    PAYLOAD_TOO_LARGE {
+        BodyTooLarge "body_too_large",
+    }
+    URI_TOO_LONG {
+        UriTooLong "uri_too_long",
+    }
+    REQUEST_HEADER_FIELDS_TOO_LARGE {
+        HeadTooLarge "head_too_large",
+    }
+    REQUEST_TIMEOUT {
+        RequestTimeout "request_timeout",
+    }
+    UNSUPPORTED_MEDIA_TYPE {
+        UnsupportedMediaType "unsupported_media_type",
+    }
+    SERVICE_UNAVAILABLE {
+        LaneFull "lane_full",
+        Overloaded "overloaded",
+        QueueUnavailable "queue_unavailable",
+        DatabaseUnavailable "database_unavailable",
+        NotReady "not_ready",
+    }
+    INTERNAL_SERVER_ERROR {
+        InternalError "internal_error",
+    }
+}
+
+/// Every `reason` that an error can have, with its HTTP status.
+pub fn error_reasons() -> impl Iterator<Item = (&'static str, u16)> {
+    let rejections = RejectionReason::ALL.into_iter().map(Reason::Rejected);
+    let reasons = Reason::OWN.iter().copied().chain(rejections);
+    reasons.map(|reason| (reason.as_str(), reason.status().as_u16()))
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
 }
 
 impl Reason {
-    fn status(self) -> StatusCode {
-        match self {
-            Self::InvalidJson
-            | Self::InvalidBody
-            | Self::InvalidField
-            | Self::InvalidName
-            | Self::InvalidStock
-            | Self::InvalidProductId
-            | Self::InvalidTotal
-            | Self::InvalidOrderId
-            | Self::InvalidLimit
-            | Self::InvalidAfter
-            | Self::InvalidStatus
-            | Self::InvalidQuery
-            | Self::InvalidIdempotencyKey
-            | Self::InvalidHost
-            | Self::InvalidRequest
-            | Self::InsufficientStock => StatusCode::BAD_REQUEST,
-            Self::ProductNotFound | Self::OrderNotFound | Self::RouteNotFound => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::StockBelowReserved | Self::OrderNotReserved | Self::OrderAlreadyPaid => {
-                StatusCode::CONFLICT
-            }
-            Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UriTooLong => StatusCode::URI_TOO_LONG,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::LaneFull
-            | Self::Overloaded
-            | Self::QueueUnavailable
-            | Self::DatabaseUnavailable
-            | Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
     /// `Some` if this error is logged now, with the number of suppressed ones before it: a flood of 503s becomes one line every
     /// five seconds for each reason.
     pub(super) fn due(self) -> Option<u64> {
@@ -164,11 +188,6 @@ impl Reason {
             _ => return Some(0),
         };
         FLOODS[flood].due()
-    }
-
-    /// The word as it stands in answers.
-    pub(super) fn as_str(self) -> String {
-        serde_json::to_value(self).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
     }
 }
 
@@ -197,9 +216,6 @@ pub(super) struct ApiError {
     #[serde(skip)]
     cause: Option<String>,
 }
-
-/// The status of an order that is not decided yet, as clients read it.
-pub(super) const PENDING: &str = "pending";
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
@@ -238,7 +254,7 @@ impl ApiError {
     }
 
     /// The word for what is wrong.
-    pub(super) fn reason(&self) -> String {
+    pub(super) fn reason(&self) -> &'static str {
         self.reason.as_str()
     }
 
@@ -276,7 +292,8 @@ impl ApiError {
     }
 
     pub(super) fn product_not_found(id: ProductId) -> Self {
-        Self::new(Reason::ProductNotFound, format!("there is no product {id}"))
+        let reason = Reason::Rejected(RejectionReason::ProductNotFound);
+        Self::new(reason, format!("there is no product {id}"))
     }
 
     pub(super) fn order_not_found(id: OrderId) -> Self {
@@ -301,14 +318,14 @@ impl ApiError {
     }
 
     pub(super) fn rejected(rejection: Rejection, product_id: ProductId) -> Self {
+        let reason = Reason::Rejected(rejection.reason());
         match rejection {
             Rejection::ProductNotFound => Self::product_not_found(product_id),
-            Rejection::InsufficientStock { available } => Self {
-                available_stock: Some(available),
-                ..Self::new(Reason::InsufficientStock, insufficient_stock(available))
-            },
+            Rejection::InsufficientStock { available } => {
+                Self { available_stock: Some(available), ..Self::new(reason, insufficient_stock(available)) }
+            }
             Rejection::KeyReused => Self::new(
-                Reason::IdempotencyKeyReused,
+                reason,
                 "this Idempotency-Key belongs to an order of another product or total; nothing was reserved, use a \
                  new key for a new order",
             ),

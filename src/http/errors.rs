@@ -1,6 +1,6 @@
 //! The one place that maps the errors of operations to answers.
 
-use super::envelope::{ApiError, PENDING, Reason};
+use super::envelope::{ApiError, Reason};
 use crate::{
     domain::order::{Order, OrderStatus},
     service::{
@@ -29,7 +29,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::NotFound(id) => Self::order_not_found(id),
             ChangeError::NotDecided => Self::conflict(
                 Reason::OrderNotReserved,
-                PENDING,
+                OrderStatus::PENDING,
                 "the order is not decided yet, so nothing is reserved; try again once it is",
             ),
             ChangeError::Conflict(status) => conflict(status),

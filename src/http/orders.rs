@@ -1,5 +1,7 @@
 //! Orders.
 
+use std::sync::LazyLock;
+
 use axum::{
     extract::State,
     http::{HeaderName, StatusCode, header},
@@ -11,7 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{
     api::Api,
     body::{Fields, JsonBody, NoBody, PartsAndBody},
-    envelope::{ApiError, PENDING, Reason, mark_replayed, page, success},
+    envelope::{ApiError, Reason, mark_replayed, page, success},
     preferences::{IdempotencyKeyHeader, Preferences},
     query::{ListQuery, OrderPath},
 };
@@ -109,12 +111,7 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     let query = query.only(&["product_id", "status", "limit", "after"])?;
     let product_id =
         query.get("product_id", Reason::InvalidProductId, ProductId::EXPECTED, |text| text.parse().ok())?;
-    let status = query.get(
-        "status",
-        Reason::InvalidStatus,
-        "one of pending, reserved, paid, cancelled, expired, rejected",
-        status_filter,
-    )?;
+    let status = query.get("status", Reason::InvalidStatus, &STATUS_WORDS, status_filter)?;
     let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
     let limit = query.limit()?;
     let found = api.orders.list(product_id, status, after, limit).await?;
@@ -122,9 +119,16 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
     Ok(page(views, found.next, |after| query.next("/api/orders", after)))
 }
 
+/// What the parameter `status` must be.
+static STATUS_WORDS: LazyLock<String> = LazyLock::new(|| {
+    let words: Vec<_> =
+        [OrderStatus::PENDING].into_iter().chain(OrderStatus::ALL.map(OrderStatus::as_str)).collect();
+    format!("one of {}", words.join(", "))
+});
+
 fn status_filter(word: &str) -> Option<StatusFilter> {
     match word {
-        PENDING => Some(StatusFilter::Pending),
+        OrderStatus::PENDING => Some(StatusFilter::Pending),
         word => OrderStatus::from_word(word).map(StatusFilter::Stored),
     }
 }
@@ -153,7 +157,7 @@ struct Known {
 
 impl OrderView {
     fn pending(id: OrderId) -> Self {
-        Self { id, status: PENDING, known: None }
+        Self { id, status: OrderStatus::PENDING, known: None }
     }
 }
 

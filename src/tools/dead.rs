@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    domain::{command::Command, lane_set::LaneSet, order::Change},
+    domain::{command::Command, lane_set::LaneSet},
     queue::{
         QueueError,
         rabbitmq::{
@@ -176,7 +176,7 @@ impl CommandLine {
     fn of(command: &Command) -> Self {
         let (what, order_id, total) = match command {
             Command::Place(order) => ("place", order.id, Some(order.total.get())),
-            Command::Change(change) => (word(change.change), change.order_id, None),
+            Command::Change(change) => (change.change.as_str(), change.order_id, None),
         };
         let created_at = command.id().as_order().created_at();
         Self {
@@ -194,14 +194,6 @@ impl CommandLine {
         let product =
             if self.total.is_some() { String::new() } else { format!(" (product {})", self.product_id) };
         format!("{} {}{total}{product}", self.what, self.order_id)
-    }
-}
-
-fn word(change: Change) -> &'static str {
-    match change {
-        Change::Pay => "pay",
-        Change::Cancel => "cancel",
-        Change::Expire => "expire",
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) fn report_undecidable(commands: &[Command], undecidable: &[Undecidabl
         let Some(command) = commands.get(*index) else { continue };
         let (order_id, what) = match command {
             Command::Place(order) => (order.id, "place"),
-            Command::Change(change) => (change.order_id, word_of(change.change)),
+            Command::Change(change) => (change.order_id, change.change.as_str()),
         };
         if is_first_report(&format!("{what} {order_id}: {cause}")) {
             let product_id = command.product_id();
@@ -28,12 +28,4 @@ pub(super) fn report_undecidable(commands: &[Command], undecidable: &[Undecidabl
         }
     }
     dead
-}
-
-fn word_of(change: Change) -> &'static str {
-    match change {
-        Change::Pay => "pay",
-        Change::Cancel => "cancel",
-        Change::Expire => "expire",
-    }
 }
