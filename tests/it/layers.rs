@@ -146,6 +146,7 @@ fn imports_are_found_in_code_only() {
             "c.rs",
             "#[cfg(test)]\n#[allow(unused)]\nmod tests { use crate::a::A; }\n#[cfg(test)] use crate::a::A;\nuse crate::b;",
         ),
+        ("c/tests.rs", "use crate::a::A;"),
         ("main.rs", "use antre::{a::A, b}; fn main() { antre::c::run() }"),
     ];
     let found = imports(&[
@@ -168,6 +169,7 @@ fn imports_are_found_in_code_only() {
         "src/b.rs: ",
         "src/b/macros.rs: src/a.rs src/b.rs",
         "src/c.rs: src/b.rs",
+        "src/c/tests.rs: ",
         "src/lib.rs: ",
         "src/main.rs: src/a.rs src/b.rs src/c.rs",
     ];

@@ -20,11 +20,12 @@ use tokio::{
 use super::{
     connection::{backoff, failed, with_timeout},
     topology::Topology,
-    wire::{self, Undecodable},
+    wire::{self, Outcomes, Undecodable},
 };
 use crate::{
     domain::ids::CommandId,
     queue::{Address, Outcome, QueueError},
+    telemetry::LogLimiter,
 };
 
 /// The longest delay before a new connection.
@@ -98,14 +99,25 @@ impl Replies {
         }
         while let Some(delivery) = verdicts.next().await {
             match decode(&delivery.map_err(failed)?) {
-                Ok(outcomes) => deliver(outcomes),
-                Err(error) => tracing::error!(%error, "a message in the queue of verdicts"),
+                Ok(Outcomes { outcomes, skipped }) => {
+                    deliver(outcomes);
+                    skipped.iter().for_each(report);
+                }
+                Err(error) => report(&error),
             }
         }
         Err(QueueError("the broker ended the consumer of verdicts".to_owned()))
     }
 }
 
-fn decode(delivery: &lapin::message::Delivery) -> Result<Vec<(CommandId, Outcome)>, Undecodable> {
+/// Their clients get no verdict, and read the order instead. Workers of another release send many of them.
+fn report(error: &Undecodable) {
+    static BAD_VERDICTS: LogLimiter = LogLimiter::every(Duration::from_secs(5));
+    if let Some(suppressed) = BAD_VERDICTS.due() {
+        tracing::error!(%error, suppressed, "a verdict in the queue of verdicts is left out");
+    }
+}
+
+fn decode(delivery: &lapin::message::Delivery) -> Result<Outcomes, Undecodable> {
     wire::decode_outcomes(&delivery.data, wire::kind_of(&delivery.properties))
 }

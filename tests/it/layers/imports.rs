@@ -31,7 +31,7 @@ struct Source {
     file: File,
     /// Without comments.
     tokens: TokenStream,
-    /// And without tests.
+    /// And without tests: of a file `tests.rs`, nothing.
     code: TokenStream,
 }
 
@@ -57,7 +57,10 @@ impl Crate {
             let (path, text) = (path.as_ref(), text.as_ref());
             let file = format!("{directory}/{path}");
             let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{file}: {error}"));
-            let code = without_tests(tokens.clone());
+            let is_tests = path.ends_with("/tests.rs");
+            let code = if is_tests { TokenStream::new() } else { without_tests(tokens.clone()) };
+            let declares_tests = text.contains("mod tests;") && !text.contains("#[cfg(test)]\nmod tests;");
+            assert!(!declares_tests, "{file}: tests.rs is for tests only");
             (module_of(path, has_lib), Source { file, tokens, code })
         };
         Self { name: name.to_owned(), files: files.iter().map(parsed).collect() }

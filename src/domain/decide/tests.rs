@@ -1,0 +1,246 @@
+use proptest::{collection::vec, prelude::*, sample::Index};
+
+use super::*;
+use crate::domain::time::from_millis;
+use crate::{
+    clock::{Clock, SystemClock},
+    domain::{
+        command::ReplyMode,
+        ids::{CommandId, OrderId},
+        inventory::Stock,
+        order::{Change, Quantity},
+    },
+};
+
+fn product(number: u64) -> ProductId {
+    ProductId::new(number).unwrap()
+}
+
+/// A batch of new orders, none of which is stored.
+fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
+    let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
+    let times = Times { decided_at: SystemClock.now(), expires_at };
+    decide(Snapshot { inventories, stored: None, times }, &commands)
+}
+
+fn inventory(stock: u32) -> Inventory {
+    let mut inventory = Inventory::EMPTY;
+    inventory.recount(Stock::new(stock).unwrap()).unwrap();
+    inventory
+}
+
+fn order(number: u64, total: u32) -> NewOrder {
+    NewOrder {
+        id: SystemClock.order_id(),
+        product_id: product(number),
+        total: Quantity::new(total).unwrap(),
+        reply: ReplyMode::Until(SystemClock.now()),
+        key: None,
+    }
+}
+
+/// Products 1 to 4 exist, 5 does not.
+fn batches() -> impl Strategy<Value = (Inventories, Vec<NewOrder>)> {
+    let stock = prop_oneof![4 => 0_u32..40, 1 => 0..=Stock::MAX];
+    let total = prop_oneof![4 => 1_u32..12, 1 => 1..=Quantity::MAX];
+    let inventories = vec(stock, 4).prop_map(|stocks| {
+        (1..).map(product).zip(stocks.into_iter().map(inventory)).collect::<Inventories>()
+    });
+    let orders = vec((1_u64..=5, total).prop_map(|(number, total)| order(number, total)), 0..80);
+    (inventories, orders)
+}
+
+proptest! {
+    /// The whole rule, replayed order by order on plain signed numbers: an order is refused exactly when
+    /// fewer pieces are left than it asks for, never filled in part, and nothing turns negative.
+    #[test]
+    fn first_come_first_served_all_or_nothing((inventories, orders) in batches()) {
+        let expires_at = SystemClock.now();
+        let decision = decide_new(inventories.clone(), &orders, expires_at);
+        prop_assert_eq!(decision.result.verdicts.len(), orders.len());
+        let mut left: BTreeMap<_, _> =
+            inventories.iter().map(|(id, inventory)| (*id, i64::from(inventory.available()))).collect();
+        for (order, verdict) in orders.iter().zip(&decision.result.verdicts) {
+            let wanted = i64::from(order.total.get());
+            match (left.get_mut(&order.product_id), verdict) {
+                (None, verdict) => prop_assert_eq!(*verdict, Verdict::Rejected(Rejection::ProductNotFound)),
+                (Some(left), Verdict::Reserved { expires_at: until }) => {
+                    *left -= wanted;
+                    prop_assert!(*left >= 0);
+                    prop_assert_eq!(*until, expires_at);
+                }
+                (Some(left), Verdict::Rejected(Rejection::InsufficientStock { available })) => {
+                    prop_assert!(*left < wanted);
+                    prop_assert_eq!(i64::from(*available), *left);
+                }
+                (Some(_), other) => prop_assert!(false, "{:?}", other),
+            }
+        }
+        prop_assert!(decision.inventories.keys().eq(inventories.keys()));
+        for (id, after) in &decision.inventories {
+            prop_assert_eq!(i64::from(after.available()), left[id]);
+            prop_assert_eq!(after.stored(), inventories[id].stored());
+        }
+    }
+
+    /// Lanes share a transaction but never a verdict: a product's verdicts do not depend on its company.
+    #[test]
+    fn lanes_do_not_touch_each_other((inventories, orders) in batches()) {
+        let expires_at = SystemClock.now();
+        let together = decide_new(inventories.clone(), &orders, expires_at).result.verdicts;
+        for id in (1..=5).map(product) {
+            let of_lane = |order: &NewOrder| order.product_id == id;
+            let alone: Vec<_> = orders.iter().filter(|order| of_lane(order)).cloned().collect();
+            let expected = decide_new(inventories.clone(), &alone, expires_at).result.verdicts;
+            let found: Vec<_> =
+                orders.iter().zip(&together).filter(|(order, _)| of_lane(order)).map(|(_, verdict)| *verdict).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    /// How arrivals are cut into batches changes no verdict.
+    #[test]
+    fn where_a_batch_ends_does_not_matter((inventories, orders) in batches(), cut in 0.0..1.0_f64) {
+        let expires_at = SystemClock.now();
+        let whole = decide_new(inventories.clone(), &orders, expires_at);
+        let (first, second) = orders.split_at((orders.len() as f64 * cut) as usize);
+        let first = decide_new(inventories, first, expires_at);
+        let second = decide_new(first.inventories, second, expires_at);
+        prop_assert_eq!([first.result.verdicts, second.result.verdicts].concat(), whole.result.verdicts);
+        prop_assert_eq!(second.inventories, whole.inventories);
+    }
+
+    /// Whole lives, cut into batches anywhere, some of whose commands come twice: at every commit the books agree
+    /// with the stored orders, an order changes once at most after it was reserved, and a command that comes twice gets the
+    /// same verdict twice.
+    #[test]
+    fn whole_lives_keep_the_books(steps in vec(steps(), 1..60), cuts in vec(1_usize..8, 1..60)) {
+        let mut world = World::new(60);
+        let mut steps = steps.into_iter();
+        for cut in cuts {
+            let steps: Vec<_> = steps.by_ref().take(cut).collect();
+            world.run(&steps)?;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Place { total: u32, key: Option<u8>, again: bool },
+    Change { of: Index, change: Change, again: bool },
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let key = prop_oneof![2 => Just(None), 1 => (0_u8..4).prop_map(Some)];
+    let change = prop_oneof![Just(Change::Pay), Just(Change::Cancel), Just(Change::Expire)];
+    prop_oneof![
+        (1_u32..12, key, any::<bool>()).prop_map(|(total, key, again)| Step::Place { total, key, again }),
+        (any::<Index>(), change, any::<bool>()).prop_map(|(of, change, again)| Step::Change {
+            of,
+            change,
+            again
+        }),
+    ]
+}
+
+/// One product and what a database would hold of it.
+struct World {
+    stock: u32,
+    inventories: Inventories,
+    stored: StoredOrders,
+    ids: Vec<OrderId>,
+}
+
+impl World {
+    fn new(stock: u32) -> Self {
+        let inventories = [(product(1), inventory(stock))].into();
+        Self { stock, inventories, stored: StoredOrders::default(), ids: Vec::new() }
+    }
+
+    fn command(&self, step: &Step) -> Vec<Command> {
+        let (command, again): (Command, bool) = match step {
+            Step::Place { total, key, again } => {
+                let key = key.map(|key| key.to_string().try_into().unwrap());
+                (NewOrder { key, ..order(1, *total) }.into(), *again)
+            }
+            Step::Change { of, change, again } if !self.ids.is_empty() => {
+                let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
+                let order_id = *of.get(&self.ids);
+                let change = ChangeOrder { id, order_id, product_id: product(1), change: *change, reply };
+                (change.into(), *again)
+            }
+            Step::Change { .. } => return Vec::new(),
+        };
+        vec![command; 1 + usize::from(again)]
+    }
+
+    fn run(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
+        let commands: Vec<_> = steps.iter().flat_map(|step| self.command(step)).collect();
+        // Every reservation is due at once, so an expiry takes effect.
+        let decided_at = SystemClock.now();
+        let times = Times { decided_at, expires_at: decided_at };
+        let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
+        let decision = decide(Snapshot { inventories, stored, times }, &commands);
+        prop_assert_eq!(&decision.result.undecidable, &[]);
+        let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
+        for (command, verdict) in commands.iter().zip(&decision.result.verdicts) {
+            prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);
+        }
+        for (order, key) in &decision.writes.orders {
+            prop_assert!(self.stored.orders.insert(order.id, *order).is_none(), "inserted twice");
+            if let Some(key) = key {
+                prop_assert!(self.stored.keys.insert(key.clone(), order.id).is_none(), "one key twice");
+            }
+            self.ids.push(order.id);
+        }
+        for (id, status) in &decision.writes.statuses {
+            let order = self.stored.orders.get_mut(id).unwrap();
+            prop_assert_eq!(order.status(), OrderStatus::Reserved, "only a reservation changes");
+            *order = order.with_status(*status);
+        }
+        let reported = decision.result.events.iter().map(|event| (event.order.id, event.order.status()));
+        for (id, status) in reported {
+            let now = self.stored.orders[&id].status();
+            prop_assert!(
+                status == now || status == OrderStatus::Reserved,
+                "{status:?} is reported, {now:?} is true"
+            );
+        }
+        self.inventories = decision.inventories;
+        let pieces = |status: OrderStatus| -> u32 {
+            self.stored
+                .orders
+                .values()
+                .filter(|order| order.status() == status)
+                .map(|order| order.total.get())
+                .sum()
+        };
+        let inventory = self.inventories[&product(1)];
+        prop_assert_eq!(inventory.reserved(), pieces(OrderStatus::Reserved));
+        prop_assert_eq!(inventory.stored(), self.stock - pieces(OrderStatus::Paid));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
+    let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
+    let reserved = Verdict::Reserved { expires_at: SystemClock.now() };
+    let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
+    let order = |reply| NewOrder { id: SystemClock.order_id(), product_id, total, reply, key: None };
+    // No clock plays a part: a deadline that is long past changes nothing.
+    for answer_by in [from_millis(0), SystemClock.now(), Timestamp::MAX] {
+        let waited_for = order(ReplyMode::Until(answer_by));
+        assert_eq!(stored_order(&waited_for, rejected), None);
+        assert_eq!(
+            stored_order(&waited_for, reserved).map(|order| Verdict::on_stored(&order)),
+            Some(reserved)
+        );
+    }
+    let detached = order(ReplyMode::Detached);
+    for verdict in [rejected, reserved] {
+        assert_eq!(stored_order(&detached, verdict).map(|order| Verdict::on_stored(&order)), Some(verdict));
+    }
+    let not_found = Verdict::Rejected(Rejection::ProductNotFound);
+    assert_eq!(stored_order(&detached, not_found), None, "it has no product to be stored with");
+}
