@@ -1,17 +1,20 @@
-//! Containers, by Docker's command line. Each is removed when this process ends.
+//! Containers, by testcontainers. What is here chooses the image, and what that library lacks: containers are removed
+//! even when this process is killed.
 
 use std::{
-    env,
-    ffi::OsStr,
     io::ErrorKind,
     net::{SocketAddr, TcpListener},
-    path::Path,
-    process::{Output, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
+use testcontainers::{
+    ContainerAsync, ContainerRequest, GenericImage, ImageExt, TestcontainersError,
+    bollard::models::ContainerInspectResponse,
+    core::{CmdWaitFor, ExecCommand, IntoContainerPort, client::docker_client_instance},
+    runners::AsyncRunner,
+};
 use tokio::{net::TcpStream, process::Command, sync::Mutex, time::sleep};
-use url::Url;
 
 use crate::{error::Result, reaper};
 
@@ -24,9 +27,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(90);
 /// A container to start.
 pub struct Request<'a> {
     pub name: String,
-    /// Taken when it is built.
+    /// `name:tag`. Taken when it is built.
     pub local_image: &'a str,
-    /// Otherwise taken from a registry. Where there is none, the local image is built.
+    /// `name:tag`. Otherwise taken from a registry. Where there is none, the local image is built.
     pub official_image: &'a str,
     /// Of the host, and of the container.
     pub ports: &'a [(u16, u16)],
@@ -41,70 +44,85 @@ impl Request<'_> {
         let remove = r#"docker rm -f -v "$0"; ! docker container inspect "$0""#;
         reaper::at_end(&["sh", "-c", remove, &self.name])?;
         if !is_built(self.local_image).await {
-            match self.run(self.official_image).await {
-                Ok(()) => return Ok(Container { name: self.name }),
+            match self.with_image(self.official_image).start().await {
+                Ok(container) => return Ok(Container(container)),
                 Err(error) => eprintln!("no {} ({error}); running {BUILD_SCRIPT}", self.official_image),
             }
             build(self.local_image).await?;
         }
-        self.run(self.local_image).await?;
-        Ok(Container { name: self.name })
+        Ok(Container(self.with_image(self.local_image).start().await?))
     }
 
-    async fn run(&self, image: &str) -> Result<()> {
-        let ports = self.ports.iter().map(|(host, container)| format!("--publish={host}:{container}"));
-        let environment = self.environment.iter().map(|(name, value)| format!("--env={name}={value}"));
-        let options: Vec<_> = ports.chain(environment).collect();
-        let mut arguments = vec!["run", "--detach", "--name", &self.name];
-        arguments.extend(options.iter().map(String::as_str));
-        arguments.push(image);
-        arguments.extend(self.arguments);
-        docker(&arguments).await.map(drop)
+    /// `image`: one of the two.
+    fn with_image(&self, image: &str) -> ContainerRequest<GenericImage> {
+        let (image, tag) = image.split_once(':').unwrap_or((image, "latest"));
+        let mut request = GenericImage::new(image, tag)
+            .with_container_name(&self.name)
+            .with_cmd(self.arguments.iter().copied());
+        for &(host, container) in self.ports {
+            request = request.with_mapped_port(host, container.tcp());
+        }
+        for &(name, value) in self.environment {
+            request = request.with_env_var(name, value);
+        }
+        request
     }
 }
 
-/// A container that this process has started. It is removed when the process ends, not when this is dropped.
-#[derive(Clone, Debug)]
-pub struct Container {
-    name: String,
-}
+/// A container that this process has started. It is removed when this is dropped, which must happen in a runtime, or when
+/// the process ends.
+#[derive(Debug)]
+pub struct Container(ContainerAsync<GenericImage>);
 
 impl Container {
     /// Stops every process in it where it is: connections stay open, and nothing answers.
     pub async fn pause(&self) -> Result<()> {
-        docker(&["pause", &self.name]).await.map(drop)
+        Ok(self.0.pause().await?)
     }
 
     pub async fn unpause(&self) -> Result<()> {
-        docker(&["unpause", &self.name]).await.map(drop)
+        Ok(self.0.unpause().await?)
     }
 
     /// SIGKILL; returns when it has ended.
     pub async fn kill(&self) -> Result<()> {
-        docker(&["stop", "--time", "0", &self.name]).await.map(drop)
+        Ok(self.0.stop_with_timeout(Some(0)).await?)
     }
 
     /// Starts it again with its data and its published ports. A running container stays as it is.
     pub async fn start(&self) -> Result<()> {
-        docker(&["start", &self.name]).await.map(drop)
+        Ok(self.0.start().await?)
     }
 
-    /// Runs a command in it; returns its standard output.
-    pub async fn exec(&self, command: &[&str]) -> Result<String> {
-        docker(&[&["exec", &self.name], command].concat()).await
+    /// Runs a command in it. An error is any exit status but 0, and holds the standard error.
+    pub async fn exec(&self, command: &[&str]) -> Result<()> {
+        let waiting = ExecCommand::new(command.iter().copied()).with_cmd_ready_condition(CmdWaitFor::exit());
+        let mut ended = self.0.exec(waiting).await?;
+        let status = ended.exit_code().await?.ok_or("no exit status")?;
+        if status == 0 {
+            return Ok(());
+        }
+        let error = ended.stderr_to_vec().await?;
+        let (command, error) = (command.join(" "), String::from_utf8_lossy(&error));
+        Err(format!("{command} ended with {status}: {}", error.trim()).into())
     }
 
     /// The process id of its first process, on this machine.
     pub async fn pid(&self) -> Option<u32> {
-        docker(&["inspect", "--format", "{{.State.Pid}}", &self.name]).await.ok()?.parse().ok()
+        self.inspect().await.ok()?.state?.pid?.try_into().ok()
+    }
+
+    /// The machine that publishes its ports: a name, or an address as a URL holds it.
+    pub async fn host(&self) -> Result<String> {
+        Ok(self.0.get_host().await?.to_string())
     }
 
     /// Its own address, where this machine reaches it. A published port leads through Docker's proxy, a process that
     /// takes part of the cores. `None`: only the published port can be reached.
     pub async fn own_address(&self, port: u16) -> Result<Option<SocketAddr>> {
-        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
-        let addresses = docker(&["inspect", "--format", format, &self.name]).await?;
-        let Some(ip) = addresses.split_whitespace().next() else { return Ok(None) };
+        let networks = self.inspect().await?.network_settings.and_then(|settings| settings.networks);
+        let mut addresses = networks.into_iter().flatten().filter_map(|(_, network)| network.ip_address);
+        let Some(ip) = addresses.find(|address| !address.is_empty()) else { return Ok(None) };
         let address = SocketAddr::new(ip.parse()?, port);
         let deadline = Instant::now() + CONNECT_TIMEOUT;
         loop {
@@ -120,13 +138,11 @@ impl Container {
             }
         }
     }
-}
 
-/// The machine whose ports the daemon publishes.
-pub(crate) fn host() -> String {
-    let daemon = env::var("DOCKER_HOST").ok().and_then(|daemon| Url::parse(&daemon).ok());
-    let host = daemon.as_ref().and_then(Url::host_str).filter(|host| !host.is_empty());
-    host.unwrap_or("127.0.0.1").to_owned()
+    async fn inspect(&self) -> Result<ContainerInspectResponse> {
+        let docker = docker_client_instance().await.map_err(TestcontainersError::from)?;
+        Ok(docker.inspect_container(self.0.id(), None).await?)
+    }
 }
 
 /// A port of this machine that is free now. Docker would choose one too, but another one after every restart.
@@ -135,34 +151,23 @@ pub(crate) fn free_port() -> Result<u16> {
 }
 
 async fn is_built(image: &str) -> bool {
-    docker(&["image", "inspect", image]).await.is_ok()
+    match docker_client_instance().await {
+        Ok(docker) => docker.inspect_image(image).await.is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// One run of the script builds all images, and each later one waits for it.
 async fn build(image: &str) -> Result<()> {
     static RUNNING: Mutex<()> = Mutex::const_new(());
     let _running = RUNNING.lock().await;
-    if !is_built(image).await {
-        run(BUILD_SCRIPT, &[] as &[&str]).await?;
+    if is_built(image).await {
+        return Ok(());
+    }
+    let output = Command::new(BUILD_SCRIPT).stdin(Stdio::null()).output().await;
+    let output = output.map_err(|error| format!("{BUILD_SCRIPT}: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{BUILD_SCRIPT}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
     }
     Ok(())
-}
-
-async fn docker(arguments: &[&str]) -> Result<String> {
-    run("docker", arguments).await
-}
-
-/// Returns the standard output of a command. An error holds its standard error.
-async fn run(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
-    let name = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
-    let described = || {
-        let first = arguments.first().map(|argument| argument.as_ref().to_string_lossy().into_owned());
-        format!("{name} {}", first.unwrap_or_default())
-    };
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().await;
-    let Output { status, stdout, stderr } = output.map_err(|error| format!("{}: {error}", described()))?;
-    if !status.success() {
-        return Err(format!("{}: {}", described(), String::from_utf8_lossy(&stderr).trim()).into());
-    }
-    Ok(String::from_utf8_lossy(&stdout).trim().to_owned())
 }

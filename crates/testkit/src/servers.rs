@@ -20,7 +20,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    containers::{Container, Request, free_port, host},
+    containers::{Container, Request, free_port},
     error::Result,
 };
 
@@ -99,7 +99,8 @@ impl Servers {
     async fn contained(options: &Options<'_>) -> Result<Self> {
         let (mysql_port, amqp_port, management_port) = (free_port()?, free_port()?, free_port()?);
         let containers = Containers::start(options, mysql_port, [amqp_port, management_port]).await?;
-        let (mut mysql, mut amqp) = (format!("{}:{mysql_port}", host()), format!("{}:{amqp_port}", host()));
+        let host = containers.broker.host().await?;
+        let (mut mysql, mut amqp) = (format!("{host}:{mysql_port}"), format!("{host}:{amqp_port}"));
         if options.own_addresses {
             mysql = containers.database.own_address(3306).await?.map_or(mysql, |own| own.to_string());
             amqp = containers.broker.own_address(5672).await?.map_or(amqp, |own| own.to_string());
@@ -107,10 +108,7 @@ impl Servers {
         Ok(Self {
             database_url: Url::parse(&format!("mysql://root:{PASSWORD}@{mysql}"))?,
             amqp_url: Url::parse(&format!("amqp://{PASSWORD}:{PASSWORD}@{amqp}/%2f"))?,
-            management_url: Url::parse(&format!(
-                "http://{PASSWORD}:{PASSWORD}@{}:{management_port}",
-                host()
-            ))?,
+            management_url: Url::parse(&format!("http://{PASSWORD}:{PASSWORD}@{host}:{management_port}"))?,
             containers: Some(containers),
             needs_management: options.needs_management,
         })
