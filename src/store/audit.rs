@@ -176,7 +176,9 @@ macro_rules! sums {
              total < 1 OR total > 2147483647
              OR status NOT IN ('reserved', 'paid', 'cancelled', 'expired', 'rejected')
              OR (status = 'rejected') <> (expires_at IS NULL)
-             OR (status <> 'rejected' AND rejected_available IS NOT NULL)
+             OR (status = 'rejected') <> (rejection_reason IS NOT NULL)
+             OR COALESCE(rejection_reason NOT IN ('insufficient_stock', 'idempotency_key_reused'), 0)
+             OR (COALESCE(rejection_reason, '') = 'insufficient_stock') <> (rejected_available IS NOT NULL)
          ), 0) AS SIGNED)"
     };
 }

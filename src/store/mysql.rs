@@ -366,18 +366,21 @@ impl Transaction for MySqlTransaction {
     }
 }
 
-const INSERT_RESERVATIONS: &str = "INSERT INTO orders (id, product_id, total, status, expires_at)
-     SELECT UNHEX(id), product_id, total, 'reserved', expires_at
+// NULL is said, so that the default of the column, which serves earlier releases, is not evaluated for each order.
+const INSERT_RESERVATIONS: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, rejection_reason)
+     SELECT UNHEX(id), product_id, total, 'reserved', expires_at, NULL
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          product_id BIGINT PATH '$[0]', total INT PATH '$[1]', expires_at BIGINT PATH '$[2]',
          NESTED PATH '$[3][*]' COLUMNS (id CHAR(32) PATH '$')
      )) AS batch";
 
-const INSERT_REJECTIONS: &str = "INSERT INTO orders (id, product_id, total, status, rejected_available)
-     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available
+const INSERT_REJECTIONS: &str =
+    "INSERT INTO orders (id, product_id, total, status, rejected_available, rejection_reason)
+     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available, rejection_reason
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-         rejected_available INT PATH '$[3]'
+         rejected_available INT PATH '$[3]', rejection_reason VARCHAR(32) PATH '$[4]'
      )) AS batch";
 
 // Only from the order that is known to be gone: another transaction that was faster with the key keeps it.

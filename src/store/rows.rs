@@ -11,7 +11,7 @@ use crate::{
         ids::{IdempotencyKey, OrderId, ProductId},
         order::{Order, OrderState, OrderStatus, Quantity},
         product::{Product, ProductName},
-        rejection::Rejection,
+        rejection::RejectionReason,
     },
     telemetry::is_first_report,
 };
@@ -54,6 +54,7 @@ pub(super) struct OrderRow {
     status: Text,
     pub(super) expires_at: Option<i64>,
     rejected_available: Option<i64>,
+    rejection_reason: Option<Text>,
 }
 
 /// An order, or what is wrong with the row of this one.
@@ -72,16 +73,21 @@ impl TryFrom<OrderRow> for Order {
     fn try_from(row: OrderRow) -> Result<Self, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("the order {} has {what}", row.id));
         let status = OrderStatus::from_word(&row.status.0).ok_or_else(|| corrupt("no such status"))?;
-        let state = match (status, row.expires_at, row.rejected_available) {
-            (OrderStatus::Rejected, None, Some(available)) => {
-                let available =
-                    u32::try_from(available).map_err(|_| corrupt("a rejection that cannot be"))?;
-                OrderState::Rejected(Rejection::InsufficientStock { available })
+        let state = match (status, row.expires_at) {
+            (OrderStatus::Rejected, None) => {
+                let reason = row.rejection_reason.ok_or_else(|| corrupt("no rejection_reason"))?;
+                let reason = RejectionReason::from_word(&reason.0).filter(|reason| reason.is_stored());
+                let reason = reason.ok_or_else(|| corrupt("an unknown rejection_reason"))?;
+                let available = row.rejected_available.map(u32::try_from).transpose();
+                let available = available.map_err(|_| corrupt("an invalid rejected_available"))?;
+                let rejection = reason.with(available);
+                OrderState::Rejected(rejection.ok_or_else(|| {
+                    corrupt("a rejected_available that does not agree with its rejection_reason")
+                })?)
             }
-            (OrderStatus::Rejected, None, None) => OrderState::Rejected(Rejection::KeyReused),
-            (OrderStatus::Rejected, ..) => return Err(corrupt("an expires_at though it was rejected")),
-            (_, None, _) => return Err(corrupt("no expires_at")),
-            (status, Some(expires_at), _) => {
+            (OrderStatus::Rejected, Some(_)) => return Err(corrupt("an expires_at though it was rejected")),
+            (_, None) => return Err(corrupt("no expires_at")),
+            (status, Some(expires_at)) => {
                 OrderState::Accepted { status, expires_at: from_millis(expires_at) }
             }
         };

@@ -98,7 +98,7 @@ pub(super) struct Changes {
     /// New reservations, grouped by equal values: `[[product_id, total, expires_at, ["<32 hex digits>", …]], …]`. The database
     /// then reads each value once for many orders: without that it spends twice as much on them.
     pub reservations: Option<String>,
-    /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available], …]`.
+    /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available, rejection_reason], …]`.
     pub rejections: Option<String>,
     /// Keys of deleted orders, which new orders take: `[["<key>", "<32 hex digits of the order>"], …]`.
     pub orphaned_keys: Option<String>,
@@ -345,7 +345,8 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
                 reservations.entry(equal).or_default().push(id);
             }
             OrderState::Rejected(rejection) => {
-                rejections.push((id, product_id, total, rejection.available()))
+                let (available, reason) = (rejection.available(), rejection.reason().as_str());
+                rejections.push((id, product_id, total, available, reason));
             }
         }
         keys.extend(key.as_ref().map(|key| (key, id)));

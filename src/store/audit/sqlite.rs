@@ -57,7 +57,7 @@ const SUMS: &str = concat!(
     sums!(),
     ", MAX(id)
      FROM (
-         SELECT product_id, id, total, status, expires_at, rejected_available
+         SELECT product_id, id, total, status, expires_at, rejected_available, rejection_reason
          FROM orders INDEXED BY orders_of_product
          WHERE (product_id, id) > (?, ?) AND product_id <= ?
          ORDER BY product_id, id LIMIT ?

@@ -1,9 +1,16 @@
 //! Who may start on which tables, and who may change them.
 
-use std::{path::Path, process::Output};
+use std::{path::Path, process::Output, sync::Arc};
 
+use antre::{
+    domain::{ids::OrderId, rejection::Rejection},
+    store::{Store, mysql::MySqlStore, sqlite::SqliteStore},
+};
 use sqlx::{
-    Connection, Executor, MySqlConnection, SqliteConnection, migrate::Migrate, mysql::MySqlConnectOptions,
+    ConnectOptions, Connection, Executor, MySqlConnection, SqliteConnection,
+    migrate::{Migrate, Migrator},
+    mysql::MySqlConnectOptions,
+    sqlite::SqliteConnectOptions,
 };
 use tempfile::TempDir;
 
@@ -45,15 +52,56 @@ impl Home {
     }
 
     async fn by_hand(&self, statement: &str) {
+        self.try_by_hand(statement).await.unwrap();
+    }
+
+    async fn try_by_hand(&self, statement: &str) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(_) => {
+                let mut connection = SqliteConnection::connect(&self.url()).await?;
+                connection.execute(sqlx::raw_sql(statement)).await?;
+                connection.close().await
+            }
+            Self::MySql(..) => {
+                let mut connection = MySqlConnection::connect(&self.url()).await?;
+                connection.execute(sqlx::raw_sql(statement)).await?;
+                connection.close().await
+            }
+        }
+    }
+
+    async fn count(&self, statement: &str) -> i64 {
         match self {
             Self::Sqlite(_) => {
                 let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
-                connection.execute(sqlx::raw_sql(statement)).await.unwrap();
+                sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap()
+            }
+            Self::MySql(..) => {
+                let mut connection = MySqlConnection::connect(&self.url()).await.unwrap();
+                sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap()
+            }
+        }
+    }
+
+    /// The tables of an earlier release: the migrations whose versions are lower.
+    async fn migrate_below(&self, version: i64) {
+        let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::MySql(..) => "mysql",
+        });
+        let mut migrator = Migrator::new(migrations).await.unwrap();
+        migrator.migrations.to_mut().retain(|migration| migration.version < version);
+        assert!(migrator.iter().count() > 3);
+        match self {
+            Self::Sqlite(_) => {
+                let options = self.url().parse::<SqliteConnectOptions>().unwrap().create_if_missing(true);
+                let mut connection = options.connect().await.unwrap();
+                migrator.run(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
             }
             Self::MySql(..) => {
                 let mut connection = MySqlConnection::connect(&self.url()).await.unwrap();
-                connection.execute(sqlx::raw_sql(statement)).await.unwrap();
+                migrator.run(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
             }
         }
@@ -115,6 +163,81 @@ async fn tables_that_another_build_made_are_refused(home: Home) {
     assert!(text.contains("migration 2 is not the one"), "{text}");
 }
 
+/// One row of each kind, as releases before the column `rejection_reason` wrote it. `X` stands for one digit of its id.
+const WITHOUT_REASON: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available) VALUES
+    (X'X1000000000000000000000000000000', 1, 2, 'reserved', 5, NULL),
+    (X'X2000000000000000000000000000000', 1, 2, 'paid', 5, NULL),
+    (X'X3000000000000000000000000000000', 1, 2, 'rejected', NULL, NULL),
+    (X'X4000000000000000000000000000000', 1, 2, 'rejected', NULL, 0),
+    (X'X5000000000000000000000000000000', 1, 2, 'rejected', NULL, 1)";
+
+fn without_reason(digit: u8) -> String {
+    WITHOUT_REASON.replace("X'X", &format!("X'{digit}"))
+}
+
+/// The rejections of these rows, as the program reads them.
+async fn assert_reasons(home: &Home, digit: u8) {
+    let store: Arc<dyn Store> = match home {
+        Home::Sqlite(_) => Arc::new(SqliteStore::open(&home.url()).await.unwrap()),
+        Home::MySql(..) => Arc::new(MySqlStore::open(&home.url()).await.unwrap()),
+    };
+    let too_few = |available| Some(Rejection::InsufficientStock { available });
+    let rejections = [None, None, Some(Rejection::KeyReused), too_few(0), too_few(1)];
+    for (row, rejection) in (1_u128..).zip(rejections) {
+        let id = OrderId::from(uuid::Uuid::from_u128((u128::from(digit) << 124) + (row << 120)));
+        let order = store.order(id).await.unwrap().unwrap();
+        assert_eq!(order.rejection(), rejection, "{id}");
+    }
+    store.close().await;
+}
+
+async fn stored_rejections_get_the_reason_that_they_were_read_with(home: Home) {
+    let before = match home {
+        Home::Sqlite(_) => 6,
+        Home::MySql(..) => 13,
+    };
+    home.migrate_below(before).await;
+    home.by_hand("INSERT INTO products (id, name) VALUES (1, 'Kaos Polos')").await;
+    home.by_hand(&without_reason(1)).await;
+    said(&home.antre(&["migrate"]).await);
+    assert_reasons(&home, 1).await;
+    // What an earlier release may still do.
+    let min_version = match home {
+        Home::Sqlite(_) => 6,
+        Home::MySql(..) => 12,
+    };
+    let other = format!("SELECT COUNT(*) FROM schema_compatibility WHERE min_version = {min_version}");
+    assert_eq!(home.count(&other).await, 1);
+    match home {
+        Home::Sqlite(_) => assert!(home.try_by_hand(&without_reason(2)).await.is_err()),
+        // Its workers run beside new ones during an upgrade.
+        Home::MySql(..) => {
+            home.by_hand(&without_reason(2)).await;
+            assert_reasons(&home, 2).await;
+            home.by_hand(
+                r#"INSERT INTO orders (id, product_id, total, status, rejected_available)
+                   SELECT UNHEX(id), product_id, total, 'rejected', rejected_available
+                   FROM JSON_TABLE('[["33000000000000000000000000000000", 1, 2, null],
+                                     ["34000000000000000000000000000000", 1, 2, 0],
+                                     ["35000000000000000000000000000000", 1, 2, 1]]', '$[*]' COLUMNS (
+                       id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
+                       rejected_available INT PATH '$[3]'
+                   )) AS batch;
+                   INSERT INTO orders (id, product_id, total, status, expires_at)
+                   SELECT UNHEX(id), product_id, total, 'reserved', expires_at
+                   FROM JSON_TABLE('[[1, 2, 5, ["31000000000000000000000000000000",
+                                                "32000000000000000000000000000000"]]]', '$[*]' COLUMNS (
+                       product_id BIGINT PATH '$[0]', total INT PATH '$[1]', expires_at BIGINT PATH '$[2]',
+                       NESTED PATH '$[3][*]' COLUMNS (id CHAR(32) PATH '$')
+                   )) AS batch"#,
+            )
+            .await;
+            assert_reasons(&home, 3).await;
+        }
+    }
+}
+
 macro_rules! on_both {
     ($($test:ident,)*) => {
         mod sqlite {
@@ -137,6 +260,7 @@ on_both! {
     the_status_tells_what_is_applied_and_pending,
     an_older_program_starts_on_newer_tables_that_say_it_may,
     tables_that_another_build_made_are_refused,
+    stored_rejections_get_the_reason_that_they_were_read_with,
 }
 
 /// A user with these rights on the place's database.

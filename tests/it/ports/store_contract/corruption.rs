@@ -11,6 +11,7 @@ suite! {
         only_the_command_that_the_database_refuses_is_undecidable,
         a_change_of_an_order_without_inventory_is_undecidable,
         corrupt_rows_stop_no_other_command,
+        a_rejection_without_a_valid_reason_is_corrupt,
     ],
 }
 
@@ -20,11 +21,15 @@ async fn the_database_refuses_invalid_rows(database: Database) {
     database.decide(&[reserved.clone(), rejected.clone()]).await;
     let (reserved, rejected) = (reserved.id.uuid().simple(), rejected.id.uuid().simple());
     let new = SystemClock.order_id().uuid().simple();
-    let insert = "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available) VALUES";
+    let insert =
+        "INSERT INTO orders (id, product_id, total, status, expires_at, rejected_available, rejection_reason)
+                  VALUES";
     let good = [
-        format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, NULL, NULL)"),
         format!("DELETE FROM orders WHERE id = X'{new}'"),
-        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, 0)"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, 0, 'insufficient_stock')"),
+        format!("DELETE FROM orders WHERE id = X'{new}'"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, 'idempotency_key_reused')"),
         format!("DELETE FROM orders WHERE id = X'{new}'"),
     ];
     for statement in good {
@@ -46,19 +51,29 @@ async fn the_database_refuses_invalid_rows(database: Database) {
         format!("INSERT INTO inventories (product_id) VALUES ({})", stranger()),
         format!("DELETE FROM products WHERE id = {id}"),
         // Invalid orders.
-        format!("{insert} (X'{reserved}', {id}, 1, 'reserved', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, 0, 'reserved', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, -1, 'reserved', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, NULL, 'reserved', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, 1, 'pending', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, 1, 'RESERVED', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, 1, NULL, 0, NULL)"),
-        format!("{insert} (X'{new}', NULL, 1, 'reserved', 0, NULL)"),
-        format!("{insert} (NULL, {id}, 1, 'reserved', 0, NULL)"),
-        format!("{insert} (X'{new}', {id}, 1, 'reserved', NULL, NULL)"),
-        format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, 0)"),
-        format!("{insert} (X'{new}', {id}, 1, 'rejected', 0, 0)"),
-        format!("{insert} (X'{new}', {id}, 1, 'paid', 0, 0)"),
+        format!("{insert} (X'{reserved}', {id}, 1, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 0, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, -1, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, NULL, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'pending', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'RESERVED', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, NULL, 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', NULL, 1, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (NULL, {id}, 1, 'reserved', 0, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'reserved', NULL, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, 0, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', 0, 0, 'insufficient_stock')"),
+        format!("{insert} (X'{new}', {id}, 1, 'paid', 0, 0, NULL)"),
+        // Rejections without their reason, of no known reason, or with what does not belong to it.
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, 0, NULL)"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, 'whim')"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, 'product_not_found')"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, 'IDEMPOTENCY_KEY_REUSED')"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, NULL, 'insufficient_stock')"),
+        format!("{insert} (X'{new}', {id}, 1, 'rejected', NULL, 0, 'idempotency_key_reused')"),
+        format!("{insert} (X'{new}', {id}, 1, 'reserved', 0, NULL, 'idempotency_key_reused')"),
+        format!("UPDATE orders SET rejection_reason = NULL WHERE id = X'{rejected}'"),
         format!("UPDATE orders SET status = 'rejected' WHERE id = X'{reserved}'"),
         format!("UPDATE orders SET status = 'reserved' WHERE id = X'{rejected}'"),
     ];
@@ -190,4 +205,35 @@ async fn corrupt_rows_stop_no_other_command(database: Database) {
     let batch = [&broken, &sound, &other].map(|order| change_of(order, Change::Expire));
     assert_eq!(database.settle(&batch).await, [UNDECIDABLE, EXPIRED, EXPIRED]);
     assert_eq!(database.settle(&commands(&[broken, order(bad, 1)])).await[0], UNDECIDABLE);
+}
+
+/// Rows that antre never writes.
+async fn a_rejection_without_a_valid_reason_is_corrupt(database: Database) {
+    let id = database.product_of(3).await;
+    let order = detached_order(id, 4);
+    assert_eq!(database.decide(slice::from_ref(&order)).await, [rejected(3)]);
+    let without_checks = match &database.home {
+        Home::Memory { .. } => unreachable!("for SQL only"),
+        Home::Sqlite { .. } => "PRAGMA ignore_check_constraints = ON",
+        Home::MySql { .. } => {
+            "ALTER TABLE orders
+                 ALTER CHECK rejected_ones_have_a_reason NOT ENFORCED,
+                 ALTER CHECK rejection_reason_is_known NOT ENFORCED,
+                 ALTER CHECK rejected_available_has_its_reason NOT ENFORCED"
+        }
+    };
+    for (reason, what) in [
+        ("NULL", "no rejection_reason"),
+        ("'whim'", "an unknown rejection_reason"),
+        ("'product_not_found'", "an unknown rejection_reason"),
+        ("'idempotency_key_reused'", "a rejected_available that does not agree"),
+    ] {
+        let update = format!("UPDATE orders SET rejection_reason = {reason}");
+        database.by_hand(&format!("{without_checks};{update}")).await.unwrap();
+        let error = database.store.order(order.id).await.unwrap_err().to_string();
+        assert!(error.contains(what), "{reason}: {error}");
+        let page = OrderPage { product_id: Some(id), status: None, after: None, limit: 10 };
+        assert_eq!(database.store.orders(page).await.unwrap().rows, [], "{reason}");
+        assert_eq!(database.decide(slice::from_ref(&order)).await, [Verdict::Undecidable], "{reason}");
+    }
 }

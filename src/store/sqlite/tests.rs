@@ -1,0 +1,47 @@
+use super::*;
+
+#[tokio::test]
+async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+    let store = SqliteStore::open(&url).await.unwrap();
+    let endless = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+        SELECT n FROM numbers WHERE n < 0";
+    let began = Instant::now();
+    let mut connection = store.listing().await.unwrap();
+    let error = connection.execute(endless).await.unwrap_err();
+    let (took, error) = (began.elapsed(), StoreError::from(error));
+    assert!(error.is_transient(), "{error}");
+    assert!(took >= lists::TIME_LIMIT && took < 2 * lists::TIME_LIMIT, "{took:?}");
+    drop(connection);
+    for _ in 0..=lists::CONCURRENT_LISTS {
+        assert_eq!(store.products(None, 10).await.unwrap(), Page::empty());
+    }
+}
+
+/// A full disk: SQLite rolls back by itself, and the writing connection goes on when there is room again.
+#[tokio::test]
+async fn after_a_full_disk_it_writes_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+    let store = SqliteStore::open(&url).await.unwrap();
+    let name = || ProductName::try_from("k".repeat(100)).unwrap();
+    let room = async |pages: u32| {
+        let pragma = format!("PRAGMA max_page_count = {pages}");
+        store.writer.lock().await.as_mut().unwrap().execute(pragma.as_str()).await.unwrap();
+    };
+    room(1).await; // as many as there are
+    let error = loop {
+        if let Err(error) = store.create_product(name()).await {
+            break error;
+        }
+    };
+    assert!(error.is_transient(), "{error}");
+    for _ in 0..2 {
+        assert!(store.create_product(name()).await.unwrap_err().is_transient());
+        store.ping().await.unwrap();
+    }
+    room(100_000).await;
+    let product = store.create_product(name()).await.unwrap();
+    assert!(store.inventory(product.id).await.unwrap().is_some());
+}
