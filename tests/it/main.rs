@@ -19,6 +19,7 @@ mod api {
     mod edge;
     mod http;
     pub(crate) mod life;
+    mod one_rule;
     pub(crate) mod race;
     mod routes;
     mod schemathesis;
