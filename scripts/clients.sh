@@ -60,7 +60,7 @@ openapi_generator() {
 generate_python() {
     rm -rf "$work/python" "$work/antre_httpx"
     openapi_generator -g python -o "$work/python" --additional-properties=packageName=antre_client
-    # It tells of what it cannot read by a warning, and leaves it out.
+    # It warns about what it cannot read, and leaves it out.
     PATH=$venv/bin:$PATH openapi-python-client generate --path apispec.json --meta none \
         --output-path "$work/antre_httpx" --fail-on-warning
 }

@@ -27,7 +27,7 @@ use crate::{
     server_url::{self, shown},
     service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
-    store::{Store, TimeLimited, Usable, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
     telemetry::LogFormat,
     worker::{Worker, expiry::Expiry, health::WorkerHealth},
@@ -35,7 +35,7 @@ use crate::{
 
 /// How long an API, and the watch for lanes, wait for a read of the database.
 const READ_LIMIT: Duration = Duration::from_secs(3);
-/// How long a process that was told to stop finishes requests and batches in flight. Less than the ten seconds after which
+/// How long a process that was asked to stop finishes requests and batches in flight. Less than the ten seconds after which
 /// container runtimes kill.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -107,13 +107,13 @@ async fn migration_status(settings: &Settings) -> Result<(), AppError> {
     let schema =
         schema.map_err(|error| AppError::Start(format!("cannot read the tables of {url}: {error}")))?;
     announce(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
-    let why = match schema.usable() {
-        Usable::Now => {
+    let why = match schema.usability() {
+        Usability::Now => {
             announce(settings, &["This antre may run.".to_owned()]);
             return Ok(());
         }
-        Usable::AfterMigration => "some migrations are pending; antre migrate applies them".to_owned(),
-        Usable::Never(why) => why,
+        Usability::AfterMigration => "some migrations are pending; antre migrate applies them".to_owned(),
+        Usability::Never(why) => why,
     };
     Err(AppError::Start(format!("this antre may not run on {url}: {why}")))
 }

@@ -1,5 +1,5 @@
-//! The file `.env` of the current directory. Not of its parent directories, where another program's `.env` would decide which
-//! database is used.
+//! The file `.env` of the current directory. Parent directories are not searched: there, the `.env` of another program could
+//! choose the database.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,7 @@ use crate::settings::Settings;
 
 const FILE: &str = ".env";
 
-/// Variables that are no settings of antre, but of docker-compose.yml, which reads the same file, and of libraries.
+/// Variables that are not settings of antre, but of libraries, and of docker-compose.yml, which reads the same file.
 const OTHER_NAMES: [&str; 15] = [
     "ANTRE_IMAGE",
     "API_PORT",
@@ -37,7 +37,7 @@ const OTHER_NAMES: [&str; 15] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DotEnv {
     pub path: PathBuf,
-    /// Names in it that no setting has.
+    /// Names in the file that are not settings.
     pub unknown: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl DotEnv {
         }
     }
 
-    /// Logs where settings come from, and unknown names.
+    /// Logs the path of the file, and the unknown names in it.
     pub fn log(&self) {
         let path = self.path.display();
         tracing::info!(%path, "settings of this file apply unless a flag or the environment overrides them");
@@ -101,7 +101,7 @@ impl Problem {
         match error {
             dotenvy::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => Self::NotText(lines),
             dotenvy::Error::Io(error) => Self::Unreadable(error),
-            // If a quote stays open, it has also read all lines after it.
+            // If a quote stays open, dotenvy has also read all lines after it.
             dotenvy::Error::LineParse(text, _) => {
                 Self::NotAVariable((lines + 1).saturating_sub(text.lines().count().max(1)))
             }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_is_wrong_is_named() {
+    fn an_invalid_line_is_named() {
         for (text, line) in [
             ("secret", "line 1 "),
             ("\n# comment\n\nA=b\nsecret secret\nB=c\n", "line 5 "),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_setting_has_are_found() {
+    fn unknown_names_are_found() {
         let text =
             "\u{feff}DATABASE_URL=x\nexport AMQP_URL=y\nDATABSE_URL=z\nMYSQL_PASSWORD=x\nRUST_LOG=info\n";
         let names = names(text.as_bytes()).unwrap();
@@ -183,7 +183,7 @@ mod tests {
 
     /// docker-compose.yml reads the same file.
     #[test]
-    fn what_compose_reads_is_known() {
+    fn the_variables_of_compose_are_known() {
         let compose = include_str!("../docker-compose.yml");
         let mut names: Vec<_> =
             compose.split("${").skip(1).filter_map(|rest| rest.split([':', '}']).next()).collect();

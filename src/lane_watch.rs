@@ -1,5 +1,5 @@
-//! Keeps processes that differ in `QUEUE_PREFIX` or `LANES` together: each tells the database which lanes it uses, and
-//! workers serve all that were used lately. So nothing is stranded when a setting changes, or differs by mistake.
+//! Lets processes with different `QUEUE_PREFIX` or `LANES` work together: each stores in the database which lanes it uses, and
+//! workers serve all lanes that were used lately. So no command is stranded when a setting changes, or differs by mistake.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -13,55 +13,55 @@ use crate::{
     telemetry::LogLimiter,
 };
 
-/// How often the others are looked for.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often the own set is told again.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How often the lane sets of other processes are read.
+const READ_EVERY: Duration = Duration::from_secs(5);
+/// How often the process stores its own set.
+const STORE_EVERY: Duration = Duration::from_secs(60);
 
-/// What one process knows of the lanes in use.
+/// What one process knows about the lanes in use.
 pub struct LaneWatch {
     store: Arc<dyn Installation>,
     queue: RabbitMqQueue,
     own: LaneSet,
-    told_at: Option<Instant>,
-    /// Other sets that the log tells of.
+    stored_at: Option<Instant>,
+    /// Other sets that were logged.
     reported: HashSet<LaneSet>,
     failures: LogLimiter,
 }
 
 impl LaneWatch {
-    /// Looks once before anything is queued, then for ever.
+    /// Reads once before anything is queued, then repeatedly.
     pub async fn start(
         store: Arc<dyn Installation>,
         queue: RabbitMqQueue,
         own: LaneSet,
     ) -> AbortOnDropHandle<()> {
-        let (told_at, reported, failures) = (None, HashSet::new(), LogLimiter::every(TELL_EVERY));
-        let mut watch = Self { store, queue, own, told_at, reported, failures };
-        watch.look().await;
+        let (stored_at, reported, failures) = (None, HashSet::new(), LogLimiter::every(STORE_EVERY));
+        let mut watch = Self { store, queue, own, stored_at, reported, failures };
+        watch.update().await;
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut looks = interval(LOOK_EVERY);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            looks.tick().await; // the first is over at once
+            let mut reads = interval(READ_EVERY);
+            reads.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            reads.tick().await; // the first tick is immediate
             loop {
-                looks.tick().await;
-                watch.look().await;
+                reads.tick().await;
+                watch.update().await;
             }
         }))
     }
 
-    async fn look(&mut self) {
-        if let Err(error) = self.try_to_look().await
+    async fn update(&mut self) {
+        if let Err(error) = self.try_update().await
             && let Some(suppressed) = self.failures.due()
         {
-            tracing::warn!(%error, suppressed, "could not look which lanes other processes use");
+            tracing::warn!(%error, suppressed, "could not read which lanes other processes use");
         }
     }
 
-    async fn try_to_look(&mut self) -> Result<(), StoreError> {
-        if self.told_at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+    async fn try_update(&mut self) -> Result<(), StoreError> {
+        if self.stored_at.is_none_or(|at| at.elapsed() >= STORE_EVERY) {
             self.store.use_lanes(&self.own).await?;
-            self.told_at = Some(Instant::now());
+            self.stored_at = Some(Instant::now());
         }
         let mut sets = self.store.lanes_in_use().await?;
         sets.retain(|set| *set != self.own);

@@ -19,22 +19,22 @@ pub fn shown(url: &str) -> String {
     format!("{scheme}://{shown}")
 }
 
-/// The URL that a text ends with.
+/// The URL at the end of a text.
 pub fn within(text: &str) -> Option<&str> {
     let scheme_end = text.find("://")?;
     let scheme = text[..scheme_end].rsplit(|before: char| !before.is_ascii_alphanumeric()).next()?;
     Some(&text[scheme_end - scheme.len()..])
 }
 
-/// Checks that the URL means what was typed. The error does not show it.
+/// Checks that the URL is parsed as it was meant. The error does not show the URL.
 pub fn check(setting: &str, url: &str) -> Result<(), String> {
     let (_, rest) = url.split_once("://").unwrap_or_default();
     let after_host = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
     let wrong = if after_host.contains('@') {
-        "it has an @ behind its host".to_owned()
+        "it has an @ after its host".to_owned()
     } else {
         match Url::parse(url) {
-            Ok(parsed) if parsed.fragment().is_some() => "it has a # behind its host".to_owned(),
+            Ok(parsed) if parsed.fragment().is_some() => "it has a # after its host".to_owned(),
             Ok(parsed) if parsed.host().is_none() && !parsed.username().is_empty() => {
                 "it has no host".to_owned()
             }
@@ -48,11 +48,11 @@ pub fn check(setting: &str, url: &str) -> Result<(), String> {
     ))
 }
 
-/// Whether the URL's host is this machine. An invalid address is not.
+/// Whether the URL's host is this machine. `false` for an invalid URL.
 pub fn is_this_machine(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
     match url.host() {
-        // Not a special scheme: the host is not parsed further.
+        // The scheme is not one of the web, so addresses are not parsed.
         Some(Host::Domain(name)) => match name.parse::<std::net::Ipv4Addr>() {
             Ok(address) => address.is_loopback(),
             Err(_) => name.eq_ignore_ascii_case("localhost"),
@@ -98,7 +98,7 @@ mod tests {
         }
     }
 
-    /// Either the URL means what was typed, or it is refused.
+    /// A URL is parsed as it was meant, or refused.
     #[test]
     fn a_password_is_taken_as_typed_or_refused() {
         for character in awkward() {

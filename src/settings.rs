@@ -15,7 +15,7 @@ use crate::{
     telemetry::LogSettings,
 };
 
-/// The whole command line. Each role uses the settings that it needs and ignores the others, so that one `.env` serves all.
+/// The whole command line. Each role uses the settings that it needs and ignores the others, so that one `.env` is enough for all.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "antre", version, about, max_term_width = 100)]
 pub struct Settings {
@@ -50,8 +50,8 @@ impl Settings {
         Self::from_arg_matches(&Self::command_line().try_get_matches()?)
     }
 
-    /// The command line as clap knows it. All settings are global, so that one `.env` serves every command; the help of a
-    /// tool shows those that it reads.
+    /// The command line as clap knows it. All settings are global, so that one `.env` is enough for all commands.
+    /// The help of a tool shows the settings that it reads.
     pub fn command_line() -> clap::Command {
         let mut command = <Self as CommandFactory>::command();
         command.build(); // global arguments reach the subcommands here
@@ -128,7 +128,6 @@ pub struct HttpSettings {
 }
 
 impl HttpSettings {
-    /// Where an API listens by default.
     pub const DEFAULT_LISTEN_ADDR: &str = "127.0.0.1:3000";
 
     pub fn listen_addr_or_default(&self) -> &str {
@@ -152,7 +151,7 @@ pub enum Switch {
     Off,
 }
 
-/// The pair of adapters to run on.
+/// The database and queue to run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backends {
     /// All in one process: an SQLite file and lanes in memory.
@@ -187,7 +186,7 @@ impl BackendSettings {
     /// The default SQLite file.
     pub const DEFAULT_DATABASE_URL: &str = "sqlite://antre.db";
 
-    /// Which pair the URLs name.
+    /// The database and queue that the URLs name.
     pub fn backends(&self) -> Result<Backends, SettingsError> {
         let amqp_url = given(&self.amqp_url);
         if amqp_url.as_ref().is_some_and(|url| !url.starts_with("amqp://") && !url.starts_with("amqps://")) {
@@ -210,7 +209,7 @@ impl BackendSettings {
         }
     }
 
-    /// The database alone.
+    /// Only the database, for commands without a queue.
     pub fn database(&self) -> Result<Database, SettingsError> {
         let url = match (given(&self.database_url), given(&self.amqp_url)) {
             (Some(url), _) => url,

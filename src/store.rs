@@ -25,7 +25,7 @@ mod time_limit;
 mod transaction;
 
 pub use error::StoreError;
-pub use migrations::{Schema, Usable};
+pub use migrations::{Schema, Usability};
 pub use open_error::OpenError;
 pub use page::{Due, OrderPage, Page};
 pub use ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store};

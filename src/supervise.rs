@@ -7,10 +7,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::backoff::backoff;
 
-/// A task that ran for so long is taken for healthy: the next start does not wait long.
+/// A task that ran for this long counts as healthy: its next restart waits the shortest delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 const MIN_DELAY: Duration = Duration::from_millis(100);
-/// The longest that a task waits before it is started again.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// Runs a task until it returns. When it panics, it is started again, with growing delays.
@@ -45,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_panics_is_started_again_until_it_ends_by_itself() {
+    async fn a_task_that_panics_is_started_again_until_it_returns() {
         let starts = Cell::new(0);
         let task = || async {
             starts.set(starts.get() + 1);

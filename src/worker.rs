@@ -40,7 +40,7 @@ const FAILURES_BEFORE_ISOLATION: u32 = 5;
 const MIN_DELAY: Duration = Duration::from_millis(50);
 const MAX_DELAY: Duration = Duration::from_secs(2);
 
-/// Serves lanes until it is told to stop.
+/// Serves lanes until it is asked to stop.
 pub struct Worker {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,

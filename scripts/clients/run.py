@@ -30,7 +30,7 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @contextlib.contextmanager
 def running(antre, directory, **settings):
-    """An antre in a directory of its own; its URL. A program that fails is shown with its log."""
+    """Starts an antre in its own directory; returns its URL. A program that fails is shown with its log."""
     directory.mkdir()
     # Nothing of the surroundings reaches it: neither a setting nor somebody's .env.
     environment = {"LISTEN_ADDR": "127.0.0.1:0", "RUST_LOG": "warn", **settings}

@@ -1,5 +1,5 @@
-//! What stands in a lane: new orders, and changes of orders on record. Every move of an order travels its product's
-//! lane, so that all of them are decided in turn.
+//! What waits in a lane: new orders, and changes of stored orders. Every command on an order takes its product's lane, so that
+//! all of them are decided in turn.
 
 use jiff::Timestamp;
 
@@ -8,43 +8,40 @@ use crate::domain::{
     order::{Change, Quantity},
 };
 
-/// What somebody asks for: a new order, or a change of one.
+/// A new order, or a change of a stored one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Reserve pieces.
     Place(NewOrder),
-    /// Take an order further.
+    /// Change the status of a stored order.
     Change(ChangeOrder),
 }
 
-/// An order on record is to go further.
+/// A request to change the status of a stored order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangeOrder {
-    /// The name of this request, for its verdict.
+    /// The id of this request; its verdict names it.
     pub id: CommandId,
-    /// Which order.
     pub order_id: OrderId,
-    /// Its product, and with it the lane.
+    /// The product of the order, which determines the lane.
     pub product_id: ProductId,
-    /// What is to become of it.
     pub change: Change,
     /// Whether a client waits for the verdict.
     pub reply: ReplyMode,
 }
 
-/// Whether a client waits for the verdict on a command. It decides what a lane stores: the rejection of a command for which
-/// nobody waits is stored, so that its client finds it; any other is only sent. No clock plays a part in that: an API that
-/// stops waiting submits the command again, [detached](Command::detached).
+/// Whether a client waits for the verdict on a command. This decides whether the rejection of an order is stored: that of a
+/// detached order is, so that its client finds it; any other is only sent. No clock is involved: an API that stops waiting
+/// submits the command again, [detached](Command::detached).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyMode {
     /// A client waits, until this time.
     Until(Timestamp),
-    /// The client has left, with the URL at which the verdict will be.
+    /// No client waits. It has the URL at which it finds the verdict.
     Detached,
 }
 
 impl Command {
-    /// Its name.
     pub fn id(&self) -> CommandId {
         match self {
             Self::Place(order) => order.id.into(),
@@ -68,7 +65,7 @@ impl Command {
         }
     }
 
-    /// Whose lane it stands in.
+    /// The product whose lane it takes.
     pub fn product_id(&self) -> ProductId {
         match self {
             Self::Place(order) => order.product_id,
@@ -84,7 +81,7 @@ impl Command {
         }
     }
 
-    /// The same command, for whose verdict nobody waits.
+    /// The same command, detached.
     pub fn detached(mut self) -> Self {
         match &mut self {
             Self::Place(order) => order.reply = ReplyMode::Detached,
@@ -93,7 +90,7 @@ impl Command {
         self
     }
 
-    /// Whether nobody waits for the verdict.
+    /// Whether no client waits for the verdict.
     pub fn is_detached(&self) -> bool {
         self.reply() == ReplyMode::Detached
     }
@@ -111,18 +108,15 @@ impl From<ChangeOrder> for Command {
     }
 }
 
-/// An order on its way to its verdict.
+/// An order that is not decided yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewOrder {
-    /// Its name, which also says when it was created.
+    /// Also says when the order was created.
     pub id: OrderId,
-    /// What is ordered.
     pub product_id: ProductId,
-    /// How many pieces.
     pub total: Quantity,
     /// Whether the client waits for the verdict.
     pub reply: ReplyMode,
-    /// What the client calls it.
     pub key: Option<IdempotencyKey>,
 }
 

@@ -1,10 +1,10 @@
-//! What the shop's other services hear.
+//! Events for the shop's other services.
 
 use crate::domain::order::Order;
 
-/// Something became of an order.
+/// An order was placed, or its status changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The order, at the stage that it came to.
+    /// The order with its new status.
     pub order: Order,
 }

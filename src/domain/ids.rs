@@ -1,4 +1,4 @@
-//! Ids, and the names that clients give to orders.
+//! Ids, and idempotency keys.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use crate::domain::time::from_millis;
 
-/// An order's name from birth: a UUIDv7 (RFC 9562), so ids sort by creation time.
+/// The id of an order: a UUIDv7 (RFC 9562), so ids sort by creation time.
 ///
-/// The last two bytes are a checksum over the others (the RFC leaves what stands there to the maker). It tells
-/// an id that antre gave out from any other UUID, without keeping a list: see [`OrderId::is_genuine`].
+/// The last two bytes are a checksum over the others (the RFC leaves their content to the generator). It tells an id that
+/// antre generated from any other UUID without a list of ids: see [`OrderId::has_valid_checksum`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OrderId(Uuid);
 
@@ -28,11 +28,11 @@ impl OrderId {
     }
 
     /// Whether antre generated it. Another UUID passes by accident once in 65,536 times.
-    pub fn is_genuine(self) -> bool {
+    pub fn has_valid_checksum(self) -> bool {
         self.0.get_version_num() == 7 && self.0.as_bytes()[14..] == Self::checksum(self.0.as_bytes())
     }
 
-    /// When it was made, in whole milliseconds. An id that is no UUIDv7 is as old as time.
+    /// When the id was generated, in whole milliseconds. The epoch, if the id is not a UUIDv7.
     pub fn created_at(self) -> Timestamp {
         let Some(since_1970) = self.0.get_timestamp() else { return Timestamp::UNIX_EPOCH };
         let (seconds, nanos) = since_1970.to_unix();
@@ -81,19 +81,18 @@ impl FromStr for OrderId {
     }
 }
 
-/// What a client calls its order, so that it can ask again without ordering twice: 1 to
+/// A client's own name for an order, so that it can repeat a request without ordering twice: 1 to
 /// [`IdempotencyKey::MAX_LENGTH`] visible ASCII characters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
-    /// The most characters.
+    /// In characters.
     pub const MAX_LENGTH: usize = 255;
     /// What a key looks like, for error messages.
     pub const EXPECTED: &str = "1 to 255 visible ASCII characters, with or without double quotes around them";
 
-    /// The key.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -111,12 +110,12 @@ impl TryFrom<String> for IdempotencyKey {
     }
 }
 
-/// The name of one command: a new order's own id, or a new UUID for each request to change one.
+/// The id of one command: for a new order the order's own id, for a change a new UUID with each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CommandId(Uuid);
 
 impl CommandId {
-    /// The order that has this name, when it is the name of a new order.
+    /// The id of the order, if the command places one.
     pub fn as_order(self) -> OrderId {
         self.0.into()
     }
@@ -134,7 +133,7 @@ impl fmt::Display for CommandId {
     }
 }
 
-/// A product's number, from 1 to [`ProductId::MAX`]. The database hands it out.
+/// A product's number, from 1 to [`ProductId::MAX`]. The database assigns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct ProductId(u64);
@@ -150,7 +149,6 @@ impl ProductId {
         if number >= 1 && number <= Self::MAX { Some(Self(number)) } else { None }
     }
 
-    /// The number.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -198,14 +196,14 @@ mod tests {
         for _ in 0..10_000 {
             let id = SystemClock.order_id();
             assert!(id > last, "{id} after {last}");
-            assert!(id.is_genuine());
+            assert!(id.has_valid_checksum());
             last = id;
         }
         let age = SystemClock.now().as_millisecond() - last.created_at().as_millisecond();
         assert!((0..10_000).contains(&age), "{age} ms");
-        let strangers = (0..1000).filter(|_| OrderId(Uuid::now_v7()).is_genuine()).count();
+        let strangers = (0..1000).filter(|_| OrderId(Uuid::now_v7()).has_valid_checksum()).count();
         assert!(strangers <= 3, "{strangers} of 1,000 strangers recognised");
-        assert!(!OrderId(Uuid::nil()).is_genuine());
+        assert!(!OrderId(Uuid::nil()).has_valid_checksum());
     }
 
     #[test]

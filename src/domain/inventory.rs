@@ -1,4 +1,4 @@
-//! The pieces of one product, and the only moves they make.
+//! The pieces of one product, and all changes to them.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,6 @@ impl Stock {
         if pieces <= Self::MAX { Some(Self(pieces)) } else { None }
     }
 
-    /// The number of pieces.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -34,8 +33,8 @@ impl TryFrom<u32> for Stock {
     }
 }
 
-/// The pieces of one product: those that may still be ordered, and those that are ordered but not yet paid.
-/// What is stored is their sum, always: it is not kept beside them, so it cannot disagree.
+/// The pieces of one product: those that may still be ordered, and those that are ordered but not yet paid. The stored
+/// pieces are their sum. It is computed, so it always agrees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inventory {
     available: u32,
@@ -56,8 +55,8 @@ pub struct StockBelowReserved {
     pub reserved: u32,
 }
 
-/// The numbers of an inventory do not add up, or a move takes back more than was reserved. Not caused by any
-/// input: either the database was changed by hand, or it is a bug.
+/// The numbers of an inventory do not add up, or a change releases more than is reserved. No input causes this: either
+/// somebody changed the database by hand, or it is a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the books do not balance: {stored} stored, {available} available, {reserved} reserved")]
 pub struct BooksDoNotBalance {
@@ -70,10 +69,10 @@ pub struct BooksDoNotBalance {
 }
 
 impl Inventory {
-    /// A new product's: nothing there.
+    /// The inventory of a new product.
     pub const EMPTY: Self = Self { available: 0, reserved: 0 };
 
-    /// An inventory as a database keeps it.
+    /// From the columns of a database.
     pub fn from_columns(stored: i64, available: i64, reserved: i64) -> Result<Self, BooksDoNotBalance> {
         let wrong = BooksDoNotBalance { stored, available, reserved };
         if stored != available.saturating_add(reserved) || stored > i64::from(Stock::MAX) {
@@ -100,7 +99,7 @@ impl Inventory {
         self.reserved
     }
 
-    /// An order takes its pieces: all of them or none.
+    /// Reserves all pieces of an order, or none.
     pub fn reserve(&mut self, total: Quantity) -> Result<(), InsufficientStock> {
         let Some(available) = self.available.checked_sub(total.get()) else {
             return Err(InsufficientStock { available: self.available });
@@ -123,7 +122,7 @@ impl Inventory {
         Ok(())
     }
 
-    /// The seller counted: what is not reserved is available.
+    /// Sets the stored pieces to what the seller counted. All that are not reserved are available.
     pub fn recount(&mut self, stock: Stock) -> Result<(), StockBelowReserved> {
         let Some(available) = stock.get().checked_sub(self.reserved) else {
             return Err(StockBelowReserved { reserved: self.reserved });

@@ -38,7 +38,7 @@ impl fmt::Display for LaneSet {
 pub enum LaneMode {
     /// A lane for each product.
     Product,
-    /// So many lanes. Products whose ids have the same remainder share one. For catalogues of more than some 5,000 live
+    /// This number of lanes. Products whose ids have the same remainder share one. For catalogues of more than some 5,000 live
     /// products, where a queue for each product is too much for a broker.
     Hash(NonZeroU32),
 }

@@ -1,4 +1,4 @@
-//! The words of an order, which everything else uses.
+//! An order: its quantity, status and changes.
 
 use jiff::Timestamp;
 
@@ -11,7 +11,7 @@ use crate::domain::{
 
 pub use crate::domain::quantity::Quantity;
 
-/// How far an order has come. `pending`, the stage before its verdict, is not stored.
+/// The status of a stored order. `pending`, the status before the verdict, is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderStatus {
     /// Its pieces are set aside for the buyer.
@@ -30,10 +30,10 @@ impl OrderStatus {
     /// What the API calls an order that is not decided yet. No stored order has this status.
     pub const PENDING: &'static str = "pending";
 
-    /// All of them, in the order of a life.
+    /// All of them, in the order in which an order can have them.
     pub const ALL: [Self; 5] = [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Rejected];
 
-    /// The word for it, in answers, messages and the database.
+    /// As written in answers, messages and the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reserved => "reserved",
@@ -44,13 +44,13 @@ impl OrderStatus {
         }
     }
 
-    /// The status of that word.
+    /// The reverse of [`Self::as_str`].
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == word)
     }
 }
 
-/// An order on record.
+/// A stored order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
     /// Its name, which also says when it was created.
@@ -63,22 +63,21 @@ pub struct Order {
     pub state: OrderState,
 }
 
-/// How far an order on record has come, with what belongs to that stage.
+/// The status of a stored order, with the data of that status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderState {
     /// Its pieces were reserved once.
     Accepted {
-        /// What became of it since; never [`OrderStatus::Rejected`].
+        /// The current status; never [`OrderStatus::Rejected`].
         status: OrderStatus,
         /// When the reservation ends, or would have ended.
         expires_at: Timestamp,
     },
-    /// Rejected after its buyer had stopped waiting.
+    /// Rejected while it was detached.
     Rejected(Rejection),
 }
 
 impl Order {
-    /// How far it has come.
     pub fn status(&self) -> OrderStatus {
         match self.state {
             OrderState::Accepted { status, .. } => status,
@@ -102,12 +101,12 @@ impl Order {
         }
     }
 
-    /// Whether it is of this product and total: what an idempotency key stands for.
+    /// Whether the order is of this product and total. An idempotency key may repeat only such an order.
     pub fn is_for(&self, product_id: ProductId, total: Quantity) -> bool {
         (self.product_id, self.total) == (product_id, total)
     }
 
-    /// The same order at another stage. One that was rejected stays so.
+    /// The same order with another status. A rejected order stays rejected.
     pub fn with_status(self, status: OrderStatus) -> Self {
         let state = match self.state {
             OrderState::Accepted { expires_at, .. } => OrderState::Accepted { status, expires_at },
@@ -116,8 +115,8 @@ impl Order {
         Self { state, ..self }
     }
 
-    /// Takes a reservation further, and its pieces with it. All other stages are final: nothing happens, as with an
-    /// expiry before its time. Whether anything changed is what it returns.
+    /// Changes the status of a reservation and moves its pieces. Returns whether anything changed: all other statuses are final,
+    /// and an expiry before its time has no effect.
     pub fn change(
         &mut self,
         change: Change,
@@ -137,21 +136,21 @@ impl Order {
     }
 }
 
-/// What can become of a reservation.
+/// A change of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// The buyer paid.
     Pay,
-    /// The buyer gives it up.
+    /// The buyer cancels.
     Cancel,
-    /// Its time is over, if it is.
+    /// The reservation has expired; no effect before its time.
     Expire,
 }
 
 impl Change {
     pub const ALL: [Self; 3] = [Self::Pay, Self::Cancel, Self::Expire];
 
-    /// The word for it, in messages and logs.
+    /// As written in messages and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pay => "pay",
@@ -160,12 +159,12 @@ impl Change {
         }
     }
 
-    /// The change of that word.
+    /// The reverse of [`Self::as_str`].
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|change| change.as_str() == word)
     }
 
-    /// What the order is afterwards, if the change is possible.
+    /// The status of a reserved order after the change.
     pub const fn leads_to(self) -> OrderStatus {
         match self {
             Self::Pay => OrderStatus::Paid,

@@ -1,14 +1,14 @@
-//! What is sold: [`Product`], known by its [`ProductId`], called by its [`ProductName`].
+//! [`Product`] and [`ProductName`].
 
 use serde::{Deserialize, Serialize};
 use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use crate::domain::ids::ProductId;
 
-/// A product's name: 1 to 100 characters after trimming, something visible among them, and none that turn the text
-/// around it.
+/// A product's name: 1 to 100 characters after trimming. At least one is visible, and none changes the direction of the text
+/// around the name.
 ///
-/// A name that is stored already is read whatever it is, as long as its length is right: see [`ProductName::stored`].
+/// Of a stored name only the length is checked: see [`ProductName::stored`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ProductName(String);
@@ -27,13 +27,12 @@ impl ProductName {
         is_name.then(|| Self(name.to_owned())).ok_or(InvalidProductName)
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// The text is no name.
+/// The text is not a valid name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a product's name is {}", ProductName::EXPECTED)]
 pub struct InvalidProductName;
@@ -48,7 +47,7 @@ impl TryFrom<String> for ProductName {
     }
 }
 
-/// NUL ends texts early elsewhere; marks of direction make a page show something else than stands there.
+/// Other programs end a text at NUL. Direction marks make a page show something other than what the text says.
 fn is_forbidden(character: char) -> bool {
     matches!(
         character,
@@ -56,8 +55,8 @@ fn is_forbidden(character: char) -> bool {
     )
 }
 
-/// Whether it shows by itself. What Unicode has not assigned yet counts as visible: it may be a letter in a newer version
-/// than this program knows.
+/// Whether the character alone shows something. One that Unicode has not assigned counts as visible: a newer version may
+/// make it a letter.
 fn is_visible(character: char) -> bool {
     use GeneralCategoryGroup::{Letter, Number, Other, Punctuation, Symbol};
     let shows = match character.general_category_group() {
@@ -65,9 +64,9 @@ fn is_visible(character: char) -> bool {
         Other => {
             matches!(character.general_category(), GeneralCategory::PrivateUse | GeneralCategory::Unassigned)
         }
-        _ => false, // marks, which need something to stand on, and separators
+        _ => false, // marks, which combine with another character, and separators
     };
-    // Fillers and a blank that are letters and symbols to Unicode, and what it reserves for things to be ignored.
+    // Fillers and a blank that Unicode counts as letters and symbols, and ranges that it reserves for ignorable characters.
     let is_blank = matches!(
         character,
         '\u{115f}' | '\u{1160}' | '\u{2065}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}'
@@ -79,9 +78,7 @@ fn is_visible(character: char) -> bool {
 /// What is sold. Has one [`crate::domain::inventory::Inventory`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Product {
-    /// Its number.
     pub id: ProductId,
-    /// What people call it.
     pub name: ProductName,
 }
 
@@ -99,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn something_in_a_name_is_visible() {
+    fn a_name_has_a_visible_character() {
         let name = |text: &str| ProductName::try_from(text.to_owned());
         for good in [
             "x",
@@ -136,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn no_name_turns_text_around() {
+    fn a_name_has_no_direction_marks() {
         let marks = "\0\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
         for mark in marks.chars() {
             let text = format!("Kaos {mark}Polos");
@@ -144,7 +141,7 @@ mod tests {
             assert_eq!(
                 ProductName::stored(text.clone()).unwrap().as_str(),
                 text,
-                "what is stored can be read"
+                "a stored name can be read"
             );
         }
         assert!(ProductName::stored("\u{200b}".to_owned()).is_ok());

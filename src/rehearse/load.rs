@@ -2,7 +2,7 @@
 //! and no order; what a visitor does is a function.
 //!
 //! The loop is open. When each visitor is due is fixed beforehand and does not depend on earlier answers, and latencies count
-//! from then. A server that stalls is measured by all visitors that came meanwhile, not only by the few whose requests it
+//! from then. A server that stalls is measured by all visitors that arrive during the stall, not only by the few whose requests it
 //! held ("coordinated omission", Gil Tene). A closed loop needs nothing of this file: it is a task for each connection that
 //! calls [`client::Client::send`] until it has seen enough.
 
@@ -60,7 +60,7 @@ where
     number
 }
 
-/// Opens for one visitor after the other, on a thread of its own: tokio's timers know whole milliseconds only.
+/// Opens for one visitor after the other, on its own thread: tokio's timers know whole milliseconds only.
 struct Gate {
     due: Arc<Semaphore>,
 }
@@ -105,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// Nobody waits for earlier visitors: all are let in though none of them ends before the last one is there.
+    /// Visitors do not wait for earlier ones: all start although none of them ends before the last one has arrived.
     #[tokio::test]
     async fn a_visitor_does_not_wait_for_earlier_ones() {
         let arrivals = Arrivals::at_rate(50, 1_000.0, Duration::ZERO);

@@ -216,7 +216,7 @@ fn details(assessment: &Assessment) -> String {
     let mut lines = notes(assessment);
     lines.push(format!(
         "The arrival of each buyer was scheduled before the sale, and latencies count from there: a server that stalls is \
-         measured by all buyers who came meanwhile (no coordinated omission). Up to {} connections.",
+         measured by all buyers who arrive during it (no coordinated omission). Up to {} connections.",
         thousands(sale.connections as u64)
     ));
     lines.push(format!(

@@ -24,7 +24,7 @@ use crate::{
 /// after the answer.
 pub(super) const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long clients go on waiting after the process was told to stop. With [`DETACH_TIMEOUT`], it is less than the server
+/// How long clients go on waiting after the process was asked to stop. With [`DETACH_TIMEOUT`], it is less than the server
 /// gives requests in flight.
 pub(super) const WAIT_AFTER_STOP: Duration = Duration::from_secs(2);
 
@@ -88,7 +88,7 @@ impl Dispatcher {
         }
     }
 
-    /// Ensures that there will be a verdict, before the client is told so. The first copy may be anywhere: in a lane, with a
+    /// Ensures that there will be a verdict, before the client gets its 202. The first copy may be anywhere: in a lane, with a
     /// worker, or decided with a reply that got lost. Waits until the second one is queued, but not for long.
     async fn detach(&self, command: Command) -> Option<Outcome> {
         let Some(reply) = self.pending.register(command.id()) else {
@@ -105,7 +105,7 @@ impl Dispatcher {
         }
     }
 
-    /// Waits until every command is queued whose client was told that there will be a verdict.
+    /// Waits until every command is queued whose client was promised a verdict.
     pub async fn drain(&self) {
         self.submitter.drain().await;
     }
@@ -116,7 +116,7 @@ impl Dispatcher {
     /// Ask this before the database: an order that is decided in between is found there.
     pub(super) fn may_be_pending(&self, id: OrderId) -> bool {
         let now = self.clock.now();
-        id.is_genuine() && !id.is_from_the_future(now) && self.submitter.may_be_pending(id, now)
+        id.has_valid_checksum() && !id.is_from_the_future(now) && self.submitter.may_be_pending(id, now)
     }
 
     pub(super) async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {

@@ -1,7 +1,7 @@
 //! Reads for an audit: what the inventories say, and what the stored orders say. Safe while a sale runs: nothing is written
-//! or locked, each step reads in a snapshot of its own, and a step is bounded.
+//! or locked, each step reads in its own snapshot, and a step is bounded.
 //!
-//! Two adapters, [`mysql`] and [`sqlite`], each on one connection of its own.
+//! Two adapters, [`mysql`] and [`sqlite`], each on its own connection.
 
 pub mod mysql;
 pub mod sqlite;

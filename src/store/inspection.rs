@@ -6,7 +6,9 @@ use std::{
 
 use sqlx::{ConnectOptions, Connection, MySqlConnection, sqlite::SqliteConnectOptions};
 
-use super::{mysql_url::connect_options, open_error::OpenError, rows::Text, sqlx_error::is_missing_right};
+use super::{
+    mysql_url::connect_options, open_error::OpenError, rows::TextColumn, sqlx_error::is_missing_right,
+};
 use crate::clock::{Clock, SystemClock};
 
 /// The server's settings that matter here.
@@ -48,9 +50,9 @@ pub struct MySqlInspection {
 /// Asks the server of a `mysql://` URL. `has_tables`: rights on them can be examined.
 pub async fn inspect_mysql(url: &str, has_tables: bool) -> Result<MySqlInspection, OpenError> {
     let mut connection = MySqlConnection::connect_with(&connect_options(url)?).await?;
-    let variables: Vec<(Text, Text)> =
+    let variables: Vec<(TextColumn, TextColumn)> =
         sqlx::query_as("SHOW GLOBAL VARIABLES").fetch_all(&mut connection).await?;
-    let variables = variables.into_iter().map(|(Text(name), Text(value))| (name, value));
+    let variables = variables.into_iter().map(|(TextColumn(name), TextColumn(value))| (name, value));
     let variables = variables.filter(|(name, _)| VARIABLES.contains(&name.as_str())).collect();
     let asked = SystemClock.now().as_millisecond();
     let clock = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000";

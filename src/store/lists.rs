@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    rows::{OrderRow, Text, column, product, product_id, readable},
+    rows::{OrderRow, TextColumn, id_column, product, product_id, readable},
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
@@ -40,7 +40,7 @@ const MAX_REST: Duration = Duration::from_millis(500);
 
 // Pages are cut before invalid rows are left out, so that these end no list.
 
-pub(super) fn page_of_products(rows: Vec<(i64, Text)>, limit: u32) -> Page<Product, ProductId> {
+pub(super) fn page_of_products(rows: Vec<(i64, TextColumn)>, limit: u32) -> Page<Product, ProductId> {
     let Page { rows, next } = Page::cut(rows, limit, None, |(id, _)| *id);
     let products = readable(rows.into_iter().map(|(id, name)| product(id, name)));
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
@@ -115,7 +115,7 @@ impl OrdersById {
         let mut query = QueryBuilder::new(format!("{select} FROM {table} WHERE id > "));
         query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
         if let Some(id) = page.product_id {
-            query.push(" AND product_id = ").push_bind(column(id));
+            query.push(" AND product_id = ").push_bind(id_column(id));
         }
         query
     }

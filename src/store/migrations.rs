@@ -1,9 +1,9 @@
-//! Which tables there are beside those that this program knows, whether it may use them, and how they are brought up to
-//! date. One policy for both databases:
+//! Compares the tables of a database with the migrations of this program: whether it may use them, and how they are brought up
+//! to date. One policy for both databases:
 //!
-//! - Tables that are up to date need no right but to read and write them: nothing is locked, created or written.
-//! - Migrations that this program does not know come from a newer one. It may run if `schema_compatibility` says so.
-//! - One process migrates, the others wait for it: not for ever, and not in silence.
+//! - Tables that are up to date need only the rights to read and write rows: nothing is locked, created or changed.
+//! - Migrations that this program does not know come from a newer one. This program may run if `schema_compatibility` says so.
+//! - One process migrates. The others wait for it, up to a limit, and log that they wait.
 
 use std::{collections::BTreeMap, fmt, pin::pin, time::Duration};
 
@@ -24,50 +24,50 @@ pub(super) static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a process waits for another one that migrates. Changing a table of many million rows takes minutes.
 const MAX_WAIT: Duration = Duration::from_secs(30 * 60);
-/// How often it says that it waits.
+/// How often a waiting process logs that it waits.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// The tables of a database, as far as migrations made them.
+/// The state of the migrations of a database.
 #[derive(Clone, Debug)]
 pub struct Schema {
     migrations: BTreeMap<i64, (String, State)>,
-    /// The last migration that a program must know at least to use the tables. `None`: they do not say.
+    /// The last migration that a program must know to use the tables. `None`: the tables do not say.
     min_version: Option<i64>,
 }
 
-/// What became of a migration.
+/// The state of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Applied,
     Pending,
-    /// Applied, and another one in this program.
+    /// Applied with another content than it has in this program.
     Changed,
-    /// Begun, and nobody wrote that it ended.
+    /// Begun, and not recorded as ended.
     Unfinished,
-    /// Applied by a program that is newer.
+    /// Applied by a newer program.
     Unknown,
 }
 
-/// What this program may do with the tables.
+/// Whether this program may use the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Usable {
-    /// Use them.
+pub enum Usability {
+    /// It may.
     Now,
-    /// Use them once its migrations are applied.
+    /// It may, once its migrations are applied.
     AfterMigration,
-    /// Nothing; the text says why, and what to do.
+    /// It may not; the text says why, and what to do.
     Never(String),
 }
 
 impl Schema {
-    /// Tables that do not exist yet.
+    /// The schema of an empty database.
     pub(super) fn none(migrator: &Migrator) -> Self {
         let pending = |name: &str| (name.to_owned(), State::Pending);
         let migrations = migrator.iter().map(|known| (known.version, pending(&known.description))).collect();
         Self { migrations, min_version: None }
     }
 
-    /// Looks, and changes nothing.
+    /// Reads only.
     pub(super) async fn read(migrator: &Migrator, database: &mut impl Tables) -> Result<Self, OpenError> {
         let mut schema = Self::none(migrator);
         let tables = database.tables().await?;
@@ -97,39 +97,39 @@ impl Schema {
         self.migrations.entry(version).or_insert((String::new(), state)).1 = state;
     }
 
-    /// What this program may do with the tables.
-    pub fn usable(&self) -> Usable {
+    /// Whether this program may use the tables.
+    pub fn usability(&self) -> Usability {
         if let Some(version) = self.last(State::Unfinished) {
-            return Usable::Never(format!(
-                "migration {version} was begun, and nobody wrote that it ended. Look whether its change is in the database: \
+            return Usability::Never(format!(
+                "migration {version} was begun, and is not recorded as ended. Check whether its change is in the database: \
                  if it is, UPDATE _sqlx_migrations SET success = 1 WHERE version = {version}; if it is not, DELETE FROM \
                  _sqlx_migrations WHERE version = {version}. Then run antre migrate"
             ));
         }
         if let Some(version) = self.last(State::Changed) {
-            return Usable::Never(format!(
+            return Usability::Never(format!(
                 "its migration {version} is not the one that this antre has: another build made these tables"
             ));
         }
         let Some(newest) = self.last(State::Unknown) else {
             return match self.last(State::Pending) {
-                Some(_) => Usable::AfterMigration,
-                None => Usable::Now,
+                Some(_) => Usability::AfterMigration,
+                None => Usability::Now,
             };
         };
         let known = self.known();
         match (self.min_version, self.last(State::Pending)) {
-            (_, Some(pending)) => Usable::Never(format!(
+            (_, Some(pending)) => Usability::Never(format!(
                 "another build made its tables: migration {newest} is applied, which this antre does not know, and \
                  migration {pending} is not, which it needs"
             )),
-            (Some(least), None) if least <= known => Usable::Now,
-            (Some(least), None) => Usable::Never(format!(
-                "a newer antre has changed its tables, and who uses them must know migration {least} at least; this \
+            (Some(least), None) if least <= known => Usability::Now,
+            (Some(least), None) => Usability::Never(format!(
+                "a newer antre has changed its tables, and a program that uses them must know at least migration {least}; this \
                  antre ({}) knows {known}. Start the newer one again",
                 env!("CARGO_PKG_VERSION")
             )),
-            (None, None) => Usable::Never(format!(
+            (None, None) => Usability::Never(format!(
                 "its tables have migration {newest}, which this antre does not know, and do not say that it may use them"
             )),
         }
@@ -164,12 +164,12 @@ impl fmt::Display for Schema {
     }
 }
 
-/// Applies what is pending, while no other process does.
+/// Applies the pending migrations, while no other process does.
 pub(super) async fn bring_up_to_date(
     migrator: &Migrator,
     database: &mut impl Tables,
 ) -> Result<(), OpenError> {
-    // The usual case, in which nothing is locked. An unfinished one may be under way now, in another process.
+    // In the usual case nothing is locked. An unfinished migration may be running in another process.
     let schema = Schema::read(migrator, database).await?;
     if schema.last(State::Unfinished).is_none() && is_usable(&schema)? {
         return Ok(());
@@ -206,16 +206,16 @@ async fn apply_pending(migrator: &Migrator, database: &mut impl Tables) -> Resul
     Ok(())
 }
 
-/// Whether the tables are as they must be; an error when they never will.
+/// Whether the tables are up to date; an error if they are not usable.
 fn is_usable(schema: &Schema) -> Result<bool, OpenError> {
-    match schema.usable() {
-        Usable::Now => Ok(true),
-        Usable::AfterMigration => Ok(false),
-        Usable::Never(why) => Err(OpenError::Schema(why)),
+    match schema.usability() {
+        Usability::Now => Ok(true),
+        Usability::AfterMigration => Ok(false),
+        Usability::Never(why) => Err(OpenError::Schema(why)),
     }
 }
 
-/// Waits until no other process migrates. (sqlx would wait for ever, without a word.)
+/// Waits until no other process migrates. (sqlx would wait for ever, and silently.)
 async fn lock(database: &mut impl Tables) -> Result<(), OpenError> {
     let mut locking = pin!(database.lock());
     let began = Instant::now();
@@ -231,7 +231,7 @@ async fn lock(database: &mut impl Tables) -> Result<(), OpenError> {
     }
 }
 
-/// What is looked up before a migration.
+/// What is read before a migration.
 #[async_trait]
 pub(super) trait Tables: Migrate + Send {
     /// The names of the tables.
@@ -288,26 +288,26 @@ mod tests {
     }
 
     fn refusal(states: &[State], min_version: Option<i64>) -> String {
-        match schema(states, min_version).usable() {
-            Usable::Never(why) => why,
+        match schema(states, min_version).usability() {
+            Usability::Never(why) => why,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn tables_that_are_up_to_date_are_usable_and_others_once_they_are() {
+    fn tables_are_usable_when_they_are_up_to_date() {
         use State::{Applied, Pending};
-        assert_eq!(schema(&[Applied, Applied], Some(2)).usable(), Usable::Now);
-        assert_eq!(schema(&[Applied, Pending], None).usable(), Usable::AfterMigration);
-        assert_eq!(Schema::none(&MYSQL).usable(), Usable::AfterMigration);
-        assert_eq!(Schema::none(&SQLITE).usable(), Usable::AfterMigration);
+        assert_eq!(schema(&[Applied, Applied], Some(2)).usability(), Usability::Now);
+        assert_eq!(schema(&[Applied, Pending], None).usability(), Usability::AfterMigration);
+        assert_eq!(Schema::none(&MYSQL).usability(), Usability::AfterMigration);
+        assert_eq!(Schema::none(&SQLITE).usability(), Usability::AfterMigration);
     }
 
     #[test]
-    fn newer_tables_say_who_may_use_them() {
+    fn newer_tables_say_which_programs_may_use_them() {
         use State::{Applied, Pending, Unknown};
-        assert_eq!(schema(&[Applied, Applied, Unknown], Some(2)).usable(), Usable::Now);
-        assert!(refusal(&[Applied, Applied, Unknown], Some(3)).contains("must know migration 3 at least"));
+        assert_eq!(schema(&[Applied, Applied, Unknown], Some(2)).usability(), Usability::Now);
+        assert!(refusal(&[Applied, Applied, Unknown], Some(3)).contains("must know at least migration 3"));
         assert!(
             refusal(&[Applied, Applied, Unknown], None).contains("migration 3, which this antre does not")
         );
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_migration_that_is_another_one_or_half_done_is_named() {
+    fn a_changed_or_unfinished_migration_is_named() {
         use State::{Applied, Changed, Unfinished};
         assert!(refusal(&[Applied, Changed], Some(1)).contains("migration 2 is not the one"));
         assert!(refusal(&[Applied, Unfinished], Some(1)).contains("migration 2 was begun"));

@@ -23,7 +23,9 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
-    rows::{FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, column, installation_id, product_id, readable},
+    rows::{
+        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+    },
     statements::{
         INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
         product_ids,
@@ -117,7 +119,7 @@ impl Catalog for MySqlStore {
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(column(id))).await?)
+        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
     }
 
     async fn products(
@@ -126,7 +128,7 @@ impl Catalog for MySqlStore {
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
     }
 
@@ -155,7 +157,7 @@ impl Catalog for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(column(id))).await?)
+        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {

@@ -1,6 +1,5 @@
-//! Rows as both databases hand them out, and what becomes of those that cannot be: somebody changed them by hand. They
-//! stop nobody else. Where many are read, they are left out and reported; where one is asked for by its id, the answer is
-//! an error.
+//! Rows as both databases return them, and the handling of corrupt ones, which somebody changed by hand. A corrupt row stops no
+//! other order: a read of many rows leaves it out and reports it, and a read by its id is an error.
 
 use uuid::Uuid;
 
@@ -16,10 +15,10 @@ use crate::{
     telemetry::is_first_report,
 };
 
-/// A text column. sqlx 0.8 hands MySQL's `…_bin` texts out as bytes, which `String` does not take.
-pub(super) struct Text(pub(super) String);
+/// A text column. sqlx 0.8 returns MySQL's `…_bin` texts as bytes, which `String` does not take.
+pub(super) struct TextColumn(pub(super) String);
 
-impl sqlx::Type<sqlx::MySql> for Text {
+impl sqlx::Type<sqlx::MySql> for TextColumn {
     fn type_info() -> sqlx::mysql::MySqlTypeInfo {
         <String as sqlx::Type<sqlx::MySql>>::type_info()
     }
@@ -30,13 +29,13 @@ impl sqlx::Type<sqlx::MySql> for Text {
     }
 }
 
-impl sqlx::Type<sqlx::Sqlite> for Text {
+impl sqlx::Type<sqlx::Sqlite> for TextColumn {
     fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
         <String as sqlx::Type<sqlx::Sqlite>>::type_info()
     }
 }
 
-impl<'row, D: sqlx::Database> sqlx::Decode<'row, D> for Text
+impl<'row, D: sqlx::Database> sqlx::Decode<'row, D> for TextColumn
 where
     String: sqlx::Decode<'row, D>,
 {
@@ -51,13 +50,13 @@ pub(super) struct OrderRow {
     pub(super) id: Uuid,
     product_id: i64,
     total: i64,
-    status: Text,
+    status: TextColumn,
     pub(super) expires_at: Option<i64>,
     rejected_available: Option<i64>,
-    rejection_reason: Option<Text>,
+    rejection_reason: Option<TextColumn>,
 }
 
-/// An order, or what is wrong with the row of this one.
+/// An order, or the id of a corrupt one and the error.
 pub(super) type ReadOrder = Result<Order, (OrderId, StoreError)>;
 
 impl OrderRow {
@@ -92,16 +91,16 @@ impl TryFrom<OrderRow> for Order {
             }
         };
         let total = u32::try_from(row.total).ok().and_then(Quantity::new);
-        let total = total.ok_or_else(|| corrupt("a total that cannot be"))?;
-        let product_id = product_id(row.product_id).map_err(|_| corrupt("no product"))?;
+        let total = total.ok_or_else(|| corrupt("an invalid total"))?;
+        let product_id = product_id(row.product_id).map_err(|_| corrupt("an invalid product id"))?;
         Ok(Self { id: row.id.into(), product_id, total, state })
     }
 }
 
-/// An order and what its client calls it.
+/// An order and its idempotency key.
 #[derive(sqlx::FromRow)]
 pub(super) struct KeyedRow {
-    idempotency_key: Text,
+    idempotency_key: TextColumn,
     #[sqlx(flatten)]
     order: OrderRow,
 }
@@ -116,16 +115,16 @@ impl TryFrom<KeyedRow> for (IdempotencyKey, Order) {
 }
 
 impl KeyedRow {
-    /// Also of an order that cannot be.
+    /// The key also of a corrupt order.
     pub(super) fn read(self) -> Result<(IdempotencyKey, ReadOrder), StoreError> {
         Ok((key(self.idempotency_key, self.order.id.into())?, self.order.read()))
     }
 }
 
-/// A key and the order that it names.
+/// A key and the id of its order.
 #[derive(sqlx::FromRow)]
 pub(super) struct KeyRow {
-    idempotency_key: Text,
+    idempotency_key: TextColumn,
     order_id: Uuid,
 }
 
@@ -138,15 +137,15 @@ impl TryFrom<KeyRow> for (IdempotencyKey, OrderId) {
     }
 }
 
-fn key(Text(key): Text, order_id: OrderId) -> Result<IdempotencyKey, StoreError> {
-    let corrupt = |_| StoreError::Corrupt(format!("an idempotency key that is none, of order {order_id}"));
+fn key(TextColumn(key): TextColumn, order_id: OrderId) -> Result<IdempotencyKey, StoreError> {
+    let corrupt = |_| StoreError::Corrupt(format!("an invalid idempotency key, of order {order_id}"));
     IdempotencyKey::try_from(key).map_err(corrupt)
 }
 
-/// An order and the id that was asked for.
+/// An order and the id with which it was requested.
 #[derive(sqlx::FromRow)]
 pub(super) struct FoundRow {
-    asked: Text,
+    asked: TextColumn,
     #[sqlx(flatten)]
     order: OrderRow,
 }
@@ -155,7 +154,7 @@ impl TryFrom<FoundRow> for (OrderId, Order) {
     type Error = StoreError;
 
     fn try_from(row: FoundRow) -> Result<Self, StoreError> {
-        let corrupt = |_| StoreError::Corrupt(format!("an id that is none, {}", row.asked.0));
+        let corrupt = |_| StoreError::Corrupt(format!("an invalid order id, {}", row.asked.0));
         let asked = Uuid::try_parse(&row.asked.0).map_err(corrupt)?;
         Ok((asked.into(), Order::try_from(row.order)?))
     }
@@ -175,24 +174,24 @@ pub(super) fn product_id(column: i64) -> Result<ProductId, StoreError> {
         .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
 }
 
-pub(super) fn product(id: i64, Text(name): Text) -> Result<Product, StoreError> {
+pub(super) fn product(id: i64, TextColumn(name): TextColumn) -> Result<Product, StoreError> {
     let name = ProductName::stored(name)
-        .map_err(|_| StoreError::Corrupt(format!("a name that is none, of product {id}")))?;
+        .map_err(|_| StoreError::Corrupt(format!("an invalid name, of product {id}")))?;
     Ok(Product { id: product_id(id)?, name })
 }
 
-/// A product id as the databases want it.
-pub(super) fn column(id: ProductId) -> i64 {
+/// A product id as the value of a column.
+pub(super) fn id_column(id: ProductId) -> i64 {
     id.get().cast_signed() // at most 2^53 − 1
 }
 
-/// Those rows that can be; the others are reported, each once.
+/// The valid rows. The corrupt ones are reported, each once.
 pub(super) fn readable<T>(rows: impl IntoIterator<Item = Result<T, StoreError>>) -> Vec<T> {
     rows.into_iter().filter_map(|row| row.inspect_err(report).ok()).collect()
 }
 
 fn report(error: &StoreError) {
     if is_first_report(&error.to_string()) {
-        tracing::error!(%error, "a row is left out: somebody changed it by hand; put it right or delete it");
+        tracing::error!(%error, "a row is left out: somebody changed it by hand; correct it or delete it");
     }
 }

@@ -38,7 +38,8 @@ use super::{
     page::{Due, OrderPage, Page},
     ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, Text, column, installation_id, product_id, readable,
+        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, TextColumn, id_column, installation_id, product_id,
+        readable,
     },
     statements::{
         INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
@@ -179,7 +180,7 @@ const DUE: &str = concat!(
 impl Catalog for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
         let mut transaction = self.begin().await?;
-        // Begins by itself: sqlx's own transactions do not see it when SQLite rolls back, for example on a full disk, and
+        // Without sqlx's transaction type: sqlx's own transactions do not see it when SQLite rolls back, for example on a full disk, and
         // begin no other one on that connection.
         let insert = "BEGIN IMMEDIATE; INSERT INTO products (name) VALUES (?) RETURNING id";
         let ids: Vec<(i64,)> = transaction.fetch_all(sqlx::query_as(insert).bind(name.as_str())).await?;
@@ -191,7 +192,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.fetch_all(sqlx::query_as(PRODUCT).bind(column(id))).await?)
+        product_found(id, self.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
     }
 
     async fn products(
@@ -200,8 +201,8 @@ impl Catalog for SqliteStore {
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let rows: Vec<(i64, Text)> = sqlx::query_as(PRODUCTS)
-            .bind(after.map_or(0, column))
+        let rows: Vec<(i64, TextColumn)> = sqlx::query_as(PRODUCTS)
+            .bind(after.map_or(0, id_column))
             .bind(i64::from(limit) + 1)
             .fetch_all(&mut *self.listing().await?)
             .await?;
@@ -230,7 +231,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(column(id))).await?)
+        inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {

@@ -2,7 +2,7 @@
 
 use super::{
     error::StoreError,
-    rows::{Text, column, product, product_id},
+    rows::{TextColumn, id_column, product, product_id},
 };
 use crate::domain::{ids::ProductId, inventory::Inventory, product::Product};
 
@@ -20,17 +20,17 @@ pub(super) const INVENTORY: &str = "SELECT name, stored_stock, available_stock, 
 
 pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
 
-pub(super) fn product_found(id: ProductId, rows: Vec<(Text,)>) -> Result<Option<Product>, StoreError> {
-    rows.into_iter().next().map(|(name,)| product(column(id), name)).transpose()
+pub(super) fn product_found(id: ProductId, rows: Vec<(TextColumn,)>) -> Result<Option<Product>, StoreError> {
+    rows.into_iter().next().map(|(name,)| product(id_column(id), name)).transpose()
 }
 
 pub(super) fn inventory_found(
     id: ProductId,
-    rows: Vec<(Text, i64, i64, i64)>,
+    rows: Vec<(TextColumn, i64, i64, i64)>,
 ) -> Result<Option<(Product, Inventory)>, StoreError> {
     let Some((name, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
     let inventory = Inventory::from_columns(stored, available, reserved)?;
-    Ok(Some((product(column(id), name)?, inventory)))
+    Ok(Some((product(id_column(id), name)?, inventory)))
 }
 
 pub(super) fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {

@@ -14,7 +14,7 @@ use crate::{
     server_url::{self, shown},
     settings::{Backends, Database, Settings, tools::Output},
     store::{
-        OpenError, Schema, Usable,
+        OpenError, Schema, Usability,
         inspection::{MySqlInspection, SqliteInspection, inspect_mysql, inspect_sqlite},
         mysql::MySqlStore,
         sqlite::SqliteStore,
@@ -162,7 +162,7 @@ impl Checks {
 
     async fn mysql(&mut self, url: &str) {
         let schema = MySqlStore::schema(url).await;
-        let has_tables = schema.as_ref().is_ok_and(|schema| schema.usable() == Usable::Now);
+        let has_tables = schema.as_ref().is_ok_and(|schema| schema.usability() == Usability::Now);
         match inspect_mysql(url, has_tables).await {
             Err(error) => self.unreachable(url, &error),
             Ok(inspection) => {
@@ -265,14 +265,14 @@ impl Checks {
     }
 
     fn schema(&mut self, url: &str, schema: Result<Schema, OpenError>) {
-        match schema.map(|schema| schema.usable()) {
-            Ok(Usable::Now) => self.ok("tables", "up to date".to_owned()),
-            Ok(Usable::AfterMigration) => self.warn(
+        match schema.map(|schema| schema.usability()) {
+            Ok(Usability::Now) => self.ok("tables", "up to date".to_owned()),
+            Ok(Usability::AfterMigration) => self.warn(
                 "tables",
                 "missing or not up to date".to_owned(),
                 "run antre migrate; the other roles do it at their start, if their user may change tables",
             ),
-            Ok(Usable::Never(why)) => self.fail("tables", why, "see antre migrate --status"),
+            Ok(Usability::Never(why)) => self.fail("tables", why, "see antre migrate --status"),
             Err(error) => self.unreachable(url, &error),
         }
     }

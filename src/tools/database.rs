@@ -2,7 +2,7 @@
 
 use crate::{
     settings::Database,
-    store::{Usable, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{Usability, mysql::MySqlStore, sqlite::SqliteStore},
 };
 
 /// An error that says what to do, unless this program may use the tables as they are. Changes nothing.
@@ -14,13 +14,13 @@ pub(super) async fn must_have_tables(database: &Database) -> Result<(), String> 
     let schema = schema.map_err(|error| {
         format!("{error}. Check that the database can be reached, and DATABASE_URL (--database-url)")
     })?;
-    match schema.usable() {
-        Usable::Now => Ok(()),
-        Usable::AfterMigration => {
+    match schema.usability() {
+        Usability::Now => Ok(()),
+        Usability::AfterMigration => {
             Err("its tables are missing or not up to date. Check that DATABASE_URL (--database-url) names the right \
                  database, or run antre migrate"
                 .to_owned())
         }
-        Usable::Never(why) => Err(why),
+        Usability::Never(why) => Err(why),
     }
 }

@@ -203,7 +203,7 @@ async fn work(letters: &DeadLetters, what: &Dead, stop: &mut [Signal]) -> Result
         Dead::List(DeadList { limit, .. }) => *limit as usize,
         _ => usize::MAX,
     };
-    // All of them first, so that what is queued again or dies meanwhile is not met twice.
+    // All of them first, so that what is queued again or becomes a dead letter during the loop is not handled twice.
     let mut taken = Vec::new();
     while taken.len() < limit {
         match letters.take().await? {

@@ -46,7 +46,7 @@ pub async fn inspect(url: &str, queue_prefix: &str) -> Result<BrokerInspection, 
         Ok(Err(error)) => Err(error),
         Err(_) => Err(format!("no confirm within {BROKER_TIMEOUT:?}: it may be short of memory or disk")),
     };
-    // On a channel of its own: the broker closes it where the queue does not exist.
+    // On its own channel: the broker closes it where the queue does not exist.
     let channel = with_timeout(connection.create_channel()).await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let name: ShortString = format!("{queue_prefix}orders.dead").into();

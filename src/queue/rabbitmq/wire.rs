@@ -37,7 +37,7 @@ pub(super) const VERDICTS_V1: &str = "antre.verdicts.v1";
 /// The `type` property of a message that tells what became of orders.
 pub(super) const EVENTS_V1: &str = "antre.events.v1";
 
-/// The `type` property of a message that tells of a new product.
+/// The `type` property of a notification of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
 /// The header of messages to lanes with the installation id of their database.
@@ -64,7 +64,7 @@ struct Orders<O> {
     orders: Vec<O>,
 }
 
-/// A new order, or a change of one on record: then it names the `change` and the `order_id`.
+/// A new order, or a change of a stored one: then it names the `change` and the `order_id`.
 #[derive(Serialize)]
 struct CommandFields<'a> {
     id: CommandId,

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{Audit, BookPage, Books, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, SumRow, links, sums};
-use crate::store::{error::StoreError, mysql_url::connect_options, open_error::OpenError, rows::Text};
+use crate::store::{error::StoreError, mysql_url::connect_options, open_error::OpenError, rows::TextColumn};
 
 /// How long a step may take: far more than one takes, so that only a server that stands still exceeds it.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
@@ -84,8 +84,8 @@ impl Audit for MySqlAudit {
         )
         .bind(after.unwrap_or(""))
         .bind(limit);
-        let rows: Vec<LinkRow<Text>> = in_time(rows.fetch_all(&mut self.0)).await?;
-        let rows = rows.into_iter().map(|(Text(key), order, stored)| (key, order, stored)).collect();
+        let rows: Vec<LinkRow<TextColumn>> = in_time(rows.fetch_all(&mut self.0)).await?;
+        let rows = rows.into_iter().map(|(TextColumn(key), order, stored)| (key, order, stored)).collect();
         Ok(links(rows, limit))
     }
 

@@ -7,16 +7,16 @@ use serde_json::json;
 use crate::support::harness::{Answer, App, Pair, RawConnection};
 
 on_both_pairs!(
-    bodies_that_are_no_order,
-    bodies_that_are_no_product,
-    bodies_that_are_no_count,
-    bodies_that_are_too_large,
+    invalid_bodies_of_an_order,
+    invalid_bodies_of_a_product,
+    invalid_bodies_of_a_recount,
+    too_large_bodies,
     content_types_that_are_not_json,
-    paths_that_name_nothing,
-    queries_that_ask_for_nothing,
-    methods_that_nobody_knows,
+    unknown_paths,
+    invalid_queries,
+    unknown_methods,
     what_is_not_http,
-    requests_that_break_off,
+    interrupted_requests,
 );
 
 /// The program, with one product whose stock must not move.
@@ -69,7 +69,7 @@ impl Target {
 const JSON: &str = "Content-Type: application/json\r\n";
 const MAX_BODY: usize = 16 * 1024;
 
-async fn bodies_that_are_no_order(pair: Pair) {
+async fn invalid_bodies_of_an_order(pair: Pair) {
     let target = Target::start(pair).await;
     let refuses = async |body: &[u8], reason: &str, field: Option<&str>| {
         target.refuses("POST", "/api/orders", body, reason, field).await;
@@ -187,7 +187,7 @@ async fn bodies_that_are_no_order(pair: Pair) {
     }
 }
 
-async fn bodies_that_are_no_product(pair: Pair) {
+async fn invalid_bodies_of_a_product(pair: Pair) {
     let target = Target::start(pair).await;
     let refuses = async |body: &[u8], reason: &str, field: Option<&str>| {
         target.refuses("POST", "/api/products", body, reason, field).await;
@@ -236,7 +236,7 @@ async fn bodies_that_are_no_product(pair: Pair) {
     refuses(b"\"Kaos\"", "invalid_body", None).await;
 }
 
-async fn bodies_that_are_no_count(pair: Pair) {
+async fn invalid_bodies_of_a_recount(pair: Pair) {
     let target = Target::start(pair).await;
     let path = format!("/api/products/{}/inventory", target.product);
     let refuses = async |body: &str, reason: &str, field: Option<&str>| {
@@ -264,7 +264,7 @@ async fn bodies_that_are_no_count(pair: Pair) {
     refuses("", "invalid_json", None).await;
 }
 
-async fn bodies_that_are_too_large(pair: Pair) {
+async fn too_large_bodies(pair: Pair) {
     let target = Target::start(pair).await;
     let order = json!({"product_id": target.product, "total": 6}).to_string();
     let padded = |length: usize| [order.as_bytes(), &vec![b' '; length - order.len()]].concat();
@@ -364,7 +364,7 @@ async fn content_types_that_are_not_json(pair: Pair) {
     }
 }
 
-async fn paths_that_name_nothing(pair: Pair) {
+async fn unknown_paths(pair: Pair) {
     let target = Target::start(pair).await;
     let (digits, long) = ("1".repeat(5_000), "x".repeat(30_000));
     for id in [
@@ -465,7 +465,7 @@ async fn paths_that_name_nothing(pair: Pair) {
     target.is_unharmed("paths").await;
 }
 
-async fn queries_that_ask_for_nothing(pair: Pair) {
+async fn invalid_queries(pair: Pair) {
     let target = Target::start(pair).await;
     let uuid = "0197f5a2-7c1e-7b3a-9d42-3f0c5e8a1b6d";
     let refuses = async |path: &str, query: &str, reason: &str, field: Option<&str>| {
@@ -532,7 +532,7 @@ async fn queries_that_ask_for_nothing(pair: Pair) {
     target.is_unharmed("queries").await;
 }
 
-async fn methods_that_nobody_knows(pair: Pair) {
+async fn unknown_methods(pair: Pair) {
     let target = Target::start(pair).await;
     let order = json!({"product_id": target.product, "total": 1}).to_string();
     let long = "X".repeat(1_000);
@@ -596,7 +596,7 @@ async fn what_is_not_http(pair: Pair) {
 
 /// The client leaves in the middle, or says one thing and does another: nobody is there to be answered, or our
 /// code answers; in no case is it an order.
-async fn requests_that_break_off(pair: Pair) {
+async fn interrupted_requests(pair: Pair) {
     let target = Target::start(pair).await;
     let order = json!({"product_id": target.product, "total": 1}).to_string();
     let head = format!("POST /api/orders HTTP/1.1\r\nHost: antre\r\n{JSON}");

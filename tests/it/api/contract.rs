@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "there is no such call in the contract")]
-    fn an_empty_segment_is_no_id() {
+    fn an_empty_path_segment_is_not_an_id() {
         check("GET", "/api/orders/", 200, &headers(&[]), b"");
     }
 
@@ -400,7 +400,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "header Location is missing")]
-    fn a_required_header_must_be_there() {
+    fn a_missing_required_header_is_refused() {
         let body = answer(201, "OK", json!({"id": 1, "name": "Kaos Polos"}));
         check("POST", "/api/products", 201, &headers(&[("content-type", "application/json")]), &body);
     }
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "is not a \"date-time\"")]
-    fn a_time_is_a_time() {
+    fn an_invalid_time_is_refused() {
         let mut order = order("reserved");
         order["created_at"] = json!("2026-02-31T09:00:00.000Z");
         check_order(order);
@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a reserved order has expires_at null")]
-    fn an_order_has_what_its_status_says() {
+    fn an_order_has_the_fields_of_its_status() {
         let mut order = order("reserved");
         order["expires_at"] = Value::Null;
         check_order(order);
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "no example of this answer is like it")]
-    fn an_error_is_like_one_of_the_examples() {
+    fn an_error_matches_one_of_the_examples() {
         let full = json!({"reason": "lane_full", "message": "full"});
         let headers = headers(&[("content-type", "application/json"), ("retry-after", "1")]);
         check("GET", "/api/products", 503, &headers, &answer(503, "SERVICE UNAVAILABLE", full));
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "Link and next disagree")]
-    fn a_page_says_the_same_in_its_body_as_in_its_header() {
+    fn the_body_and_the_header_of_a_page_agree() {
         let headers = headers(&[("content-type", "application/json")]);
         check("GET", "/api/orders", 200, &headers, &list(json!([order("paid")]), json!(ORDER_ID)));
     }

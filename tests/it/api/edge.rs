@@ -36,7 +36,7 @@ async fn logged(app: &App, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_an_error_like_all_others() {
+async fn an_invalid_request_gets_an_error_of_the_contract() {
     let app = App::start_with(Pair::Embedded, &[("RUST_LOG", "antre=debug")]).await;
     let (long, large) = ("x".repeat(40_000), "y".repeat(200_000));
     let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
@@ -61,7 +61,7 @@ async fn what_is_no_request_is_an_error_like_all_others() {
 
 /// The answer to the first leaves as it is, though the second is refused in the same breath.
 #[tokio::test]
-async fn what_is_no_request_spoils_no_answer_before_it() {
+async fn an_invalid_request_does_not_affect_earlier_answers() {
     let app = App::start(Pair::Embedded).await;
     let mut wire = RawConnection::open(&app).await;
     wire.send(&[LIVE, LIVE, b"GARBAGE\r\n\r\n"].concat()).await;
@@ -148,7 +148,7 @@ async fn slow_clients_are_closed_in_time() {
 
 /// Connections that do nothing make room for a buyer, and the log says that there are too many.
 #[tokio::test]
-async fn silent_connections_lock_nobody_out() {
+async fn silent_connections_do_not_block_other_clients() {
     let app = App::start_with(Pair::Embedded, &[("MAX_CONNECTIONS", "20")]).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
     let mut silent = Vec::new();
@@ -170,7 +170,7 @@ async fn silent_connections_lock_nobody_out() {
 }
 
 #[tokio::test]
-async fn the_contract_is_compressed_and_kept() {
+async fn the_contract_is_compressed_and_cacheable() {
     let app = App::start(Pair::Embedded).await;
     let ask = async |method: &str, headers: &str| {
         let mut wire = RawConnection::open(&app).await;
@@ -207,7 +207,7 @@ async fn the_contract_is_compressed_and_kept() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_kept_by_caches() {
+async fn no_other_answer_is_cacheable() {
     let app = App::start(Pair::Embedded).await;
     let product = app.create_stocked("Kaos Polos", 1).await;
     for answer in [
@@ -224,7 +224,7 @@ async fn nothing_else_is_kept_by_caches() {
 
 /// HTTP/2 without TLS, as gateways speak it: many requests on one connection, each answered as over HTTP/1.1.
 #[tokio::test]
-async fn http2_is_spoken_to_those_who_begin_with_it() {
+async fn http2_with_prior_knowledge_works() {
     let app = App::start(Pair::Embedded).await;
     let product = app.create_stocked("Kaos Polos", 50).await;
     let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
@@ -243,7 +243,7 @@ async fn http2_is_spoken_to_those_who_begin_with_it() {
 }
 
 #[tokio::test]
-async fn references_lead_to_where_clients_find_the_api() {
+async fn references_use_the_public_url() {
     let location = async |app: &App, prefix: &[(&str, &str)]| {
         let product = app.create_stocked("Kaos Polos", 1).await;
         let body = json!({"product_id": product, "total": 1}).to_string();
@@ -286,7 +286,7 @@ async fn references_lead_to_where_clients_find_the_api() {
 
 /// Nobody writes lines into the log, or makes one read as another.
 #[tokio::test]
-async fn what_clients_send_is_escaped_in_the_log() {
+async fn input_of_clients_is_escaped_in_the_log() {
     let app = App::start_with(Pair::Embedded, &[("RUST_LOG", "antre=debug")]).await;
     let (status, ..) = told(
         &app,
@@ -300,7 +300,7 @@ async fn what_clients_send_is_escaped_in_the_log() {
 
 /// What is idle is closed at once, and what the process does is always logged.
 #[tokio::test]
-async fn the_end_is_logged_and_waits_for_nobody_who_is_idle() {
+async fn shutdown_is_logged_and_does_not_wait_for_idle_clients() {
     let mut app = App::start(Pair::Embedded).await;
     for n in 1..=4 {
         let mut idle = RawConnection::open(&app).await;

@@ -10,18 +10,18 @@ use crate::support::harness::{App, MAX_TOTAL, Pair, RawConnection, eventually};
 
 on_both_pairs!(
     a_product_is_created_and_found,
-    a_name_is_kept_as_it_was_given,
+    a_name_is_stored_as_it_was_sent,
     products_are_listed_page_by_page,
     the_stock_is_what_the_seller_counted,
     the_proof_that_the_original_asked_for,
     never_a_partial_fill,
-    an_order_is_found_as_it_was_answered,
+    a_stored_order_equals_the_answer,
     orders_are_listed_by_product_and_status,
-    what_is_not_there_is_not_found,
+    unknown_ids_are_not_found,
     an_answer_carries_the_id_of_its_request,
     head_is_get_without_the_body,
-    errors_name_the_call_that_would_work,
-    the_program_tells_its_contract_and_its_health,
+    errors_name_the_valid_call,
+    the_contract_and_the_health_are_served,
 );
 
 /// No product and no order has these.
@@ -47,7 +47,7 @@ async fn a_product_is_created_and_found(pair: Pair) {
     assert_eq!(inventory.data(), &zeros);
 }
 
-async fn a_name_is_kept_as_it_was_given(pair: Pair) {
+async fn a_name_is_stored_as_it_was_sent(pair: Pair) {
     let app = App::start(pair).await;
     let names = [
         "x".to_owned(),
@@ -181,7 +181,7 @@ async fn never_a_partial_fill(pair: Pair) {
     assert_eq!(app.inventory(large).await, [MAX_TOTAL, 0, MAX_TOTAL]);
 }
 
-async fn an_order_is_found_as_it_was_answered(pair: Pair) {
+async fn a_stored_order_equals_the_answer(pair: Pair) {
     let app = App::start_with(pair, &[("RESERVATION_TTL", "2h")]).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
     // Ids keep whole milliseconds.
@@ -241,7 +241,7 @@ async fn orders_are_listed_by_product_and_status(pair: Pair) {
     assert_eq!(app.all("/api/orders?after=ffffffff-ffff-ffff-ffff-ffffffffffff").await, [] as [Value; 0]);
 }
 
-async fn what_is_not_there_is_not_found(pair: Pair) {
+async fn unknown_ids_are_not_found(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_product("Kaos Polos").await;
     let unknown = [
@@ -316,7 +316,7 @@ async fn head_is_get_without_the_body(pair: Pair) {
     }
 }
 
-async fn errors_name_the_call_that_would_work(pair: Pair) {
+async fn errors_name_the_valid_call(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 7).await;
     let calls = [
@@ -342,7 +342,7 @@ async fn errors_name_the_call_that_would_work(pair: Pair) {
     assert_eq!(app.inventory(product).await, [7, 7, 0]);
 }
 
-async fn the_program_tells_its_contract_and_its_health(pair: Pair) {
+async fn the_contract_and_the_health_are_served(pair: Pair) {
     let app = App::start(pair).await;
     let contract = app.get("/apispec.json").await;
     assert_eq!(contract.header(CONTENT_TYPE.as_str()), "application/json");
@@ -373,7 +373,7 @@ async fn an_order_without_a_verdict_in_time_is_pending() {
         let found = app.get(placed.header("location")).await;
         assert_eq!((found.status, found.data()), (200, placed.data()));
     }
-    assert_eq!(app.all("/api/orders").await, [] as [Value; 0], "what is in line is not on record");
+    assert_eq!(app.all("/api/orders").await, [] as [Value; 0], "a queued order is not stored");
     database.close().await.unwrap();
 
     let first = app.verdict(first.header("location")).await;
@@ -390,7 +390,7 @@ async fn an_order_without_a_verdict_in_time_is_pending() {
 
 /// A client that asks for permission before it sends the body gets it, or the error at once.
 #[tokio::test]
-async fn a_body_is_asked_for_when_it_is_wanted() {
+async fn expect_100_continue_is_answered_when_the_body_is_read() {
     let app = App::start(Pair::Embedded).await;
     let head = |length: usize| {
         format!(
@@ -412,7 +412,7 @@ async fn a_body_is_asked_for_when_it_is_wanted() {
 /// Reads go on; a write is refused once the database did not answer for five seconds, and nothing is written
 /// later behind the client's back.
 #[tokio::test]
-async fn a_database_that_cannot_be_written_is_said_so() {
+async fn a_locked_database_is_unavailable() {
     let app = App::start(Pair::Embedded).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let database = app.lock_database().await;

@@ -16,27 +16,27 @@ use crate::support::harness::{Answer, App, Client, Pair, RawConnection, eventual
 on_both_pairs!(
     a_paid_order_leaves_the_stock,
     a_cancelled_order_gives_its_pieces_back,
-    an_order_that_was_rejected_stays_so,
-    an_order_in_line_can_be_neither_paid_nor_cancelled,
-    orders_that_are_not_there_are_not_moved,
-    a_move_says_all_in_its_path,
-    the_last_piece_given_back_is_sold_at_once,
+    a_rejected_order_stays_rejected,
+    a_queued_order_can_be_neither_paid_nor_cancelled,
+    unknown_orders_are_not_changed,
+    a_change_needs_no_body,
+    the_last_cancelled_piece_is_sold_at_once,
     paid_and_cancelled_at_the_same_time,
     a_reservation_expires,
-    a_payment_and_an_expiry_that_meet,
+    a_payment_at_the_time_of_expiry,
     one_key_twenty_times_at_once,
     one_key_for_many_products_at_once,
     the_same_keys_in_several_lanes_at_once,
-    a_key_brings_the_order_back_whatever_became_of_it,
-    a_key_waits_its_turn_though_nothing_is_left,
+    a_repeated_key_returns_the_order_in_any_status,
+    a_repeated_key_is_queued_although_the_product_is_sold_out,
     a_key_may_be_quoted_or_bare,
-    keys_that_are_none,
+    invalid_idempotency_keys,
     one_order_under_two_ids,
-    who_does_not_wait_finds_the_verdict,
+    a_client_that_does_not_wait_finds_the_verdict,
     a_client_may_wait_less_but_not_longer,
-    a_move_without_a_verdict_in_time_is_made_all_the_same,
-    preferences_that_nobody_knows_are_passed_over,
-    an_error_tells_as_well_which_preferences_counted,
+    a_change_is_decided_after_its_client_timed_out,
+    unknown_preferences_are_ignored,
+    an_error_also_names_the_applied_preferences,
 );
 
 /// No order has this id.
@@ -114,7 +114,7 @@ async fn a_cancelled_order_gives_its_pieces_back(pair: Pair) {
     assert_eq!(app.inventory(product).await, [1, 1, 0]);
 }
 
-async fn an_order_that_was_rejected_stays_so(pair: Pair) {
+async fn a_rejected_order_stays_rejected(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let placed = app.order_with(product, 6, &[("Prefer", "respond-async")]).await;
@@ -125,7 +125,7 @@ async fn an_order_that_was_rejected_stays_so(pair: Pair) {
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
 }
 
-async fn an_order_in_line_can_be_neither_paid_nor_cancelled(pair: Pair) {
+async fn a_queued_order_can_be_neither_paid_nor_cancelled(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     reserved(&app, product, 1).await;
@@ -141,7 +141,7 @@ async fn an_order_in_line_can_be_neither_paid_nor_cancelled(pair: Pair) {
     assert_eq!(app.inventory(product).await, [3, 2, 1]);
 }
 
-async fn orders_that_are_not_there_are_not_moved(pair: Pair) {
+async fn unknown_orders_are_not_changed(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let order = reserved(&app, product, 1).await;
@@ -172,7 +172,7 @@ async fn orders_that_are_not_there_are_not_moved(pair: Pair) {
 }
 
 /// A payment or cancellation takes no body; an empty object passes for none.
-async fn a_move_says_all_in_its_path(pair: Pair) {
+async fn a_change_needs_no_body(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
     let order = reserved(&app, product, 1).await;
@@ -226,15 +226,15 @@ async fn a_move_says_all_in_its_path(pair: Pair) {
     assert_eq!(app.inventory(product).await, [96, 96, 0]);
 }
 
-async fn the_last_piece_given_back_is_sold_at_once(pair: Pair) {
+async fn the_last_cancelled_piece_is_sold_at_once(pair: Pair) {
     let app = App::start(pair).await;
-    the_last_piece_goes_round(&app, &app).await;
+    the_last_piece_is_cancelled_and_sold_again(&app, &app).await;
     pieces_come_one_by_one(&app, &app).await;
 }
 
 /// A product of one piece that is ordered at one API, cancelled at the other, sold there, and given back again and again.
-/// Whoever is answered that it is given back can have it, at any API, whatever that one knew before.
-pub(crate) async fn the_last_piece_goes_round(one: &Client, other: &Client) {
+/// Once an API has answered the cancellation, the piece can be ordered at every API, whatever that one had cached.
+pub(crate) async fn the_last_piece_is_cancelled_and_sold_again(one: &Client, other: &Client) {
     const ROUNDS: u64 = 50;
     let product = one.create_stocked("Kaos Polos", 1).await;
     for round in 0..ROUNDS {
@@ -346,7 +346,7 @@ async fn a_reservation_expires(pair: Pair) {
 }
 
 /// Payments that come when the time is just over: each finds its order reserved or expired, and it ends as that.
-async fn a_payment_and_an_expiry_that_meet(pair: Pair) {
+async fn a_payment_at_the_time_of_expiry(pair: Pair) {
     const ORDERS: u64 = 120;
     let app = App::start_with(pair, &[("RESERVATION_TTL", "1s")]).await;
     let product = app.create_stocked("Kaos Polos", ORDERS).await;
@@ -490,7 +490,7 @@ pub(crate) async fn keys_meet(apis: &[&Client], products: usize, keys: usize) {
     eprintln!("the lanes got {shares:?} of {keys} keys");
 }
 
-async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
+async fn a_repeated_key_returns_the_order_in_any_status(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 10).await;
     let other = app.create_stocked("Kaos Garis", 10).await;
@@ -575,7 +575,7 @@ async fn a_key_brings_the_order_back_whatever_became_of_it(pair: Pair) {
 
 /// Nothing is left, but a queued cancellation gives a piece back, and an order with a key is queued behind it. A client that
 /// sends that order again is not refused in the meantime.
-async fn a_key_waits_its_turn_though_nothing_is_left(pair: Pair) {
+async fn a_repeated_key_is_queued_although_the_product_is_sold_out(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 1).await;
     let last_piece = reserved(&app, product, 1).await;
@@ -626,7 +626,7 @@ async fn a_key_may_be_quoted_or_bare(pair: Pair) {
     assert_eq!(app.inventory(product).await, [100, 93, 7]);
 }
 
-async fn keys_that_are_none(pair: Pair) {
+async fn invalid_idempotency_keys(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let refuses = async |keys: &[&[u8]]| {
@@ -737,7 +737,7 @@ async fn one_order_under_two_ids(pair: Pair) {
     assert_eq!(app.inventory(product).await, [10, 10, 0]);
 }
 
-async fn who_does_not_wait_finds_the_verdict(pair: Pair) {
+async fn a_client_that_does_not_wait_finds_the_verdict(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let order = async |total| {
@@ -824,7 +824,7 @@ async fn a_client_may_wait_less_but_not_longer(pair: Pair) {
     assert_eq!(app.reservations(product).await.reserved, 12);
 }
 
-async fn a_move_without_a_verdict_in_time_is_made_all_the_same(pair: Pair) {
+async fn a_change_is_decided_after_its_client_timed_out(pair: Pair) {
     let app = App::start_with(pair, &[("ORDER_TIMEOUT", "1s")]).await;
     let product = app.create_stocked("Kaos Polos", 10).await;
     let [paid, cancelled, late] = [
@@ -869,7 +869,7 @@ async fn a_move_without_a_verdict_in_time_is_made_all_the_same(pair: Pair) {
     is_refused(&app.change(&paid, "cancellation", &not_to_wait).await, "order_already_paid", "paid");
 }
 
-async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
+async fn unknown_preferences_are_ignored(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 1_000).await;
     for prefer in [
@@ -912,7 +912,7 @@ async fn preferences_that_nobody_knows_are_passed_over(pair: Pair) {
     }
 }
 
-async fn an_error_tells_as_well_which_preferences_counted(pair: Pair) {
+async fn an_error_also_names_the_applied_preferences(pair: Pair) {
     // Not whole seconds: the answer rounds up what is granted.
     let app = App::start_with(pair, &[("ORDER_TIMEOUT", "2500ms")]).await;
     let product = app.create_stocked("Kaos Polos", 5).await;

@@ -11,10 +11,10 @@ use crate::support::harness::{Answer, App, Client, Pair, RawConnection, order_re
 on_both_pairs!(
     two_thousand_orders_for_a_hundred_pieces,
     four_thousand_buyers_of_two_products,
-    buyers_who_leave_do_no_harm,
+    disconnecting_clients_do_no_harm,
 );
 
-/// All of these orders at once, each `(product, total)` by a buyer with a connection of his own, spread over the
+/// All of these orders at once, each `(product, total)` by a buyer with its own connection, spread over the
 /// APIs; the answers in the same order.
 async fn rush(apis: &[&Client], orders: &[(u64, u64)]) -> Vec<Answer> {
     // They stand at the door before it begins. Otherwise most of them would not come at once: the kernel makes
@@ -118,7 +118,7 @@ fn orders_of(product: u64, accepted: &[&Answer]) -> BTreeMap<String, u64> {
 
 /// Some leave while the program stands still, so that it finds their requests and nobody behind them; some leave
 /// while it works. Those who stay are served, and the books balance.
-async fn buyers_who_leave_do_no_harm(pair: Pair) {
+async fn disconnecting_clients_do_no_harm(pair: Pair) {
     const STOCK: u64 = 150;
     let mut app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", STOCK).await;

@@ -137,7 +137,7 @@ fn read_files(directory: &Path, prefix: &str, files: &mut Vec<(String, String)>)
     }
 }
 
-/// A `main.rs` beside a `lib.rs` is a crate of its own that only imports.
+/// A `main.rs` beside a `lib.rs` is a separate crate that only imports.
 fn module_of(path: &str, has_lib: bool) -> Module {
     let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
     match path {

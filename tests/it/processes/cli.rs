@@ -137,7 +137,7 @@ async fn a_database_that_cannot_be_opened_is_named() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_left_alone() {
+async fn a_file_that_is_not_a_database_is_not_changed() {
     let directory = directory();
     let garbage: Vec<u8> = (0..8192_u32).map(|n| (n * 31 % 251) as u8).collect();
     fs::write(directory.path().join("antre.db"), &garbage).unwrap();
@@ -150,7 +150,7 @@ async fn a_file_that_is_no_database_is_left_alone() {
 }
 
 #[tokio::test]
-async fn the_tables_are_made_once() {
+async fn the_tables_are_created_once() {
     let directory = directory();
     for _ in 0..2 {
         let output = run(directory.path(), &["migrate"], &[]).await;
@@ -163,7 +163,7 @@ async fn the_tables_are_made_once() {
 
 /// Which file is made tells which setting counted.
 #[tokio::test]
-async fn flags_are_stronger_than_the_environment_and_that_than_dotenv() {
+async fn flags_override_the_environment_which_overrides_dotenv() {
     let made = async |dotenv: Option<&str>, environment: &[(&str, &str)], arguments: &[&str]| {
         let directory = directory();
         if let Some(dotenv) = dotenv {
@@ -210,7 +210,7 @@ async fn a_broken_dotenv_is_named() {
 
 /// Another program's settings must not decide which database is used.
 #[tokio::test]
-async fn the_dotenv_of_a_directory_above_is_not_read() {
+async fn the_dotenv_of_a_parent_directory_is_not_read() {
     let directory = directory();
     fs::write(directory.path().join(".env"), "DATABASE_URL=sqlite://above.db").unwrap();
     let below = directory.path().join("below");
@@ -221,7 +221,7 @@ async fn the_dotenv_of_a_directory_above_is_not_read() {
 }
 
 #[tokio::test]
-async fn the_log_tells_which_dotenv_counts_and_what_is_no_setting_in_it() {
+async fn the_log_names_the_dotenv_and_unknown_settings_in_it() {
     let directory = directory();
     let path = directory.path().join(".env");
     fs::write(&path, "DATABSE_URL=sqlite://secret.db\nMYSQL_PASSWORD=secret\nEVENTS=off\n").unwrap();

@@ -26,7 +26,7 @@ const PASSWORDS: [(&str, &str); 3] = [
 #[tokio::test]
 #[ignore = "builds the image from source, 10 minutes or more, needs docker-compose and Rust from rustup: \
             cargo test --test it compose -- --ignored"]
-async fn compose_runs_four_workers_and_outlives_the_death_of_one() {
+async fn compose_runs_four_workers_and_survives_the_death_of_one() {
     // `ANTRE_IMAGE` names an image that is built already.
     let built = std::env::var("ANTRE_IMAGE").ok();
     run(Command::new(project().join("scripts/build-rust-image.sh")));

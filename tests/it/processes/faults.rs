@@ -228,7 +228,7 @@ async fn a_client_that_stalls_does_not_hold_up_the_end(pair: Pair) {
 
 /// A connection on which nothing happens is no reason to stay.
 #[tokio::test]
-async fn idle_connections_do_not_hold_up_the_end() {
+async fn idle_connections_do_not_delay_shutdown() {
     let mut app = App::start(Pair::Embedded).await;
     let _silent = RawConnection::open(&app).await;
     let mut idle = RawConnection::open(&app).await;
@@ -243,7 +243,7 @@ async fn idle_connections_do_not_hold_up_the_end() {
 /// The database does not answer, and the buyers keep coming: when the lane is full they are sent away at once,
 /// and only the orders that were queued are served later.
 #[tokio::test]
-async fn a_full_lane_says_so_at_once() {
+async fn a_full_lane_refuses_at_once() {
     const CAPACITY: usize = 10_000;
     const IN_HAND: usize = 1_000; // what a worker takes at most
     let app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
@@ -267,7 +267,7 @@ async fn a_full_lane_says_so_at_once() {
         pending
     }));
     let pending: usize = buyers.await.into_iter().sum();
-    assert!((CAPACITY..=CAPACITY + IN_HAND).contains(&pending), "{pending} got in line");
+    assert!((CAPACITY..=CAPACITY + IN_HAND).contains(&pending), "{pending} were queued");
 
     let refused = app.order_with(product, 1, &[("Prefer", "wait=5")]).await;
     assert_eq!((refused.status, refused.reason(), refused.header("retry-after")), (503, "lane_full", "1"));
@@ -284,7 +284,7 @@ async fn a_full_lane_says_so_at_once() {
 
 /// A stop is bounded, whatever stays away.
 #[tokio::test]
-async fn a_database_that_stays_away_does_not_hold_up_the_end() {
+async fn a_lost_database_does_not_delay_shutdown() {
     let mut app = App::start_with(Pair::Embedded, &[("ORDER_TIMEOUT", "1ms")]).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
     let database = app.lock_database().await;
@@ -300,7 +300,7 @@ async fn a_database_that_stays_away_does_not_hold_up_the_end() {
 /// A client that reads learns in time that the database does not answer, also while the reads of others are under way.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_read_without_an_answer_ends() {
+async fn an_unanswered_read_times_out() {
     let app = App::start(Pair::Servers).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     let order = app.order(product, 1).await;
@@ -332,7 +332,7 @@ async fn a_read_without_an_answer_ends() {
 /// Somebody keeps one product's row locked, as a report or a person with a console does.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_locked_product_holds_up_no_other() {
+async fn a_locked_product_delays_no_other() {
     for lanes in ["product", "hash:1"] {
         let place = servers().await.fresh().await;
         let settings = [("LANES", lanes), ("ORDER_TIMEOUT", "4s")];
@@ -368,7 +368,7 @@ async fn a_locked_product_holds_up_no_other() {
 /// Somebody deleted a product that has reservations: their payment is answered 500, and stops nobody else.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_payment_that_cannot_be_decided_is_alone_with_that() {
+async fn only_the_undecidable_payment_fails() {
     let place = servers().await.fresh().await;
     let settings = [("LANES", "hash:1")];
     let _worker = App::start_role("worker", &place, &settings).await;

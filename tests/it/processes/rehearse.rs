@@ -36,7 +36,7 @@ async fn stored(app: &App, product: u64, status: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_sale_that_holds_exits_with_0_and_says_what_the_api_says() {
+async fn a_good_sale_exits_with_0_and_agrees_with_the_api() {
     let app = App::start(Pair::Embedded).await;
     let directory = directory();
     let target = format!("http://{}", app.address());
@@ -106,7 +106,7 @@ async fn cancelled_pieces_are_sold_again() {
 }
 
 #[tokio::test]
-async fn reservations_that_expire_in_between_are_no_difference() {
+async fn reservations_that_expire_during_the_sale_are_no_mismatch() {
     let app = App::start_with(Pair::Embedded, &[("RESERVATION_TTL", "300ms")]).await;
     let directory = directory();
     let target = format!("http://{}", app.address());
@@ -118,7 +118,7 @@ async fn reservations_that_expire_in_between_are_no_difference() {
 }
 
 #[tokio::test]
-async fn a_server_that_oversells_is_found_out() {
+async fn overselling_is_detected() {
     let fake = Fake::start(Manner::Oversells).await;
     let directory = directory();
     let output = rehearse(directory.path(), &fake.url, &["--buyers=50", "--stock=10", "--pay=0.3"]).await;
@@ -130,7 +130,7 @@ async fn a_server_that_oversells_is_found_out() {
 }
 
 #[tokio::test]
-async fn books_that_do_not_balance_are_found_out() {
+async fn unbalanced_books_are_detected() {
     let fake = Fake::start(Manner::LosesOrders).await;
     let directory = directory();
     let output = rehearse(directory.path(), &fake.url, &["--buyers=20", "--stock=10", "--pay=0"]).await;
@@ -141,7 +141,7 @@ async fn books_that_do_not_balance_are_found_out() {
 }
 
 #[tokio::test]
-async fn an_error_is_told_with_an_example() {
+async fn an_error_is_reported_with_an_example() {
     let fake = Fake::start(Manner::Breaks).await;
     let directory = directory();
     let more = ["--buyers=20", "--stock=10", "--pay=0", "--report=out.html"];
@@ -168,9 +168,9 @@ async fn a_503_is_tried_again_and_a_202_is_followed() {
     assert!(found["latency"]["p50_ms"].as_f64().unwrap() >= 1_000.0, "{found}");
 }
 
-/// A stall of a second is in the latencies of all buyers who came meanwhile, not only of those whose requests it held.
+/// A stall of a second is in the latencies of all buyers who arrive in it, not only of those whose requests it held.
 #[tokio::test]
-async fn a_stall_is_measured_by_everybody_who_came_meanwhile() {
+async fn a_stall_counts_for_every_buyer_who_arrives_in_it() {
     let fake = Fake::start(Manner::Stalls).await;
     let directory = directory();
     let more = ["--buyers=200", "--stock=200", "--rate=100", "--pay=0", "--connections=2", "--json"];
@@ -182,7 +182,7 @@ async fn a_stall_is_measured_by_everybody_who_came_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_is_explained() {
+async fn an_unreachable_target_is_explained() {
     let directory = directory();
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let target = format!("http://{free}");
@@ -197,7 +197,7 @@ async fn a_target_that_is_not_there_is_explained() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_an_antre_is_left_alone() {
+async fn a_target_that_is_not_an_antre_is_not_changed() {
     let fake = Fake::start(Manner::IsAWebSite).await;
     let directory = directory();
     let said = complaint(&rehearse(directory.path(), &fake.url, &["--buyers=1", "--stock=1"]).await, 1);
@@ -214,7 +214,7 @@ async fn another_machine_is_not_touched_without_yes() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_on_the_command_line_is_named() {
+async fn an_invalid_argument_is_named() {
     let directory = directory();
     let here = "http://localhost:1";
     for (arguments, words) in [

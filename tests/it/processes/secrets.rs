@@ -29,7 +29,7 @@ fn shows_no_secret(output: &Output, url: &str) {
 
 /// Port 1: nobody is there.
 #[tokio::test]
-async fn no_password_of_the_database_is_shown_whatever_is_in_it() {
+async fn no_password_of_the_database_is_shown() {
     let directory = directory();
     let passwords =
         awkward().flat_map(|awkward| [format!("top{awkward}secret"), format!("4{awkward}secret")]);
@@ -59,7 +59,7 @@ async fn a_url_in_a_wrong_place_is_not_repeated_with_its_password() {
 }
 
 #[tokio::test]
-async fn a_password_of_the_broker_that_is_no_part_of_a_url_is_complained_of() {
+async fn an_unencoded_password_of_the_broker_is_refused() {
     let directory = directory();
     let database = ("DATABASE_URL", "mysql://shop:top-secret@127.0.0.1:1/antre");
     for character in ['#', '?', '/'] {
@@ -75,7 +75,7 @@ async fn a_password_of_the_broker_that_is_no_part_of_a_url_is_complained_of() {
 
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn no_password_of_the_broker_is_shown_whatever_is_in_it() {
+async fn no_password_of_the_broker_is_shown() {
     let place = servers().await.fresh().await;
     let directory = directory();
     let listen = ("LISTEN_ADDR", "127.0.0.1:0");
@@ -114,7 +114,7 @@ fn greeting() -> Vec<u8> {
 
 /// What other machines are asked for by default: the URL says it here, because the test's server is on this one.
 #[tokio::test]
-async fn a_server_that_does_not_show_who_it_is_gets_nothing() {
+async fn an_unverified_server_gets_no_password() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let fake = tokio::spawn(async move {
@@ -130,13 +130,13 @@ async fn a_server_that_does_not_show_who_it_is_gets_nothing() {
     for word in ["ssl-ca=", "ssl-mode=REQUIRED", "ssl-mode=DISABLED"] {
         assert!(said.contains(word), "{said}");
     }
-    assert_eq!(fake.await.unwrap(), b"", "it was told something");
+    assert_eq!(fake.await.unwrap(), b"", "it received something");
 }
 
 /// A server whose certificate nobody vouches for, which is what MySQL makes for itself.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
-async fn a_certificate_that_nobody_vouches_for_is_named() {
+async fn an_untrusted_certificate_is_named() {
     let place = servers().await.fresh().await;
     let directory = directory();
     let migrate = async |mode: &str| {
@@ -159,7 +159,7 @@ fn mode(file: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn the_database_file_is_its_owners_alone() {
+async fn the_database_file_is_private_to_its_owner() {
     let app = App::start(Pair::Embedded).await;
     app.create_stocked("Kaos Polos", 1).await;
     for file in ["antre.db", "antre.db-wal", "antre.db-shm"] {
@@ -169,7 +169,7 @@ async fn the_database_file_is_its_owners_alone() {
 
 /// Somebody may have chosen it.
 #[tokio::test]
-async fn the_mode_of_a_database_file_that_is_there_stays_and_is_told() {
+async fn the_mode_of_an_existing_database_file_stays_and_is_logged() {
     let directory = directory();
     let file = directory.path().join("antre.db");
     run(directory.path(), &["migrate"], &[]).await;

@@ -1,6 +1,5 @@
-//! A proxy in front of MySQL that injects the errors of a real server's worst day: it answers commands with error codes, cuts
-//! connections, silences them, and refuses new ones. It reads the packets of the protocol, so the URL
-//! of its clients says `ssl-mode=disabled`.
+//! A proxy in front of MySQL that injects faults: it answers commands with error codes, closes connections, stops answering on
+//! them, and refuses new ones. It reads the packets of the protocol, so the URL of its clients says `ssl-mode=disabled`.
 
 use std::{
     io,
@@ -25,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 /// COM_QUERY, COM_STMT_PREPARE, COM_STMT_EXECUTE: the client waits for an answer, which may be an error.
 const COMMANDS: [u8; 3] = [0x03, 0x16, 0x17];
 
-/// What happens to one command, or to one new connection.
+/// What happens to a command.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Code(u16),
@@ -33,7 +32,7 @@ enum Fault {
     Silence,
 }
 
-/// It runs until it is dropped.
+/// Runs until it is dropped.
 pub(crate) struct MySqlProxy {
     url: String,
     trouble: watch::Sender<bool>,
@@ -47,7 +46,7 @@ struct Shared {
 }
 
 impl MySqlProxy {
-    /// In front of this database. The same seed draws the same faults, if the clients do the same.
+    /// Starts a proxy in front of this database. The same seed draws the same faults if the clients do the same.
     pub(crate) async fn start(database_url: &str, seed: u64) -> Self {
         let mut url = Url::parse(database_url).unwrap();
         let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(3306));
@@ -61,12 +60,12 @@ impl MySqlProxy {
         Self { url: url.into(), trouble, _accepting: accepting }
     }
 
-    /// For clients.
+    /// The URL for clients.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Begins or ends faults. Silent connections are cut when faults end.
+    /// Begins or ends the faults. Silent connections are closed when the faults end.
     pub(crate) fn make_trouble(&self, trouble: bool) {
         self.trouble.send_replace(trouble);
     }
@@ -77,21 +76,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         if *shared.trouble.borrow() && shared.random.below(10) < 3 {
-            continue; // refused: closed before it says anything
+            continue; // refused: closed before the first byte
         }
-        connections.spawn(carry(client, shared.clone()));
+        connections.spawn(forward(client, shared.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-/// Carries one connection until either end closes it, or a fault does.
-async fn carry(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
+/// Forwards one connection until either end, or a fault, closes it.
+async fn forward(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
     let server = TcpStream::connect(&shared.server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, mut to_client) = client.into_split();
     let (mut from_server, to_server) = server.into_split();
-    // Answers and injected errors never meet: a client sends a command when it has read the last answer whole.
+    // Answers and injected errors never mix: a client sends a command after it has read the last answer completely.
     let (errors, mut error) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
     let answers = async {
         let mut buffer = vec![0; 64 * 1024];
@@ -127,7 +126,7 @@ async fn commands(
         let length = u32::from_le_bytes([header[0], header[1], header[2], 0]) as usize;
         let mut payload = vec![0; length];
         from_client.read_exact(&mut payload).await?;
-        // Commands begin a sequence of packets; logins and their parts do not.
+        // A command is the first packet of a sequence; the packets of a login are not.
         let is_command = header[3] == 0 && payload.first().is_some_and(|byte| COMMANDS.contains(byte));
         match is_command.then(|| shared.fault()).flatten() {
             None => {
@@ -147,7 +146,7 @@ async fn commands(
 }
 
 impl Shared {
-    /// Half of the commands go through.
+    /// About half of the commands are forwarded.
     fn fault(&self) -> Option<Fault> {
         if !*self.trouble.borrow() {
             return None;
@@ -160,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// Any code in the ranges of the server's list of messages.
+    /// Any code in the ranges of the server's error messages.
     fn code(&self) -> u16 {
         let codes = [(1000, 928), (3000, 1200)];
         let (first, count) = codes[self.random.below(2) as usize];

@@ -87,7 +87,7 @@ fn no_schema_is_called_as_a_constructor() {
     assert!(!names.iter().any(|name| name.starts_with("New")), "{names:?}");
 }
 
-/// A client has one type for an order and one for an error, whatever the status: with a type of its own for 202,
+/// A client has one type for an order and one for an error, whatever the status: with a separate type for 202,
 /// clients threw on it though the order was queued.
 #[test]
 fn all_answers_of_a_call_have_one_type_and_all_errors_have_one() {

@@ -1,4 +1,4 @@
-//! Changes of orders through several APIs and workers. Each is made once, whoever asks, sweeps or dies.
+//! Changes of orders through several APIs and workers. Each is made once, whichever process submits it, sweeps or dies.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ async fn paid_at_one_api_and_cancelled_at_the_other() {
 async fn the_last_piece_that_is_returned_is_sold_at_every_api() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 2, 2, &[]).await;
-    life::the_last_piece_goes_round(&cluster.apis[0], &cluster.apis[1]).await;
+    life::the_last_piece_is_cancelled_and_sold_again(&cluster.apis[0], &cluster.apis[1]).await;
     life::pieces_come_one_by_one(&cluster.apis[0], &cluster.apis[1]).await;
 }
 
