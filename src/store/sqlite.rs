@@ -180,8 +180,8 @@ const DUE: &str = concat!(
 impl Catalog for SqliteStore {
     async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
         let mut transaction = self.begin().await?;
-        // Without sqlx's transaction type: sqlx's own transactions do not see it when SQLite rolls back, for example on a full disk, and
-        // begin no other one on that connection.
+        // Without sqlx's transaction type: that does not notice when SQLite rolls back, for example on a full disk, and begins
+        // no other transaction on that connection.
         let insert = "BEGIN IMMEDIATE; INSERT INTO products (name) VALUES (?) RETURNING id";
         let ids: Vec<(i64,)> = transaction.fetch_all(sqlx::query_as(insert).bind(name.as_str())).await?;
         let id = ids.first().map(|(id,)| *id).ok_or(sqlx::Error::RowNotFound)?;
