@@ -19,7 +19,7 @@ async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {
     }
 }
 
-/// A full disk: SQLite rolls back by itself, and the writing connection goes on when there is room again.
+/// A full disk: SQLite rolls back on its own, and the writing connection works again when there is room.
 #[tokio::test]
 async fn after_a_full_disk_it_writes_again() {
     let directory = tempfile::tempdir().unwrap();
