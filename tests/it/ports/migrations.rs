@@ -334,7 +334,13 @@ async fn a_migration_waits_for_the_lock_of_another() {
         antre(directory.path()).arg("migrate").env("DATABASE_URL", &place.database_url).spawn().unwrap();
     let waiters =
         "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND state = 'User lock'";
-    while sqlx::query_scalar::<_, i64>(waiters).fetch_one(&mut other).await.unwrap() == 0 {
+    loop {
+        match sqlx::query_scalar::<_, i64>(waiters).fetch_one(&mut other).await {
+            Ok(0) => {}
+            Ok(_) => break,
+            // The list fails while the statement of any session carries raw bytes, which those of other tests do.
+            Err(error) => assert!(error.to_string().contains("3854"), "{error}"),
+        }
         assert_eq!(waiting.try_wait().unwrap(), None, "it did not wait");
         tokio::task::yield_now().await;
     }
