@@ -153,12 +153,8 @@ async fn replay(database: &Database, steps: Vec<Step>) {
     for id in model.pieces.keys() {
         let expected = model.stored.iter().filter(|(_, (product, _))| product == id);
         let expected: Vec<_> = expected.map(|(id, (_, verdict))| (*id, *verdict)).collect();
-        let found: Vec<_> = database
-            .orders_of(*id)
-            .await
-            .iter()
-            .map(|order| (order.id, Verdict::on_stored(&order)))
-            .collect();
+        let found: Vec<_> =
+            database.orders_of(*id).await.iter().map(|order| (order.id, Verdict::on_stored(order))).collect();
         assert_eq!(found, expected);
     }
 }

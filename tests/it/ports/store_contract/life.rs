@@ -123,7 +123,7 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
                 }
                 (Command::Place(order), Verdict::AlreadyPlaced(known)) => {
                     assert_eq!((known.product_id, known.total), (order.product_id, order.total));
-                    assert_eq!(Verdict::on_stored(&stored_orders[&known.id]), Verdict::on_stored(&known));
+                    assert_eq!(Verdict::on_stored(&stored_orders[&known.id]), Verdict::on_stored(known));
                 }
                 (Command::Place(_), Verdict::Rejected(_)) => {}
                 (Command::Change(change), Verdict::Current(order)) => {
