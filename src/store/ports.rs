@@ -101,8 +101,8 @@ pub trait Decider: Send + Sync {
     /// Decides a batch in one transaction. When it returns, the result is committed. An order that is already stored gets the
     /// stored verdict.
     ///
-    /// All times come from the database's clock. A command that cannot be decided gets [`Verdict::Undecidable`], and all
-    /// others their verdicts.
+    /// All times come from the database's clock. A command that cannot be decided gets the verdict
+    /// [`Undecidable`](crate::domain::verdict::Verdict::Undecidable), and all others theirs.
     ///
     /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
     /// commands is right in either case.
