@@ -9,6 +9,7 @@ pub mod inventory;
 pub mod order;
 pub mod rejection;
 pub mod lane_set;
+pub mod origin;
 pub mod command;
 pub mod verdict;
 pub mod event;

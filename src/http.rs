@@ -8,6 +8,7 @@ mod envelope;
 mod errors;
 mod health;
 mod orders;
+mod origin;
 mod preferences;
 mod products;
 mod public_url;

@@ -128,6 +128,8 @@ pub trait Consumer: Send {
 pub struct Delivery {
     /// In the order of their arrival, at least one.
     pub commands: Vec<Command>,
+    /// Of the lane, for the log.
+    pub lane: LaneName,
     pub reply_to: Address,
     /// The adapter's id of this delivery.
     pub(crate) tag: u64,
@@ -148,6 +150,9 @@ pub struct Reply {
     pub to: Address,
     pub verdicts: Vec<(CommandId, Verdict)>,
 }
+
+/// What a lane is called in the log: the name of its queue.
+pub type LaneName = Arc<str>;
 
 /// The address of an API's reply sink. Empty for commands whose API is gone.
 pub type Address = Arc<str>;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use crate::domain::{
     ids::{CommandId, IdempotencyKey, OrderId, ProductId},
     order::{Change, Quantity},
+    origin::Origin,
 };
 
 /// A new order, or a change of a stored one.
@@ -18,7 +19,7 @@ pub enum Command {
 }
 
 /// A request to change the status of a stored order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeOrder {
     /// The id of this request; its verdict names it.
     pub id: CommandId,
@@ -28,6 +29,7 @@ pub struct ChangeOrder {
     pub change: Change,
     /// Whether a client waits for the verdict.
     pub reply: ReplyMode,
+    pub origin: Origin,
 }
 
 /// Whether a client waits for the verdict on a command. This decides whether the rejection of an order is stored: that of a
@@ -81,6 +83,22 @@ impl Command {
         }
     }
 
+    /// The request that led to it.
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Self::Place(order) => &order.origin,
+            Self::Change(change) => &change.origin,
+        }
+    }
+
+    /// What it does to its order, in a word.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Place(_) => "place",
+            Self::Change(change) => change.change.as_str(),
+        }
+    }
+
     /// The same command, detached.
     pub fn detached(mut self) -> Self {
         match &mut self {
@@ -118,6 +136,7 @@ pub struct NewOrder {
     /// Whether the client waits for the verdict.
     pub reply: ReplyMode,
     pub key: Option<IdempotencyKey>,
+    pub origin: Origin,
 }
 
 impl NewOrder {

@@ -17,6 +17,15 @@ pub struct LaneSet {
 }
 
 impl LaneSet {
+    /// What a lane is called, in the broker and in the log.
+    pub fn name_of(&self, number: LaneNumber) -> String {
+        let prefix = &self.prefix;
+        match self.mode {
+            LaneMode::Product => format!("{prefix}orders.product.{number}"),
+            LaneMode::Hash(_) => format!("{prefix}orders.lane.{number}"),
+        }
+    }
+
     /// The lane of a product's commands.
     pub fn number_of(&self, product_id: ProductId) -> LaneNumber {
         match self.mode {

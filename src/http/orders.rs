@@ -14,6 +14,7 @@ use super::{
     api::Api,
     body::{Fields, JsonBody, NoBody, PartsAndBody},
     envelope::{ApiError, Reason, mark_replayed, page, success},
+    origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences},
     query::{ListQuery, OrderPath},
 };
@@ -21,9 +22,10 @@ use crate::{
     domain::{
         ids::{OrderId, ProductId},
         order::{Change, Order, OrderStatus, Quantity},
+        origin::Origin,
         rejection::Rejection,
     },
-    service::ordering::{OrderChange, OrderLookup, Placement, StatusFilter},
+    service::ordering::{Call, OrderChange, OrderLookup, Placement, StatusFilter},
 };
 
 #[derive(Deserialize)]
@@ -44,13 +46,14 @@ impl Fields for OrderRequest {
 pub(super) async fn place(
     State(api): State<Api>,
     preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
     PartsAndBody(IdempotencyKeyHeader(key), JsonBody(order)): PartsAndBody<
         IdempotencyKeyHeader,
         JsonBody<OrderRequest>,
     >,
 ) -> Response {
     let wait = preferences.wait();
-    let answer = match api.orders.place(order.product_id, order.total, key, wait).await {
+    let answer = match api.orders.place(order.product_id, order.total, key, Call { wait, origin }).await {
         Ok(Placement::Accepted { order, replayed }) => {
             let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
             if replayed { mark_replayed(answer.into_response()) } else { answer.into_response() }
@@ -71,23 +74,31 @@ fn location(id: OrderId) -> [(HeaderName, String); 1] {
 pub(super) async fn pay(
     State(api): State<Api>,
     preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
     PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
-    change(&api, id, Change::Pay, preferences).await
+    change(&api, id, Change::Pay, preferences, origin).await
 }
 
 /// `POST /api/orders/{orderId}/cancellation`
 pub(super) async fn cancel(
     State(api): State<Api>,
     preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
     PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
-    change(&api, id, Change::Cancel, preferences).await
+    change(&api, id, Change::Cancel, preferences, origin).await
 }
 
-async fn change(api: &Api, id: OrderId, change: Change, preferences: Preferences) -> Response {
+async fn change(
+    api: &Api,
+    id: OrderId,
+    change: Change,
+    preferences: Preferences,
+    origin: Origin,
+) -> Response {
     let wait = preferences.wait();
-    let answer = match api.orders.change(id, change, wait).await {
+    let answer = match api.orders.change(id, change, Call { wait, origin }).await {
         Ok(OrderChange::Done(order)) => success(StatusCode::OK, OrderView::from(order)),
         Ok(OrderChange::Pending(order)) => {
             (location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response()

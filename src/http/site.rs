@@ -26,6 +26,7 @@ use super::{
     envelope::{ApiError, ErrorReport, Reason},
     public_url::Links,
 };
+use crate::domain::origin::RequestId;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -66,9 +67,9 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     }
 }
 
-async fn answer(mut router: Router, request: Request) -> Response {
+async fn answer(mut router: Router, mut request: Request) -> Response {
     let began = Instant::now();
-    let request_id = request_id(&request);
+    let request_id = give_request_id(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let handling = async move {
         if let Err(error) = check_host(&request) {
@@ -144,16 +145,18 @@ fn is_plain_host(text: &[u8]) -> bool {
     }
 }
 
-/// The client's id if it is 1 to 128 visible ASCII characters, otherwise a new one.
-fn request_id(request: &Request) -> HeaderValue {
+/// The client's id if it is one, otherwise a new one, which the request then has too. It is a header rather than an extension:
+/// the first extension of a request costs two allocations.
+fn give_request_id(request: &mut Request) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID);
     if let Some(id) = given
-        && (1..=128).contains(&id.len())
-        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        && id.to_str().is_ok_and(RequestId::is_valid)
     {
         return id.clone();
     }
-    new_request_id()
+    let id = new_request_id();
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    id
 }
 
 fn new_request_id() -> HeaderValue {

@@ -19,10 +19,11 @@ use crate::{
         command::Command,
         event::Event,
         ids::{OrderId, ProductId},
+        lane_set::{LaneMode, LaneSet},
     },
     queue::{
-        Address, Completion, Consumer, Delivery, Outcome, Ping, Queue, QueueError, Refusal, Reply, ReplySink,
-        Submitter,
+        Address, Completion, Consumer, Delivery, LaneName, Outcome, Ping, Queue, QueueError, Refusal, Reply,
+        ReplySink, Submitter,
     },
 };
 
@@ -56,11 +57,18 @@ struct State {
     last_tag: u64,
 }
 
-#[derive(Default)]
 struct Lane {
+    name: LaneName,
     waiting: VecDeque<(Command, Address)>,
     /// Unsettled deliveries. While there are any, nothing is taken from this lane.
     unsettled: usize,
+}
+
+impl Lane {
+    fn new(product_id: ProductId) -> Self {
+        let set = LaneSet { prefix: String::new(), mode: LaneMode::Product };
+        Self { name: set.name_of(product_id.get()).into(), waiting: VecDeque::new(), unsettled: 0 }
+    }
 }
 
 impl MemoryQueue {
@@ -125,7 +133,8 @@ impl Shared {
     fn requeue(&self, deliveries: Vec<Delivery>) {
         let mut state = self.state();
         for delivery in deliveries.iter().rev() {
-            let lane = state.lanes.entry(delivery.product_id()).or_default();
+            let product_id = delivery.product_id();
+            let lane = state.lanes.entry(product_id).or_insert_with(|| Lane::new(product_id));
             for command in delivery.commands.iter().rev() {
                 lane.waiting.push_front((command.clone(), delivery.reply_to.clone()));
             }
@@ -181,7 +190,8 @@ impl State {
                     self.last_tag += 1;
                     lane.unsettled += 1;
                     self.unsettled += 1;
-                    taken.push(Delivery { commands: vec![command], reply_to, tag: self.last_tag });
+                    let (lane, tag) = (lane.name.clone(), self.last_tag);
+                    taken.push(Delivery { commands: vec![command], lane, reply_to, tag });
                 }
             }
         }
@@ -225,7 +235,7 @@ impl MemorySubmitter {
     fn push_to_lane(&self, command: Command, lane_capacity: usize) -> Result<bool, Refusal> {
         let product_id = command.product_id();
         let mut state = self.shared.state();
-        let lane = state.lanes.entry(product_id).or_default();
+        let lane = state.lanes.entry(product_id).or_insert_with(|| Lane::new(product_id));
         if command.is_detached() {
             // The client of a command that waits in the lane has left: the detached copy replaces it.
             let same = |(waiting, _): &&mut (Command, Address)| waiting.id() == command.id();
@@ -369,6 +379,7 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::CommandId,
         order::{Order, OrderState, OrderStatus, Quantity},
+        origin::Origin,
     };
 
     struct Ignore;
@@ -389,7 +400,17 @@ mod tests {
         let id = SystemClock.order_id();
         assert!(!submitter.may_be_pending(id, SystemClock.now()));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        submitter.submit(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into());
+        submitter.submit(
+            NewOrder {
+                id,
+                product_id,
+                total,
+                reply: ReplyMode::Detached,
+                key: None,
+                origin: Origin::default(),
+            }
+            .into(),
+        );
         assert!(submitter.may_be_pending(id, SystemClock.now()), "it waits in its lane");
         assert!(!submitter.may_be_pending(before, SystemClock.now()), "it is older than the queue");
         let mut consumer = queue.consumer().await.unwrap();

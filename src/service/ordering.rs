@@ -16,6 +16,7 @@ use crate::{
         command::{ChangeOrder, NewOrder},
         ids::{IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
+        origin::Origin,
         rejection::Rejection,
         verdict::Verdict,
     },
@@ -32,6 +33,14 @@ use crate::{
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
 const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
+
+/// What a request says besides what it wants.
+#[derive(Clone, Debug, Default)]
+pub struct Call {
+    /// How long its client prefers to wait for the verdict. `None`: the order timeout.
+    pub wait: Option<Duration>,
+    pub origin: Origin,
+}
 
 /// An order that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,14 +141,14 @@ impl OrderService {
         }
     }
 
-    /// Places an order and waits for its verdict, for as long as `wait` says but no longer than the order timeout. A wait of 0
+    /// Places an order and waits for its verdict, for as long as the call says but no longer than the order timeout. A wait of 0
     /// ends when the order is queued, unless its key is stored. When the caller goes away, the order stays in its lane.
     pub async fn place(
         &self,
         product_id: ProductId,
         total: Quantity,
         key: Option<IdempotencyKey>,
-        wait: Option<Duration>,
+        Call { wait, origin }: Call,
     ) -> Result<Placement, PlaceError> {
         let (wait, began) = (self.waiting_time(wait), Instant::now());
         let rejected = |rejection| Err(PlaceError::Rejected { product_id, rejection, replayed: false });
@@ -160,7 +169,8 @@ impl OrderService {
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
         let id = self.dispatcher.clock().order_id();
-        let order = NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone() };
+        let order =
+            NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone(), origin };
         let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
             Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => {
@@ -207,19 +217,14 @@ impl OrderService {
     }
 
     /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
-    pub async fn change(
-        &self,
-        id: OrderId,
-        change: Change,
-        wait: Option<Duration>,
-    ) -> Result<OrderChange, ChangeError> {
+    pub async fn change(&self, id: OrderId, change: Change, call: Call) -> Result<OrderChange, ChangeError> {
         let order = match self.status(id).await? {
             Some(OrderLookup::Stored(order)) => order,
             Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
             None => return Err(ChangeError::NotFound(id)),
         };
         let order = match order.status() {
-            OrderStatus::Reserved => match self.decide_change(order, change, wait).await? {
+            OrderStatus::Reserved => match self.decide_change(order, change, call).await? {
                 OrderChange::Done(order) => order,
                 pending => return Ok(pending),
             },
@@ -241,7 +246,7 @@ impl OrderService {
         &self,
         order: Order,
         change: Change,
-        wait: Option<Duration>,
+        Call { wait, origin }: Call,
     ) -> Result<OrderChange, ChangeError> {
         let wait = self.waiting_time(wait);
         let id = self.dispatcher.clock().command_id();
@@ -251,6 +256,7 @@ impl OrderService {
             product_id: order.product_id,
             change,
             reply: reply_mode(id, wait),
+            origin,
         };
         match self.dispatcher.dispatch(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Ok(OrderChange::Pending(order)),
@@ -364,7 +370,8 @@ mod tests {
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_no_pending_reply() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+        let placed =
+            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(ordering.dispatcher.may_be_pending(id));
         assert!(!ordering.dispatcher.may_be_pending(uuid::Uuid::now_v7().into()));
@@ -377,7 +384,7 @@ mod tests {
         let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
             let ordering = ordering.clone();
-            async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await }
+            async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await }
         });
         while ordering.dispatcher.pending_count() == 0 {
             tokio::task::yield_now().await;
@@ -393,11 +400,11 @@ mod tests {
         let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
             assert!(matches!(
-                ordering.place(product_id, one, None, None).await.unwrap(),
+                ordering.place(product_id, one, None, Call::default()).await.unwrap(),
                 Placement::Pending(_)
             ));
         }
-        let refused = ordering.place(product_id, one, None, None).await;
+        let refused = ordering.place(product_id, one, None, Call::default()).await;
         assert!(matches!(refused, Err(PlaceError::Refused(Refusal::LaneFull))));
         assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
@@ -407,9 +414,12 @@ mod tests {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let one = Quantity::new(1).unwrap();
-        assert!(is_rejected(ordering.place(product_id, one, None, None).await, SOLD_OUT));
+        assert!(is_rejected(ordering.place(product_id, one, None, Call::default()).await, SOLD_OUT));
         let key = Some("a-key".to_owned().try_into().unwrap());
-        assert!(matches!(ordering.place(product_id, one, key, None).await.unwrap(), Placement::Pending(_)));
+        assert!(matches!(
+            ordering.place(product_id, one, key, Call::default()).await.unwrap(),
+            Placement::Pending(_)
+        ));
     }
 
     /// The command that a worker takes next.
@@ -424,7 +434,8 @@ mod tests {
         let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
-        let (placed, held) = tokio::join!(ordering.place(product_id, one, None, None), worker.take(1));
+        let (placed, held) =
+            tokio::join!(ordering.place(product_id, one, None, Call::default()), worker.take(1));
         let Placement::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
@@ -445,12 +456,12 @@ mod tests {
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();
-        let placed = ordering.place(product_id, one, None, None).await.unwrap();
+        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + DETACH_TIMEOUT
         );
         let began = Instant::now();
-        let placed = ordering.place(product_id, one, None, None).await.unwrap();
+        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + DETACH_TIMEOUT
         );
@@ -462,7 +473,7 @@ mod tests {
     async fn an_unknown_product_gets_no_lane() {
         let (queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, None).await;
+        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, Call::default()).await;
         assert!(is_rejected(placed, Rejection::ProductNotFound));
         queue.drain().await;
     }
@@ -470,13 +481,17 @@ mod tests {
     #[tokio::test]
     async fn an_order_that_is_not_stored_is_pending_or_not_found() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+        let placed =
+            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
-        assert!(matches!(ordering.change(id, Change::Pay, None).await, Err(ChangeError::NotDecided)));
+        assert!(matches!(
+            ordering.change(id, Change::Pay, Call::default()).await,
+            Err(ChangeError::NotDecided)
+        ));
         let stranger = OrderId::from(uuid::Uuid::now_v7());
         assert_eq!(ordering.status(stranger).await.unwrap(), None);
-        let changed = ordering.change(stranger, Change::Pay, None).await;
+        let changed = ordering.change(stranger, Change::Pay, Call::default()).await;
         assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
     }
 
@@ -505,16 +520,17 @@ mod tests {
             service(store.clone(), &queue, Duration::from_secs(60), CancellationToken::new()).await;
         store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();
         let client = async {
-            let placed = ordering.place(product_id, Quantity::new(1).unwrap(), None, None).await.unwrap();
+            let placed =
+                ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
             let Placement::Accepted { order, replayed: false } = placed else { panic!("{placed:?}") };
             let cancelled = order.with_status(OrderStatus::Cancelled);
             for _ in 0..2 {
                 let began = Instant::now();
-                let changed = ordering.change(order.id, Change::Cancel, None).await.unwrap();
+                let changed = ordering.change(order.id, Change::Cancel, Call::default()).await.unwrap();
                 assert_eq!(changed, OrderChange::Done(cancelled));
                 assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
             }
-            let paid = ordering.change(order.id, Change::Pay, None).await;
+            let paid = ordering.change(order.id, Change::Pay, Call::default()).await;
             assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));
             assert_eq!(ordering.status(order.id).await.unwrap(), Some(OrderLookup::Stored(cancelled)));
         };

@@ -308,6 +308,7 @@ mod tests {
         ids::CommandId,
         lane_set::LaneMode,
         order::Quantity,
+        origin::Origin,
     };
 
     /// A clock that the test sets.
@@ -342,7 +343,7 @@ mod tests {
         for (number, seconds) in [(1_u128, 30), (2, 10), (3, 20), (4, 10), (5, 40)] {
             let id = Uuid::from_u128(number).into();
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order = NewOrder { id, product_id, total, reply, key: None };
+            let order = NewOrder { id, product_id, total, reply, key: None, origin: Origin::default() };
             store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
             ids.push(id);
         }

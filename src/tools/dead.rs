@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    domain::{command::Command, lane_set::LaneSet},
+    domain::{command::Command, lane_set::LaneSet, origin::RequestId},
     queue::{
         QueueError,
         rabbitmq::{
@@ -131,6 +131,8 @@ struct CommandLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u32>,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
 }
 
 impl Letter {
@@ -174,17 +176,17 @@ impl Letter {
 
 impl CommandLine {
     fn of(command: &Command) -> Self {
-        let (what, order_id, total) = match command {
-            Command::Place(order) => ("place", order.id, Some(order.total.get())),
-            Command::Change(change) => (change.change.as_str(), change.order_id, None),
+        let total = match command {
+            Command::Place(order) => Some(order.total.get()),
+            Command::Change(_) => None,
         };
-        let created_at = command.id().as_order().created_at();
         Self {
-            what,
-            order_id: order_id.to_string(),
+            what: command.what(),
+            order_id: command.order_id().to_string(),
             product_id: command.product_id().get(),
             total,
-            created_at,
+            created_at: command.id().as_order().created_at(),
+            request_id: command.origin().request_id.as_ref().map(RequestId::to_string),
         }
     }
 
@@ -193,7 +195,8 @@ impl CommandLine {
             self.total.map_or(String::new(), |total| format!(" ({total} of product {})", self.product_id));
         let product =
             if self.total.is_some() { String::new() } else { format!(" (product {})", self.product_id) };
-        format!("{} {}{total}{product}", self.what, self.order_id)
+        let request = self.request_id.as_deref().map_or(String::new(), |id| format!(" of request {id}"));
+        format!("{} {}{total}{product}{request}", self.what, self.order_id)
     }
 }
 

@@ -11,10 +11,7 @@ pub(super) fn report_undecidable(commands: &[Command], undecidable: &[Undecidabl
     let mut dead = Vec::new();
     for Undecidable { index, cause } in undecidable {
         let Some(command) = commands.get(*index) else { continue };
-        let (order_id, what) = match command {
-            Command::Place(order) => (order.id, "place"),
-            Command::Change(change) => (change.order_id, change.change.as_str()),
-        };
+        let (order_id, what) = (command.order_id(), command.what());
         if is_first_report(&format!("{what} {order_id}: {cause}")) {
             let product_id = command.product_id();
             tracing::error!(

@@ -138,6 +138,7 @@ mod tests {
             ids::{OrderId, ProductId},
             inventory::Stock,
             order::{Change, Quantity},
+            origin::Origin,
             verdict::Verdict,
         },
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
@@ -156,7 +157,7 @@ mod tests {
     impl Submitter for Lanes {
         fn submit(&self, command: Command) {
             let Command::Change(change) = command else { panic!("{command:?}") };
-            self.submitted.lock().unwrap().push(change);
+            self.submitted.lock().unwrap().push(change.clone());
             if self.refuses == Some(change.product_id) {
                 self.requests.deliver(vec![(change.id, Outcome::Refused(Refusal::LaneFull))]);
             }
@@ -219,6 +220,7 @@ mod tests {
                     total,
                     reply: ReplyMode::Until(SystemClock.now()),
                     key: None,
+                    origin: Origin::default(),
                 })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
@@ -248,7 +250,14 @@ mod tests {
                 .filter_map(|(id, order_id)| {
                     let order = expired.clone().find(|order| order.id == order_id)?;
                     let (change, reply) = (Change::Expire, ReplyMode::Until(SystemClock.now()));
-                    Some(ChangeOrder { id, order_id: order.id, product_id, change, reply })
+                    Some(ChangeOrder {
+                        id,
+                        order_id: order.id,
+                        product_id,
+                        change,
+                        reply,
+                        origin: Origin::default(),
+                    })
                 })
                 .map(Command::from)
                 .collect();

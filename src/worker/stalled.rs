@@ -216,6 +216,7 @@ mod tests {
         domain::{
             command::{NewOrder, ReplyMode},
             order::Quantity,
+            origin::Origin,
         },
         store::{Store, memory::MemoryStore},
     };
@@ -237,11 +238,18 @@ mod tests {
         fn delivery(&mut self, products: &[ProductId]) -> Delivery {
             let order = |product_id| {
                 let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
-                Command::from(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None })
+                Command::from(NewOrder {
+                    id,
+                    product_id,
+                    total,
+                    reply: ReplyMode::Detached,
+                    key: None,
+                    origin: Origin::default(),
+                })
             };
             self.last_tag += 1;
             let commands = products.iter().copied().map(order).collect();
-            Delivery { commands, reply_to: "an API".into(), tag: self.last_tag }
+            Delivery { commands, lane: "a lane".into(), reply_to: "an API".into(), tag: self.last_tag }
         }
 
         fn stall(&mut self, deliveries: Vec<Delivery>, product_id: ProductId) -> Vec<Delivery> {

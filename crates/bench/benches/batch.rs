@@ -11,6 +11,7 @@ use antre::{
         ids::ProductId,
         inventory::{Inventory, Stock},
         order::Quantity,
+        origin::Origin,
     },
 };
 use criterion::{BatchSize, Criterion, Throughput};
@@ -62,6 +63,7 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
             total,
             reply: ReplyMode::Until(SystemClock.now()),
             key: None,
+            origin: Origin::default(),
         }))
     });
     (ids.iter().map(|id| (*id, inventory)).collect(), orders.collect())

@@ -9,6 +9,7 @@ use crate::{
         ids::{CommandId, OrderId},
         inventory::Stock,
         order::{Change, Quantity},
+        origin::Origin,
     },
 };
 
@@ -36,6 +37,7 @@ fn order(number: u64, total: u32) -> NewOrder {
         total: Quantity::new(total).unwrap(),
         reply: ReplyMode::Until(SystemClock.now()),
         key: None,
+        origin: Origin::default(),
     }
 }
 
@@ -166,7 +168,14 @@ impl World {
             Step::Change { of, change, again } if !self.ids.is_empty() => {
                 let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
                 let order_id = *of.get(&self.ids);
-                let change = ChangeOrder { id, order_id, product_id: product(1), change: *change, reply };
+                let change = ChangeOrder {
+                    id,
+                    order_id,
+                    product_id: product(1),
+                    change: *change,
+                    reply,
+                    origin: Origin::default(),
+                };
                 (change.into(), *again)
             }
             Step::Change { .. } => return Vec::new(),
@@ -227,7 +236,14 @@ fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
     let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
     let reserved = Verdict::Reserved { expires_at: SystemClock.now() };
     let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
-    let order = |reply| NewOrder { id: SystemClock.order_id(), product_id, total, reply, key: None };
+    let order = |reply| NewOrder {
+        id: SystemClock.order_id(),
+        product_id,
+        total,
+        reply,
+        key: None,
+        origin: Origin::default(),
+    };
     // No clock plays a part: a deadline that is long past changes nothing.
     for answer_by in [from_millis(0), SystemClock.now(), Timestamp::MAX] {
         let waited_for = order(ReplyMode::Until(answer_by));

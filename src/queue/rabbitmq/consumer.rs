@@ -122,7 +122,8 @@ impl RabbitMqConsumer {
                 None
             }
             Ok(commands) => {
-                let taken = Delivery { commands, reply_to, tag: delivery.delivery_tag };
+                let name = lane.name().as_str().into();
+                let taken = Delivery { commands, lane: name, reply_to, tag: delivery.delivery_tag };
                 self.unsettled.insert(taken.tag, (lane, delivery.acker));
                 Some(taken)
             }

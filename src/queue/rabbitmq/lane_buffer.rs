@@ -190,6 +190,7 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::ProductId,
         order::Quantity,
+        origin::Origin,
     };
 
     const LANE: LaneNumber = 1;
@@ -197,7 +198,17 @@ mod tests {
     fn entry() -> Entry {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         let id = SystemClock.order_id();
-        Entry::new(NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into())
+        Entry::new(
+            NewOrder {
+                id,
+                product_id,
+                total,
+                reply: ReplyMode::Detached,
+                key: None,
+                origin: Origin::default(),
+            }
+            .into(),
+        )
     }
 
     fn push(buffers: &LaneBuffers) -> Result<Buffered, Refusal> {

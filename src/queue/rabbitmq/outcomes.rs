@@ -103,6 +103,7 @@ mod tests {
         command::{Command, NewOrder, ReplyMode},
         ids::ProductId,
         order::Quantity,
+        origin::Origin,
         time::from_millis,
         verdict::Verdict,
     };
@@ -124,7 +125,15 @@ mod tests {
 
     fn command(reply: ReplyMode) -> Command {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
-        NewOrder { id: SystemClock.order_id(), product_id, total, reply, key: None }.into()
+        NewOrder {
+            id: SystemClock.order_id(),
+            product_id,
+            total,
+            reply,
+            key: None,
+            origin: Origin::default(),
+        }
+        .into()
     }
 
     #[test]

@@ -108,12 +108,14 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::ProductId,
         order::Quantity,
+        origin::Origin,
     };
 
     fn command() -> Command {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         let id = SystemClock.order_id();
-        NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None }.into()
+        NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None, origin: Origin::default() }
+            .into()
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use super::connection::Broker;
 use crate::{
     domain::{
         ids::ProductId,
-        lane_set::{LaneMode, LaneNumber, LaneSet},
+        lane_set::{LaneNumber, LaneSet},
     },
     queue::QueueError,
 };
@@ -58,11 +58,7 @@ pub(super) struct Lane {
 impl Lane {
     /// The name of its queue.
     pub(super) fn name(&self) -> ShortString {
-        let (prefix, number) = (&self.set.prefix, self.number);
-        match self.set.mode {
-            LaneMode::Product => format!("{prefix}orders.product.{number}").into(),
-            LaneMode::Hash(_) => format!("{prefix}orders.lane.{number}").into(),
-        }
+        self.set.name_of(self.number).into()
     }
 
     /// The queue of dead letters: messages that cannot be decoded or decided, or that exhausted their deliveries or their

@@ -5,14 +5,16 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     fmt,
+    marker::PhantomData,
     str::FromStr,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, Visitor},
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::{
@@ -22,6 +24,7 @@ use crate::{
         event::Event,
         ids::{CommandId, IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
+        origin::{Origin, RequestId, TraceContext},
         rejection::{Rejection, RejectionReason},
         verdict::Verdict,
     },
@@ -82,6 +85,19 @@ struct CommandFields<'a> {
     answer_by: Timestamp,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     detached: bool,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    request_id: Option<&'a RequestId>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    traceparent: Option<&'a TraceContext>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracestate: Option<&'a str>,
+}
+
+fn as_text<T: fmt::Display, S: Serializer>(value: &Option<&T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// The same, as it arrives.
@@ -97,6 +113,69 @@ struct ReceivedCommand {
     answer_by: Timestamp,
     #[serde(default)]
     detached: bool,
+    #[serde(default)]
+    request_id: ForLogs<RequestId>,
+    #[serde(default)]
+    traceparent: ForLogs<TraceContext>,
+    #[serde(default)]
+    tracestate: ForLogs<String>,
+}
+
+/// A text that only logs and traces need. One that is not what it should be is left out: no order is lost over it.
+struct ForLogs<T>(Option<T>);
+
+impl<T> Default for ForLogs<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: FromStr> Deserialize<'de> for ForLogs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ForLogsVisitor(PhantomData))
+    }
+}
+
+struct ForLogsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: FromStr> Visitor<'de> for ForLogsVisitor<T> {
+    type Value = ForLogs<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(ForLogs(text.parse().ok()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(ForLogs(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(ForLogs(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(ForLogs(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(ForLogs(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(ForLogs(None))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        IgnoredAny.visit_seq(list).map(|_| ForLogs(None))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        IgnoredAny.visit_map(map).map(|_| ForLogs(None))
+    }
 }
 
 impl ReceivedCommand {
@@ -120,7 +199,20 @@ impl<'a> From<&'a Command> for CommandFields<'a> {
             ReplyMode::Until(answer_by) => answer_by,
             ReplyMode::Detached => id.as_order().created_at(),
         };
-        Self { id, product_id, total, idempotency_key, change, order_id, answer_by, detached }
+        let Origin { request_id, trace } = command.origin();
+        Self {
+            id,
+            product_id,
+            total,
+            idempotency_key,
+            change,
+            order_id,
+            answer_by,
+            detached,
+            request_id: request_id.as_ref(),
+            traceparent: trace.as_deref(),
+            tracestate: trace.as_deref().and_then(TraceContext::state),
+        }
     }
 }
 
@@ -130,12 +222,14 @@ impl TryFrom<ReceivedCommand> for Command {
     fn try_from(given: ReceivedCommand) -> Result<Self, Undecodable> {
         let reply = given.reply();
         let ReceivedCommand { id, product_id, total, idempotency_key: key, change, order_id, .. } = given;
+        let trace = given.traceparent.0.map(|trace| trace.with_state(given.tracestate.0.as_deref()));
+        let origin = Origin { request_id: given.request_id.0, trace: trace.map(Arc::new) };
         match (total, change, order_id) {
             (Some(total), None, None) => {
-                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, reply, key }))
+                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, reply, key, origin }))
             }
             (None, Some(change), Some(order_id)) => {
-                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, reply }))
+                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, reply, origin }))
             }
             _ => Err(Undecodable(format!("{id} must have a total, or a change and an order_id"))),
         }

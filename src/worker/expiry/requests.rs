@@ -16,6 +16,7 @@ use crate::{
         command::{ChangeOrder, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
         order::{Change, Order, OrderStatus},
+        origin::Origin,
         verdict::Verdict,
     },
     queue::{Outcome, ReplySink, Submitter},
@@ -177,7 +178,14 @@ impl ExpiryRequests {
                     .queued
                     .insert(id, QueuedExpiry { order_id, product_id, times_out_at: now + VERDICT_TIMEOUT });
                 *state.queued_by_product.entry(product_id).or_default() += 1;
-                expiries.push(ChangeOrder { id, order_id, product_id, change: Change::Expire, reply });
+                expiries.push(ChangeOrder {
+                    id,
+                    order_id,
+                    product_id,
+                    change: Change::Expire,
+                    reply,
+                    origin: Origin::default(),
+                });
             }
         }
         let count = expiries.len();

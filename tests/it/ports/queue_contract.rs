@@ -18,6 +18,7 @@ use antre::{
         ids::{CommandId, OrderId, ProductId},
         lane_set::{LaneMode, LaneSet},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
+        origin::{Origin, TraceContext},
         verdict::Verdict,
     },
     queue::{
@@ -160,13 +161,22 @@ async fn verdicts_reach_the_api_that_submitted(adapter: Adapter) {
     }
 }
 
+/// Of a request that is part of a trace.
+fn origin() -> Origin {
+    let trace: TraceContext = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+    Origin {
+        request_id: Some("\"~\\".parse().unwrap()),
+        trace: Some(Arc::new(trace.with_state(Some("rojo=1")))),
+    }
+}
+
 async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     let queue = adapter.queue().await;
     let mut api = Api::open(&queue).await;
     let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
         let (id, order_id) = (SystemClock.command_id(), SystemClock.order_id());
-        ChangeOrder { id, order_id, product_id: product(1), change, reply }.into()
+        ChangeOrder { id, order_id, product_id: product(1), change, reply, origin: Origin::default() }.into()
     };
     let paid = |change: &ChangeOrder| {
         let expires_at = change.order_id.created_at();
@@ -182,6 +192,7 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
         NewOrder { key: key("\"'\\{}".to_owned()), ..order(product(1), 1) }.into(),
         NewOrder { key: key("~".repeat(255)), ..order(product(1), Quantity::MAX) }.into(),
         change(Change::Expire),
+        NewOrder { origin: origin(), ..order(product(1), 1) }.into(),
     ];
     submitted.iter().for_each(|command| api.submitter.submit(command.clone()));
     let mut consumer = consumer(&queue, &products(1)).await;
@@ -189,6 +200,7 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     while taken.len() < submitted.len() {
         let deliveries = take(&mut consumer, usize::MAX).await;
         for delivery in &deliveries {
+            assert!(delivery.lane.contains("orders."), "{}", delivery.lane);
             let decided = |command: &Command| match command {
                 Command::Place(order) => verdict(order),
                 Command::Change(change) => Verdict::Current(paid(change)),

@@ -20,6 +20,7 @@ use antre::{
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock, StockBelowReserved},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
+        origin::Origin,
         product::{Product, ProductName},
         rejection::Rejection,
         verdict::Verdict,
@@ -262,6 +263,7 @@ fn order(product_id: ProductId, total: u32) -> NewOrder {
         total: Quantity::new(total).unwrap(),
         reply,
         key: None,
+        origin: Origin::default(),
     }
 }
 
@@ -314,7 +316,15 @@ const NO_TIME: Duration = Duration::ZERO;
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
     let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
-    ChangeOrder { id, order_id: order.id, product_id: order.product_id, change, reply }.into()
+    ChangeOrder {
+        id,
+        order_id: order.id,
+        product_id: order.product_id,
+        change,
+        reply,
+        origin: Origin::default(),
+    }
+    .into()
 }
 
 fn keyed(order: NewOrder, key: &str) -> NewOrder {

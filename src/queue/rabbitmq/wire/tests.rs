@@ -12,12 +12,21 @@ fn id() -> OrderId {
 fn new_order(id: OrderId, number: u64, key: Option<&str>) -> Command {
     let key = key.map(|key| key.to_owned().try_into().unwrap());
     let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
-    NewOrder { id, product_id: product(number), total: Quantity::new(2).unwrap(), reply, key }.into()
+    NewOrder {
+        id,
+        product_id: product(number),
+        total: Quantity::new(2).unwrap(),
+        reply,
+        key,
+        origin: Origin::default(),
+    }
+    .into()
 }
 
 fn change(id: CommandId, change: Change) -> Command {
     let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
-    ChangeOrder { id, order_id: self::id(), product_id: product(1), change, reply }.into()
+    ChangeOrder { id, order_id: self::id(), product_id: product(1), change, reply, origin: Origin::default() }
+        .into()
 }
 
 fn order(number: u64, status: OrderStatus) -> Order {
@@ -101,6 +110,42 @@ fn the_wire_format_is_what_architecture_md_shows() {
         text(encode_verdicts(verdicts.to_vec())),
         r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
     );
+}
+
+#[test]
+fn a_command_says_which_request_and_trace_it_comes_from() {
+    let trace: TraceContext = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+    let origin = Origin {
+        request_id: Some("a\"b\\".parse().unwrap()),
+        trace: Some(Arc::new(trace.with_state(Some("rojo=1,congo=\"2\"")))),
+    };
+    let Command::Place(order) = new_order(id(), 1, None) else { panic!("it places an order") };
+    let commands = [Command::Place(NewOrder { origin, ..order })];
+    let message = encode_commands(&commands);
+    assert_eq!(decode_commands(&message, Some(ORDERS_V1)).unwrap(), commands);
+    assert_eq!(
+        text(message),
+        r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":4102444800000,"request_id":"a\"b\\","traceparent":"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01","tracestate":"rojo=1,congo=\"2\""}]}"#
+    );
+}
+
+/// A later release, or another language, may write them differently.
+#[test]
+fn what_only_logs_need_makes_no_command_undecodable() {
+    let decoded = |fields: &str| {
+        let message = format!(
+            r#"{{"orders":[{{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"answer_by":4102444800000,"total":2{fields}}}]}}"#
+        );
+        decode_commands(message.as_bytes(), Some(ORDERS_V1)).unwrap().remove(0)
+    };
+    let without = new_order(id(), 1, None);
+    assert_eq!(decoded(""), without);
+    assert_eq!(decoded(r#","something":"of a later release""#), without);
+    let long = format!("{:?}", "a".repeat(RequestId::MAX_LENGTH + 1));
+    for bad in ["\"\"", "\"a b\"", &long, "null", "true", "7", "-7", "7.5", "[7]", r#"{"id":"abc"}"#] {
+        assert_eq!(decoded(&format!(r#","request_id":{bad}"#)), without, "{bad}");
+        assert_eq!(decoded(&format!(r#","traceparent":{bad},"tracestate":"a=b""#)), without, "{bad}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use antre::{
         command::{Command, NewOrder, ReplyMode},
         ids::{CommandId, ProductId},
         order::Quantity,
+        origin::Origin,
         rejection::Rejection,
         verdict::Verdict,
     },
@@ -51,6 +52,7 @@ pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
         total: Quantity::new(total).unwrap(),
         reply,
         key: None,
+        origin: Origin::default(),
     }
 }
 

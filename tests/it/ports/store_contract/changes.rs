@@ -114,6 +114,7 @@ async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
         product_id: id,
         change: Change::Pay,
         reply: ReplyMode::Until(SystemClock.now()),
+        origin: Origin::default(),
     };
     assert_eq!(database.settle(&[change.into()]).await, [Verdict::Current(rejected)]);
 }

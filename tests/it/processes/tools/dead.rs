@@ -19,7 +19,9 @@ use crate::{
 /// A message that places one order of one piece: its id and the payload.
 fn order(product: u64) -> (String, Vec<u8>) {
     let id = Uuid::now_v7();
-    let order = json!({"id": id, "product_id": product, "total": 1, "answer_by": 4_102_444_800_000_u64});
+    let order = json!({
+        "id": id, "product_id": product, "total": 1, "answer_by": 4_102_444_800_000_u64, "request_id": format!("request-of-{id}")
+    });
     (id.to_string(), json!({"orders": [order]}).to_string().into_bytes())
 }
 
@@ -88,6 +90,11 @@ async fn letters_that_are_queued_again_keep_their_order() {
     let letters = listed(&app, 1).await;
     let ids: Vec<_> = letters.iter().map(|letter| &letter["commands"][0]["order_id"]).collect();
     assert_eq!(json!(ids), json!(orders.iter().map(|(id, _)| id).collect::<Vec<_>>()));
+    for (id, _) in &orders {
+        let said = printed(&tool(&app, &["dead", "show", id]).await, 0);
+        assert!(said.contains(&format!(" of request request-of-{id}")), "{said}");
+    }
+    assert_eq!(letters[0]["commands"][0]["request_id"], format!("request-of-{}", orders[0].0), "{letters:?}");
     // Listing gives them back as they were.
     assert_eq!(listed(&app, 1).await, letters);
     printed(&tool(&app, &["dead", "requeue", "--all"]).await, 0);
