@@ -130,16 +130,13 @@ async fn serve_embedded(
     let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
     let dispatcher = dispatcher(settings, &queue, &stop).await?;
     let api = api(&store, &dispatcher, Some(worker.health.clone()));
-    announce(
-        settings,
-        &[
-            banner("API and worker in one process"),
-            "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)"
-                .into(),
-            format!("  database         {database_url}"),
-            try_line(&listener)?,
-        ],
-    );
+    let mut lines = vec![
+        banner("API and worker in one process"),
+        "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)".into(),
+        format!("  database         {database_url}"),
+    ];
+    lines.extend(try_lines(&listener)?);
+    announce(settings, &lines);
     let deadline = serve_http(settings, listener, http::site(api, links(settings)), stop).await;
 
     // No request and no expiry arrives any more. Decide the queued commands, then stop the worker.
@@ -202,7 +199,10 @@ async fn run_on_servers(
         format!("  database         {}", shown(database_url)),
     ];
     if let Some(listener) = &listener {
-        lines.push(if role == Role::Worker { health_line(listener)? } else { try_line(listener)? });
+        match role {
+            Role::Worker => lines.push(health_line(listener)?),
+            _ => lines.extend(try_lines(listener)?),
+        }
     }
     announce(settings, &lines);
     let deadline = match listener {
@@ -373,8 +373,10 @@ fn banner(what: &str) -> String {
     format!("antre {} is open: {what}.", env!("CARGO_PKG_VERSION"))
 }
 
-fn try_line(listener: &TcpListener) -> Result<String, AppError> {
-    Ok(format!("  try              curl {}/api/products", url(listener)?))
+/// Where a person begins.
+fn try_lines(listener: &TcpListener) -> Result<[String; 2], AppError> {
+    let url = url(listener)?;
+    Ok([format!("  API reference    {url}/docs"), format!("  try              curl {url}/api/products")])
 }
 
 fn health_line(listener: &TcpListener) -> Result<String, AppError> {

@@ -1,6 +1,7 @@
-//! The REST API: `apispec.json` is its contract, and this is all of it.
+//! The REST API, whose contract is `apispec.json`, and the pages for people beside it.
 
 mod api;
+mod asset;
 mod body;
 mod connection;
 mod docs;
@@ -9,6 +10,7 @@ mod errors;
 mod health;
 mod orders;
 mod origin;
+mod page;
 mod preferences;
 mod products;
 mod public_url;
@@ -53,9 +55,14 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     ]
 }
 
-/// The whole API.
+/// What an API has for people and their tools. It is not a part of the contract: it may change with any release.
+pub fn operator_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
+    vec![("/docs", get(docs::viewer::show)), ("/docs/{file}", get(docs::viewer::file))]
+}
+
+/// The whole API, and the pages for people.
 pub fn site(api: Api, links: Links) -> Site {
-    build(routes(), api, links)
+    build([routes(), operator_routes()].concat(), api, links)
 }
 
 /// What a worker serves: its health only.
@@ -80,7 +87,7 @@ fn build<S: Clone + Send + Sync + 'static>(
 
 async fn route_not_found(uri: Uri, request: Request) -> ApiError {
     body::drain_body(request).await;
-    ApiError::new(Reason::RouteNotFound, format!("there is nothing at {}; see /apispec.json", uri.path()))
+    ApiError::route_not_found(uri.path())
 }
 
 async fn method_not_allowed(method: Method, uri: Uri, request: Request) -> ApiError {

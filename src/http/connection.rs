@@ -86,6 +86,8 @@ struct Progress {
     receiving: u32,
     /// Requests whose answer is not written entirely.
     answered: u32,
+    /// Of these, answers that have nothing to write now: a stream of events between two events.
+    quiet: u32,
     /// What it waits for while there is no request.
     idle_wait: Wait,
     /// The last change of any of these.
@@ -99,6 +101,7 @@ impl Progress {
         match *self {
             Self { blocked: Some(since), .. } => Some((Wait::Reading, since)),
             Self { handled: 0, answered: 0, idle_wait, since, .. } => Some((idle_wait, since)),
+            Self { handled: 0, answered, quiet, .. } if quiet == answered => None,
             // HTTP/2: the client leaves no window for the answer.
             Self { handled: 0, since, .. } => Some((Wait::Reading, since)),
             Self { handled, receiving, since, .. } if handled == receiving => Some((Wait::Body, since)),
@@ -113,6 +116,7 @@ impl Connection {
             handled: 0,
             receiving: 0,
             answered: 0,
+            quiet: 0,
             idle_wait: Wait::Anything,
             since: Instant::now(),
             blocked: None,
@@ -163,7 +167,7 @@ impl Connection {
     /// The head of a request has arrived; a handler works on it.
     pub(super) fn exchange(self: &Arc<Self>) -> Exchange {
         self.update(|progress| progress.handled += 1);
-        Exchange { connection: self.clone(), is_answered: false }
+        Exchange { connection: self.clone(), is_answered: false, is_quiet: false }
     }
 
     /// What the server tells it to do. The calling task is woken when that changes.
@@ -194,6 +198,7 @@ impl Connection {
 pub(super) struct Exchange {
     connection: Arc<Connection>,
     is_answered: bool,
+    is_quiet: bool,
 }
 
 impl Exchange {
@@ -220,12 +225,42 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let is_answered = self.is_answered;
+        self.note_source(false);
         self.connection.update(|progress| {
             let count = if is_answered { &mut progress.answered } else { &mut progress.handled };
             *count -= 1;
             progress.idle_wait = Wait::NextRequest;
         });
     }
+}
+
+/// What counts a body until it ends.
+pub(super) trait BodyGuard {
+    /// The source of the body has nothing for now, or has something again.
+    fn note_source(&mut self, is_quiet: bool);
+}
+
+impl BodyGuard for Exchange {
+    fn note_source(&mut self, is_quiet: bool) {
+        if self.is_quiet == is_quiet {
+            return;
+        }
+        self.is_quiet = is_quiet;
+        let mut progress = self.connection.progress();
+        if is_quiet {
+            progress.quiet += 1;
+            return;
+        }
+        // It may wait for its client from now on. If it does so already, another stream does not prolong that.
+        if progress.quiet == progress.answered {
+            progress.since = Instant::now();
+        }
+        progress.quiet -= 1;
+    }
+}
+
+impl BodyGuard for RequestBodyGuard {
+    fn note_source(&mut self, _: bool) {}
 }
 
 /// Counts a request body until it is complete.
@@ -243,7 +278,7 @@ pub(super) struct TrackedBody<B, T> {
     guard: Option<T>,
 }
 
-impl<B: Body + Unpin, T: Unpin> Body for TrackedBody<B, T> {
+impl<B: Body + Unpin, T: BodyGuard + Unpin> Body for TrackedBody<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -252,6 +287,9 @@ impl<B: Body + Unpin, T: Unpin> Body for TrackedBody<B, T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Some(guard) = &mut self.guard {
+            guard.note_source(frame.is_pending());
+        }
         if self.body.is_end_stream() || matches!(frame, Poll::Ready(None | Some(Err(_)))) {
             self.guard = None;
         }
@@ -264,5 +302,62 @@ impl<B: Body + Unpin, T: Unpin> Body for TrackedBody<B, T> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, convert::Infallible};
+
+    use axum::body::Bytes;
+
+    use super::*;
+
+    /// A body that has what the test put there.
+    struct Events(VecDeque<&'static str>);
+
+    impl Body for Events {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.pop_front() {
+                Some(event) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(event.as_bytes()))))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn poll<T: BodyGuard + Unpin>(body: &mut TrackedBody<Events, T>) -> bool {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        Pin::new(body).poll_frame(&mut context).is_ready()
+    }
+
+    #[test]
+    fn a_stream_without_news_does_not_wait_for_its_client() {
+        let connection = Connection::new(IpAddr::from([127, 0, 0, 1]));
+        let waits = || connection.waiting_for().map(|(wait, _)| wait);
+        assert_eq!(waits(), Some(Wait::Anything));
+        let mut stream = connection.exchange().track_response(Events(["a", "b"].into()));
+        assert_eq!(waits(), Some(Wait::Reading), "nobody has asked for its first bytes");
+        assert!(poll(&mut stream) && poll(&mut stream));
+        assert_eq!(waits(), Some(Wait::Reading), "nobody asks for more");
+        assert!(!poll(&mut stream));
+        assert_eq!(waits(), None, "there is nothing to read");
+
+        // Another stream whose client does not read counts, however often this one has news.
+        let stuck = connection.exchange().track_response(Events(["c"].into()));
+        let (wait, since) = connection.waiting_for().unwrap();
+        assert_eq!(wait, Wait::Reading);
+        stream.body.0.push_back("d");
+        assert!(poll(&mut stream) && !poll(&mut stream));
+        assert_eq!(connection.waiting_for(), Some((Wait::Reading, since)));
+        drop(stuck);
+        assert_eq!(waits(), None);
+        drop(stream);
+        assert_eq!(waits(), Some(Wait::NextRequest));
     }
 }

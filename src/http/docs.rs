@@ -1,108 +1,18 @@
-//! The contract, for authors of clients.
+//! The contract, for authors of clients: as a file, and in a viewer for people.
 
-use std::{
-    collections::hash_map::DefaultHasher,
-    hash::{Hash, Hasher},
-    io::Write,
-    sync::LazyLock,
-};
+pub(super) mod viewer;
 
-use axum::{
-    body::Bytes,
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use flate2::{Compression, write::GzEncoder};
+use std::sync::LazyLock;
+
+use axum::{http::HeaderMap, response::Response};
+
+use super::asset::Asset;
 
 /// `apispec.json`: OpenAPI 3.0.3, the source of truth.
 pub const CONTRACT: &str = include_str!("../../apispec.json");
 
 /// `GET /apispec.json`
 pub(super) async fn contract(request: HeaderMap) -> Response {
-    static PLAIN: LazyLock<Variant> = LazyLock::new(|| Variant::new(Bytes::from_static(CONTRACT.as_bytes())));
-    static ZIPPED: LazyLock<Option<Variant>> = LazyLock::new(|| gzip(CONTRACT.as_bytes()).map(Variant::new));
-    let zipped = ZIPPED.as_ref().filter(|_| accepts_gzip(&request));
-    let variant = zipped.unwrap_or(&PLAIN);
-
-    let mut headers = HeaderMap::new();
-    headers.insert(header::ETAG, variant.tag.clone());
-    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    // Cached, but revalidated at each use: a new release may bring a new contract.
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    if variant.is_known(&request) {
-        return (StatusCode::NOT_MODIFIED, headers).into_response();
-    }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if zipped.is_some() {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    (headers, variant.bytes.clone()).into_response()
-}
-
-/// One encoding of the contract. Each has its own tag: a strong tag says that all bytes are the same.
-struct Variant {
-    bytes: Bytes,
-    tag: HeaderValue,
-}
-
-impl Variant {
-    fn new(bytes: Bytes) -> Self {
-        let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        let tag = HeaderValue::try_from(format!("\"{:016x}\"", hasher.finish()));
-        Self { bytes, tag: tag.unwrap_or(HeaderValue::from_static("\"contract\"")) }
-    }
-
-    /// Whether the client has it (RFC 9110, section 13.1.2).
-    fn is_known(&self, request: &HeaderMap) -> bool {
-        items(request, header::IF_NONE_MATCH)
-            .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == self.tag.as_bytes())
-    }
-}
-
-fn gzip(bytes: &[u8]) -> Option<Bytes> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(bytes).ok()?;
-    encoder.finish().ok().map(Bytes::from)
-}
-
-/// Whether the client accepts gzip (RFC 9110, section 12.5.3). A name counts more than `*`.
-fn accepts_gzip(request: &HeaderMap) -> bool {
-    let weight = |names: &[&str]| {
-        items(request, header::ACCEPT_ENCODING).find_map(|item| {
-            let mut parts = item.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default();
-            let is_one = names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted));
-            let quality = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
-            is_one.then(|| quality.map_or(1.0, |quality| quality.parse().unwrap_or(0.0)))
-        })
-    };
-    weight(&["gzip", "x-gzip"]).or_else(|| weight(&["*"])).is_some_and(|weight: f32| weight > 0.0)
-}
-
-/// The items of a list header.
-fn items(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gzip_is_sent_to_clients_that_accept_it() {
-        let accepts = |value: &'static str| {
-            accepts_gzip(&HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]))
-        };
-        for yes in ["gzip", "GZIP", "x-gzip", "br, gzip;q=0.1", "*", "deflate, *;q=0.5", "gzip; q=1.0"] {
-            assert!(accepts(yes), "{yes}");
-        }
-        for no in
-            ["", "identity", "br", "gzip;q=0", "gzip; q=0.000", "*;q=0", "gzip;q=0, *", "gzip;q=x", "xgzip"]
-        {
-            assert!(!accepts(no), "{no}");
-        }
-        assert!(!accepts_gzip(&HeaderMap::new()));
-    }
+    static FILE: LazyLock<Asset> = LazyLock::new(|| Asset::new("application/json", CONTRACT.as_bytes()));
+    FILE.answer(&request, None)
 }

@@ -291,6 +291,10 @@ impl ApiError {
         )
     }
 
+    pub(super) fn route_not_found(path: &str) -> Self {
+        Self::new(Reason::RouteNotFound, format!("there is nothing at {path}; see /apispec.json"))
+    }
+
     pub(super) fn product_not_found(id: ProductId) -> Self {
         let reason = Reason::Rejected(RejectionReason::ProductNotFound);
         Self::new(reason, format!("there is no product {id}"))

@@ -25,6 +25,11 @@ mod api {
     mod schemathesis;
 }
 
+/// What an API shows to people.
+mod pages {
+    mod http;
+}
+
 /// Processes: their command line, their faults, and several of them together.
 mod processes {
     pub(crate) mod cli;
