@@ -30,6 +30,9 @@ COPY --from=builder /antre/target/release/antre /usr/local/bin/
 # The embedded mode stores antre.db here. The owner by number, because Kubernetes can check only of a number that it is not root.
 RUN install --directory --owner 10001 --group 10001 /var/lib/antre
 WORKDIR /var/lib/antre
+# So the orders outlive the container, whatever it was started with. Name the volume, to find it again:
+# `docker run -p 3000:3000 -v antre:/var/lib/antre antre`
+VOLUME /var/lib/antre
 USER 10001:10001
 # Inside of a container, no client reaches a server on 127.0.0.1: `docker run --publish` leads to the container's address.
 # Its argument decides who may reach the published port.

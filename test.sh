@@ -32,6 +32,9 @@ cargo test --workspace --locked --test it schemathesis -- --ignored --nocapture
 step "Generated clients, against the running binary"
 scripts/clients.sh target/debug/antre # built by the step before
 
+step "Packages: systemd, Kubernetes, Compose"
+scripts/check-packages.sh target/debug/antre
+
 step "Tests, with servers"
 scripts/build-test-images.sh
 # `compose` builds the image from source, which takes as long as all of this; run it after changes of the images:

@@ -34,6 +34,7 @@ mod pages {
 mod processes {
     pub(crate) mod cli;
     mod cluster;
+    mod backup;
     mod compose;
     mod faults;
     mod rehearse;

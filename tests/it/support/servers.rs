@@ -285,6 +285,11 @@ impl Alone {
         self.containers.broker.exec(&[&["rabbitmqctl"], arguments].concat()).await.unwrap();
     }
 
+    /// Runs a shell command beside the database, as its host does.
+    pub(crate) async fn database_shell(&self, command: &str) {
+        self.containers.of(Server::Database).exec(&["sh", "-c", command]).await.unwrap();
+    }
+
     /// Kills it and starts it again.
     pub(crate) async fn restart(&self, server: Server) {
         self.kill(server).await;
