@@ -30,7 +30,7 @@ use crate::{
     store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},
     supervise::supervise,
     telemetry::LogFormat,
-    worker::{Worker, expiry::Expiry, health::WorkerHealth},
+    worker::{Worker, expiry::Expiry, health::WorkerHealth, pruning::Pruning},
 };
 
 /// How long an API, and the watch for lanes, wait for a read of the database.
@@ -248,6 +248,7 @@ struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
     expiry: AbortOnDropHandle<()>,
+    pruning: Option<AbortOnDropHandle<()>>,
     health: Arc<WorkerHealth>,
 }
 
@@ -266,13 +267,18 @@ impl RunningWorker {
         let expiry = AbortOnDropHandle::new(tokio::spawn(async move {
             supervise("expiry", || expiry.run()).await;
         }));
+        let pruning = settings.orders.retention.0.map(|retention| {
+            let pruning = Pruning { store: store.clone(), retention };
+            AbortOnDropHandle::new(tokio::spawn(async move { supervise("pruning", || pruning.run()).await }))
+        });
         let task = tokio::spawn(async move { supervise("worker", || worker.run()).await });
-        Self { stop, task, expiry, health }
+        Self { stop, task, expiry, pruning, health }
     }
 
     /// Lets it finish its batch.
     async fn stop(self, deadline: Instant) {
         self.expiry.abort();
+        drop(self.pruning);
         self.stop.cancel();
         let _ = timeout_at(deadline, self.task).await;
     }

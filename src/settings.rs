@@ -1,12 +1,13 @@
 //! Settings: flags override the environment, which overrides `.env`.
 
+pub mod retention;
 pub mod tools;
 
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use self::tools::Tool;
+use self::{retention::Retention, tools::Tool};
 use crate::{
     domain::lane_set::LaneMode,
     http::{PublicUrl, TrustedProxies},
@@ -140,6 +141,9 @@ pub struct OrderSettings {
     /// How long a reservation lives unless it is paid
     #[arg(long, env, value_name = "DURATION", default_value = "15m", value_parser = reservation_ttl, global = true)]
     pub reservation_ttl: Duration,
+    /// Workers delete final orders that were created longer ago than this, for example `90d` [default: off]
+    #[arg(long, env, value_name = "AGE", default_value = "", hide_default_value = true, value_parser = str::parse::<Retention>, global = true)]
+    pub retention: Retention,
     /// Whether workers publish events of orders for the shop's other services (exchange `antre.events`)
     #[arg(long, env, value_enum, value_name = "SWITCH", default_value = "on", global = true)]
     pub events: Switch,

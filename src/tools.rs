@@ -8,6 +8,7 @@ mod dead;
 mod healthcheck;
 mod outcome;
 mod output;
+mod prune;
 
 use crate::settings::{Settings, tools::Tool};
 
@@ -19,6 +20,7 @@ pub async fn run(settings: &Settings, tool: Tool) -> Result<Finding, ToolError> 
         Tool::Audit(output) => audit::run(settings, output).await,
         Tool::Check(output) => check::run(settings, output).await,
         Tool::Dead(what) => dead::run(settings, what).await,
+        Tool::Prune(arguments) => prune::run(settings, arguments).await,
         Tool::Healthcheck(arguments) => healthcheck::run(settings, arguments).await,
     }
 }

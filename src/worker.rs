@@ -9,6 +9,7 @@ mod dead_letters;
 pub mod expiry;
 pub mod health;
 mod isolation;
+pub mod pruning;
 mod split_deliveries;
 mod stalled;
 

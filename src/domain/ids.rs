@@ -41,6 +41,12 @@ impl OrderId {
         )
     }
 
+    /// The first of all ids that are generated at `time` or later. No order has it.
+    pub fn first_at(time: Timestamp) -> Self {
+        let millis = time.as_millisecond().clamp(0, (1 << 48) - 1).cast_unsigned();
+        Self(Uuid::from_u128(u128::from(millis) << 80))
+    }
+
     /// Whether it was generated later than `now`, by more than clocks differ: no process of antre did that.
     pub fn is_from_the_future(self, now: Timestamp) -> bool {
         self.created_at() > now + MAX_CLOCK_DIFFERENCE

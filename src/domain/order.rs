@@ -44,6 +44,11 @@ impl OrderStatus {
         }
     }
 
+    /// Whether an order with this status never changes again.
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Reserved)
+    }
+
     /// The reverse of [`Self::as_str`].
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == word)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{Notify, broadcast},
     task::yield_now,
@@ -29,6 +29,9 @@ use crate::{
 
 /// How many events the slowest receiver may be behind before it loses the oldest ones.
 const EVENT_BACKLOG: usize = 16_384;
+
+/// An order of this age is not pending: it may have been pruned, and no command waits as long.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// Lanes in memory. A clone is another handle to the same lanes.
 #[derive(Clone)]
@@ -273,8 +276,9 @@ impl Submitter for MemorySubmitter {
         Ok(()) // The first command opens its lane.
     }
 
-    fn may_be_pending(&self, id: OrderId, _now: Timestamp) -> bool {
-        id.created_at() >= self.shared.opened_at && !self.shared.state().is_idle()
+    fn may_be_pending(&self, id: OrderId, now: Timestamp) -> bool {
+        let created_at = id.created_at();
+        created_at >= self.shared.opened_at && created_at > now - MAX_AGE && !self.shared.state().is_idle()
     }
 }
 
@@ -413,6 +417,7 @@ mod tests {
         );
         assert!(submitter.may_be_pending(id, SystemClock.now()), "it waits in its lane");
         assert!(!submitter.may_be_pending(before, SystemClock.now()), "it is older than the queue");
+        assert!(!submitter.may_be_pending(id, SystemClock.now() + MAX_AGE), "it may be pruned");
         let mut consumer = queue.consumer().await.unwrap();
         consumer.take(1).await.unwrap();
         assert!(submitter.may_be_pending(id, SystemClock.now()), "it is with a worker");

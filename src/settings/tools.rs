@@ -1,6 +1,10 @@
 //! The tools for the operator, as the command line names them. [`crate::tools`] runs them.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
+
+use super::retention;
 
 /// A tool: it answers a question or does one thing, and ends.
 #[derive(Clone, Debug, Subcommand)]
@@ -17,12 +21,29 @@ pub enum Tool {
     ///
     /// For containers without a shell. Asks where LISTEN_ADDR says, unless --url says otherwise.
     Healthcheck(HealthCheck),
+    /// Delete orders that are final and old, with their keys, while antre serves
+    ///
+    /// Final are orders that are paid, cancelled, expired or rejected. Works in small steps and rests between them. It may be
+    /// interrupted and repeated at any time. A deleted order is 404, and its idempotency key orders anew. Needs DATABASE_URL.
+    Prune(Prune),
     /// List, show, requeue or drop the dead letters of RabbitMQ
     ///
     /// Dead letters are messages of a lane that could not be read or decided, or that waited for an hour. They stay in the
     /// queue `orders.dead` until a person requeues or drops them.
     #[command(subcommand)]
     Dead(Dead),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Prune {
+    /// How long ago an order was created at least, for example 90d; at least 1d
+    #[arg(long, value_name = "AGE", value_parser = retention::age)]
+    pub before: Duration,
+    /// Only count them
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// What to do with dead letters.
@@ -88,10 +109,11 @@ pub struct Output {
 
 impl Tool {
     /// Which settings each tool reads, by the ids of their arguments. `--help` of the tool shows only these.
-    pub const SETTINGS: [(&str, &[&str]); 4] = [
+    pub const SETTINGS: [(&str, &[&str]); 5] = [
         ("audit", &["database_url"]),
         ("check", &["database_url", "amqp_url", "queue_prefix", "lanes", "order_timeout", "reservation_ttl"]),
         ("healthcheck", &["listen_addr"]),
+        ("prune", &["database_url"]),
         ("dead", &["database_url", "amqp_url", "queue_prefix", "lanes"]),
     ];
 }

@@ -4,7 +4,7 @@
 //! One lock covers everything, and no method waits while it holds it: each call is a transaction.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Bound::{Excluded, Unbounded},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
 };
 use crate::clock::Clock;
 use crate::domain::{
@@ -220,7 +220,7 @@ impl Data {
         products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
     }
 
-    /// The stored orders that these commands are about, by id and by key. No order is ever deleted here, so that no key is
+    /// The stored orders that these commands are about, by id and by key. An order is deleted with its keys, so that no key is
     /// left of one.
     fn stored(&self, commands: &[Command]) -> StoredOrders {
         let mut stored = StoredOrders::default();
@@ -257,6 +257,47 @@ impl Data {
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
+    }
+}
+
+#[async_trait]
+impl Retention for MemoryStore {
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        Ok(self.clock.now())
+    }
+
+    async fn final_orders(
+        &self,
+        after: Option<OrderId>,
+        end: OrderId,
+        limit: u32,
+    ) -> Result<Page<OrderId, OrderId>, StoreError> {
+        let data = self.data()?;
+        let behind = data.orders.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let examined: Vec<_> =
+            behind.map(|(_, order)| order).take_while(|order| order.id < end).take(limit as usize).collect();
+        let next = examined.last().map(|order| order.id).filter(|_| examined.len() == limit as usize);
+        let rows = examined.iter().filter(|order| order.status().is_final()).map(|order| order.id).collect();
+        Ok(Page { rows, next })
+    }
+
+    async fn delete_orders(&self, ids: &[OrderId]) -> Result<Deleted, StoreError> {
+        let mut data = self.data()?;
+        let mut gone = HashSet::new();
+        for id in ids {
+            if data.orders.get(id).is_some_and(|order| order.status().is_final()) {
+                data.orders.remove(id);
+                gone.insert(*id);
+            }
+        }
+        let links = (data.keys.len(), data.aliases.len());
+        data.keys.retain(|_, order| !gone.contains(order));
+        data.aliases.retain(|_, order| !gone.contains(order));
+        Ok(Deleted {
+            orders: gone.len() as u64,
+            idempotency_keys: (links.0 - data.keys.len()) as u64,
+            aliases: (links.1 - data.aliases.len()) as u64,
+        })
     }
 }
 

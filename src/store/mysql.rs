@@ -6,6 +6,7 @@
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
 mod connections;
+mod retention;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -275,6 +276,7 @@ macro_rules! now_ms {
         "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000"
     };
 }
+use now_ms;
 
 const DUE: &str = concat!(
     "SELECT * FROM orders
@@ -405,7 +407,9 @@ const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
      SET status = new_status";
 
+// Its order is locked, so that it is not pruned in between.
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
-     SELECT UNHEX(batch.id), UNHEX(batch.order_id)
+     SELECT UNHEX(batch.id), orders.id
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
+     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";

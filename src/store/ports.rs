@@ -3,9 +3,10 @@
 //!
 //! Every method fails with a [`StoreError`], which says whether trying again may help.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::AddAssign, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
@@ -116,6 +117,41 @@ pub trait Decider: Send + Sync {
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
 }
 
+/// What [`retention`](super::retention) needs to delete orders that are final and old.
+#[async_trait]
+pub trait Retention: Send + Sync {
+    /// The time now, by the database's clock.
+    async fn now(&self) -> Result<Timestamp, StoreError>;
+
+    /// Examines up to `limit` orders in id order, behind `after` and before `end`, and returns those that are final. The next page
+    /// begins behind the last one examined.
+    async fn final_orders(
+        &self,
+        after: Option<OrderId>,
+        end: OrderId,
+        limit: u32,
+    ) -> Result<Page<OrderId, OrderId>, StoreError>;
+
+    /// Deletes those of these orders that are final, with their idempotency keys and aliases, in one transaction.
+    async fn delete_orders(&self, ids: &[OrderId]) -> Result<Deleted, StoreError>;
+}
+
+/// Rows that [`Retention::delete_orders`] deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    pub orders: u64,
+    pub idempotency_keys: u64,
+    pub aliases: u64,
+}
+
+impl AddAssign for Deleted {
+    fn add_assign(&mut self, more: Self) {
+        self.orders += more.orders;
+        self.idempotency_keys += more.idempotency_keys;
+        self.aliases += more.aliases;
+    }
+}
+
 /// Which database this is, and which lanes its processes use.
 #[async_trait]
 pub trait Installation: Send + Sync {
@@ -138,7 +174,7 @@ pub trait Health: Send + Sync {
 
 /// All roles: what a process opens, and closes.
 #[async_trait]
-pub trait Store: Catalog + Orders + Decider + Installation + Health {
+pub trait Store: Catalog + Orders + Decider + Retention + Installation + Health {
     /// Closes the connections once they are idle.
     async fn close(&self);
 }

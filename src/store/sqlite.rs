@@ -3,6 +3,8 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
+mod retention;
+
 use std::{
     collections::HashMap,
     fs::OpenOptions,
@@ -167,6 +169,7 @@ macro_rules! now_ms {
         "CAST(round(unixepoch('subsec') * 1000) AS INTEGER)"
     };
 }
+use now_ms;
 
 const DUE: &str = concat!(
     "SELECT * FROM orders

@@ -1,10 +1,17 @@
 //! Statements whose text is the same in both databases, and what their rows say.
 
+use uuid::Uuid;
+
 use super::{
     error::StoreError,
+    page::Page,
     rows::{TextColumn, id_column, product, product_id},
 };
-use crate::domain::{ids::ProductId, inventory::Inventory, product::Product};
+use crate::domain::{
+    ids::{OrderId, ProductId},
+    inventory::Inventory,
+    product::Product,
+};
 
 /// Parameter: id. Rows for [`product_found`].
 pub(super) const PRODUCT: &str = "SELECT name FROM products WHERE id = ?";
@@ -17,6 +24,14 @@ pub(super) const PRODUCT_IDS: &str = "SELECT id FROM products ORDER BY id";
 /// Parameter: id. Rows for [`inventory_found`].
 pub(super) const INVENTORY: &str = "SELECT name, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
+
+/// Whether an order never changes again.
+macro_rules! is_final {
+    () => {
+        "status IN ('paid', 'cancelled', 'expired', 'rejected')"
+    };
+}
+pub(super) use is_final;
 
 pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
 
@@ -35,4 +50,23 @@ pub(super) fn inventory_found(
 
 pub(super) fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {
     rows.into_iter().map(|(id,)| product_id(id)).collect()
+}
+
+/// Of rows of `id, is_final`, which are `limit` if there may be more.
+pub(super) fn page_of_final_orders(rows: Vec<(Uuid, bool)>, limit: u32) -> Page<OrderId, OrderId> {
+    let last = rows.last().map(|(id, _)| (*id).into());
+    let next = last.filter(|_| rows.len() >= limit as usize);
+    Page { rows: rows.into_iter().filter(|(_, is_final)| *is_final).map(|(id, _)| id.into()).collect(), next }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::order::OrderStatus;
+
+    #[test]
+    fn the_statements_and_the_domain_agree_on_what_is_final() {
+        for status in OrderStatus::ALL {
+            assert_eq!(is_final!().contains(&format!("'{}'", status.as_str())), status.is_final());
+        }
+    }
 }

@@ -26,7 +26,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("service", &["domain", "store", "queue"]),
     ("http", &["domain", "service"]),
     ("rehearse", &[]),
-    ("settings", &["domain", "http", "rehearse"]),
+    ("settings", &["domain", "store", "http", "rehearse"]),
     ("app", &["domain", "store", "queue", "lane_watch", "worker", "service", "http", "settings", "dotenv"]),
     ("tools", &["domain", "store", "queue", "settings"]),
     ("lib", &[]),

@@ -97,6 +97,7 @@ mod keys;
 mod life;
 mod lists;
 mod redelivery;
+mod retention;
 
 /// The database of one test.
 struct Database {

@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod dead;
 mod healthcheck;
+mod prune;
 
 use std::process::Output;
 

@@ -23,7 +23,7 @@ pub(crate) use super::{
 };
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 14] = [
     "LISTEN_ADDR",
     "MAX_CONNECTIONS",
     "PUBLIC_URL",
@@ -33,6 +33,7 @@ const SETTINGS: [&str; 13] = [
     "QUEUE_PREFIX",
     "ORDER_TIMEOUT",
     "RESERVATION_TTL",
+    "RETENTION",
     "EVENTS",
     "LANES",
     "RUST_LOG",
