@@ -60,6 +60,7 @@ mod tests {
             command::{NewOrder, ReplyMode},
             ids::OrderId,
             order::Quantity,
+            origin::Origin,
         },
         store::{Catalog, Decider, Orders, memory::MemoryStore},
     };
@@ -71,7 +72,8 @@ mod tests {
         // Rejected, as there are no pieces, and stored, as nobody waits.
         let reject = async |id: OrderId| {
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order = NewOrder { id, product_id: product.id, total, reply, key: None };
+            let order =
+                NewOrder { id, product_id: product.id, total, reply, key: None, origin: Origin::default() };
             store.decide(&[order.into()], Duration::ZERO).await.unwrap();
             assert!(store.order(id).await.unwrap().is_some());
             id
