@@ -10,6 +10,7 @@ use crate::{
     domain::lane_set::LaneSet,
     queue::rabbitmq::RabbitMqQueue,
     store::{Installation, StoreError},
+    supervise::supervise,
     telemetry::LogLimiter,
 };
 
@@ -23,10 +24,15 @@ pub struct LaneWatch {
     store: Arc<dyn Installation>,
     queue: RabbitMqQueue,
     own: LaneSet,
+    failures: LogLimiter,
+}
+
+/// What it did last.
+#[derive(Default)]
+struct Last {
     stored_at: Option<Instant>,
     /// Other sets that were logged.
     reported: HashSet<LaneSet>,
-    failures: LogLimiter,
 }
 
 impl LaneWatch {
@@ -36,36 +42,40 @@ impl LaneWatch {
         queue: RabbitMqQueue,
         own: LaneSet,
     ) -> AbortOnDropHandle<()> {
-        let (stored_at, reported, failures) = (None, HashSet::new(), LogLimiter::every(STORE_EVERY));
-        let mut watch = Self { store, queue, own, stored_at, reported, failures };
-        watch.update().await;
+        let watch = Self { store, queue, own, failures: LogLimiter::every(STORE_EVERY) };
+        watch.update(&mut Last::default()).await;
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut reads = interval(READ_EVERY);
-            reads.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            reads.tick().await; // the first tick is immediate
-            loop {
-                reads.tick().await;
-                watch.update().await;
-            }
+            supervise("watching the lanes of other processes", || watch.run()).await;
         }))
     }
 
-    async fn update(&mut self) {
-        if let Err(error) = self.try_update().await
+    async fn run(&self) {
+        let mut last = Last::default();
+        let mut reads = interval(READ_EVERY);
+        reads.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reads.tick().await; // the first tick is immediate
+        loop {
+            reads.tick().await;
+            self.update(&mut last).await;
+        }
+    }
+
+    async fn update(&self, last: &mut Last) {
+        if let Err(error) = self.try_update(last).await
             && let Some(suppressed) = self.failures.due()
         {
             tracing::warn!(%error, suppressed, "could not read which lanes other processes use");
         }
     }
 
-    async fn try_update(&mut self) -> Result<(), StoreError> {
-        if self.stored_at.is_none_or(|at| at.elapsed() >= STORE_EVERY) {
+    async fn try_update(&self, last: &mut Last) -> Result<(), StoreError> {
+        if last.stored_at.is_none_or(|at| at.elapsed() >= STORE_EVERY) {
             self.store.use_lanes(&self.own).await?;
-            self.stored_at = Some(Instant::now());
+            last.stored_at = Some(Instant::now());
         }
         let mut sets = self.store.lanes_in_use().await?;
         sets.retain(|set| *set != self.own);
-        for other in sets.iter().filter(|set| !self.reported.contains(*set)) {
+        for other in sets.iter().filter(|set| !last.reported.contains(*set)) {
             tracing::warn!(
                 own = %self.own,
                 %other,
@@ -73,7 +83,7 @@ impl LaneWatch {
                  Unless a setting has just been changed, give all processes the same QUEUE_PREFIX and LANES"
             );
         }
-        self.reported = sets.iter().cloned().collect();
+        last.reported = sets.iter().cloned().collect();
         self.queue.serve_lane_sets(sets);
         Ok(())
     }

@@ -34,7 +34,7 @@ use super::{
     site::{ConnectionService, Site},
     socket::{ClientSocket, MAX_HEAD_BYTES},
 };
-use crate::telemetry::LogLimiter;
+use crate::{supervise::supervise, telemetry::LogLimiter};
 
 /// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
 const BACKLOG: u32 = 4096;
@@ -119,8 +119,14 @@ impl Server {
             next_id: AtomicU64::new(0),
         });
         Self {
-            accepting: AbortOnDropHandle::new(tokio::spawn(shared.clone().accept(listener))),
-            _sweeping: AbortOnDropHandle::new(tokio::spawn(shared.clone().sweep())),
+            accepting: AbortOnDropHandle::new(tokio::spawn({
+                let shared = shared.clone();
+                async move { supervise("accepting connections", || shared.accept(&listener)).await }
+            })),
+            _sweeping: AbortOnDropHandle::new(tokio::spawn({
+                let shared = shared.clone();
+                async move { supervise("time limits of connections", || shared.sweep()).await }
+            })),
             shared,
         }
     }
@@ -194,7 +200,7 @@ impl Shared {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener) {
         loop {
             match listener.accept().await {
                 Ok((socket, peer)) => self.admit(socket, peer.ip()).await,
@@ -246,7 +252,7 @@ impl Shared {
     }
 
     /// Closes connections whose clients take too long.
-    async fn sweep(self: Arc<Self>) {
+    async fn sweep(&self) {
         let mut ticks = interval(SWEEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -50,15 +50,14 @@ impl Replies {
         *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    /// Delivers what arrives, for ever. A connection that ends is replaced, with a reply queue of a new name: the old queue
+    /// Delivers what arrives, for ever; without anybody who waits to be told that it is `ready`, whatever fails at first. A connection that ends is replaced, with a reply queue of a new name: the old queue
     /// may still exist, locked by the connection that died.
     pub(super) async fn receive_forever(
         &self,
-        ready: oneshot::Sender<Result<(), QueueError>>,
+        mut ready: Option<oneshot::Sender<Result<(), QueueError>>>,
         deliver: impl Fn(Vec<(CommandId, Outcome)>) + Send + Sync,
     ) {
         let instance = Uuid::now_v7().simple().to_string();
-        let mut ready = Some(ready);
         let mut delays = backoff(MAX_DELAY);
         for incarnation in 1.. {
             let name = self.topology.replies_name(&instance, incarnation);

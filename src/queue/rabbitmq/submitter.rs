@@ -3,7 +3,7 @@
 //! buffers while the broker blocks publishers.
 
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deadpool_lapin::Pool;
@@ -25,6 +25,7 @@ use crate::{
         ids::{OrderId, ProductId},
     },
     queue::{Ping, QueueError, Refusal, ReplySink, Submitter},
+    supervise::supervise,
     telemetry::LogLimiter,
 };
 
@@ -51,8 +52,8 @@ impl RabbitMqSubmitter {
         let (ready, is_ready) = oneshot::channel();
         let tasks = [
             tokio::spawn(receive_replies(lanes.clone(), ready)),
-            tokio::spawn(refuse_while_blocked(lanes.clone())),
-            tokio::spawn(submit_parked(lanes.clone())),
+            tokio::spawn(supervised("refusing while the broker blocks", lanes.clone(), refuse_while_blocked)),
+            tokio::spawn(supervised("submitting parked commands", lanes.clone(), submit_parked)),
         ];
         let submitter = Self { lanes, _tasks: tasks.map(AbortOnDropHandle::new) };
         is_ready.await.map_err(failed)??;
@@ -99,8 +100,22 @@ impl Ping for RabbitMqSubmitter {
     }
 }
 
+async fn supervised<F: Future<Output = ()>>(
+    name: &'static str,
+    lanes: Arc<LanePublisher>,
+    task: impl Fn(Arc<LanePublisher>) -> F,
+) {
+    supervise(name, || task(lanes.clone())).await;
+}
+
 async fn receive_replies(lanes: Arc<LanePublisher>, ready: oneshot::Sender<Result<(), QueueError>>) {
-    lanes.replies.receive_forever(ready, |outcomes| lanes.outcomes.deliver(outcomes)).await;
+    // For the first start only: after it, nobody waits.
+    let ready = Mutex::new(Some(ready));
+    supervise("receiving verdicts", || {
+        let ready = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lanes.replies.receive_forever(ready, |outcomes| lanes.outcomes.deliver(outcomes))
+    })
+    .await;
 }
 
 async fn submit_parked(lanes: Arc<LanePublisher>) {

@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Timeouts};
+use deadpool::managed::{
+    Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Timeouts, WeakPool,
+};
 use sqlx::{
     ConnectOptions, Connection, Executor, FromRow, MySql, MySqlConnection,
     mysql::{MySqlArguments, MySqlConnectOptions, MySqlQueryResult, MySqlRow},
@@ -28,6 +30,7 @@ use tokio::{
 };
 
 use super::super::{error::StoreError, sqlx_error::is_connection_usable};
+use crate::supervise::supervise;
 
 /// How long a call waits for a connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -96,7 +99,8 @@ impl ConnectionPool {
                 .runtime(deadpool::Runtime::Tokio1)
                 .build()
                 .map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        tokio::spawn(close_idle(pool.clone()));
+        let weak = pool.weak();
+        tokio::spawn(async move { supervise("closing idle connections", || close_idle(&weak)).await });
         Ok(Self { pool, limit })
     }
 
@@ -133,9 +137,7 @@ impl ConnectionPool {
 }
 
 /// Closes idle connections, until the pool is closed.
-async fn close_idle(pool: Pool<Sessions>) {
-    let weak = pool.weak();
-    drop(pool);
+async fn close_idle(weak: &WeakPool<Sessions>) {
     loop {
         sleep(IDLE_TIMEOUT / 2).await;
         let Some(pool) = weak.upgrade().filter(|pool: &Pool<Sessions>| !pool.is_closed()) else { return };
