@@ -13,4 +13,5 @@ pub mod origin;
 pub mod command;
 pub mod verdict;
 pub mod event;
+pub mod outcome;
 pub mod decide;

@@ -15,6 +15,8 @@
 //! [`service::batch_loader`] finds the order that a client names, [`worker::expiry`] the reservations that are due.
 //! [`service::catalog`] is for products and their stock.
 //!
+//! [`monitor`] has what operators see of all that.
+//!
 //! [`lane_watch`] ensures that processes with different lanes serve each other. [`app`] wires a process together as its
 //! [`settings`] say, and [`tools`] has the tools for the operator. `ARCHITECTURE.md` explains the same at length, and
 //! `docs/glossary.md` lists the words.
@@ -28,6 +30,7 @@ pub mod queue;
 pub mod worker;
 pub mod store;
 pub mod lane_watch;
+pub mod monitor;
 pub mod supervise;
 pub mod backoff;
 pub mod clock;

@@ -12,6 +12,7 @@ use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventory},
     order::{Order, OrderState, OrderStatus},
+    outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
     verdict::Verdict,
 };
@@ -65,13 +66,18 @@ pub struct BatchResult {
     pub events: Vec<Event>,
     /// Why commands were not decided, ascending.
     pub undecidable: Vec<Undecidable>,
+    /// What became of each product of the batch.
+    pub outcomes: ProductOutcomes,
 }
 
 impl BatchResult {
-    /// Of a batch whose only command cannot be decided.
-    pub fn undecidable(cause: String) -> Self {
+    /// Of a batch whose only command, of this product, cannot be decided.
+    pub fn undecidable(product_id: ProductId, cause: String) -> Self {
         let undecidable = vec![Undecidable { index: 0, cause }];
-        Self { verdicts: vec![Verdict::Undecidable], undecidable, ..Self::default() }
+        let mut outcome = ProductOutcome::default();
+        outcome.count(Effect::Undecidable);
+        let outcomes = [(product_id, outcome)].into();
+        Self { verdicts: vec![Verdict::Undecidable], undecidable, outcomes, ..Self::default() }
     }
 
     /// The result of this batch and of the one behind it, as if they were one.
@@ -81,6 +87,10 @@ impl BatchResult {
         self.undecidable.extend(moved);
         self.verdicts.extend(next.verdicts);
         self.events.extend(next.events);
+        for (product_id, next) in next.outcomes {
+            let outcome = self.outcomes.entry(product_id).or_default();
+            *outcome = outcome.followed_by(next);
+        }
         self
     }
 }
@@ -128,17 +138,22 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     decision.result.verdicts.reserve_exact(commands.len());
     let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
-        let verdict = match command {
+        let decided = match command {
             Command::Place(order) => batch.place(index, order),
             Command::Change(change) => batch.change(change),
         };
-        let verdict = verdict.unwrap_or_else(|cause| {
+        let (verdict, effect) = decided.unwrap_or_else(|cause| {
             batch.decision.result.undecidable.push(Undecidable { index, cause });
-            Verdict::Undecidable
+            (Verdict::Undecidable, Effect::Undecidable)
         });
-        batch.decision.result.verdicts.push(verdict);
+        let result = &mut batch.decision.result;
+        result.verdicts.push(verdict);
+        result.outcomes.entry(command.product_id()).or_default().count(effect);
     }
     let Batch { mut decision, stored, .. } = batch;
+    for (product_id, outcome) in &mut decision.result.outcomes {
+        outcome.inventory = decision.inventories.get(product_id).copied();
+    }
     if let Some(StoredOrders { orders, .. }) = stored {
         // A detached copy further back may have stored the order.
         decision.not_stored.retain(|index| !orders.contains_key(&commands[*index].order_id()));
@@ -146,8 +161,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     decision
 }
 
-/// A verdict, or why there is none.
-type Decided = Result<Verdict, String>;
+/// A verdict and what it changed, or why there is none.
+type Decided = Result<(Verdict, Effect), String>;
 
 struct Batch {
     decision: Decision,
@@ -164,17 +179,17 @@ impl Batch {
         }
         if let Some(verdict) = self.placed.get(&order.id).copied() {
             self.store_for_copy(order, verdict);
-            return Ok(verdict);
+            return Ok((verdict, Effect::Repeated));
         }
-        let verdict = match self.stored_verdict(order)? {
-            Some(verdict) => verdict,
+        let decided = match self.stored_verdict(order)? {
+            Some(decided) => decided,
             None => {
                 self.check_product(order.product_id)?;
                 self.place_new(index, order)
             }
         };
-        self.placed.insert(order.id, verdict);
-        Ok(verdict)
+        self.placed.insert(order.id, decided.0);
+        Ok(decided)
     }
 
     fn check_product(&self, id: ProductId) -> Result<(), String> {
@@ -187,43 +202,44 @@ impl Batch {
         cause.map_or(Ok(()), |cause| Err(cause.clone()))
     }
 
-    fn place_new(&mut self, index: usize, order: &NewOrder) -> Verdict {
+    fn place_new(&mut self, index: usize, order: &NewOrder) -> (Verdict, Effect) {
         let Some(inventory) = self.decision.inventories.get_mut(&order.product_id) else {
-            return Verdict::Rejected(Rejection::ProductNotFound);
+            return rejected(Rejection::ProductNotFound);
         };
-        let verdict = match inventory.reserve(order.total) {
+        let (verdict, effect) = match inventory.reserve(order.total) {
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
-            Ok(()) => Verdict::Reserved { expires_at: self.times.expires_at.max(order.id.created_at()) },
-            Err(InsufficientStock { available }) => {
-                Verdict::Rejected(Rejection::InsufficientStock { available })
+            Ok(()) => {
+                let expires_at = self.times.expires_at.max(order.id.created_at());
+                (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
+            Err(InsufficientStock { available }) => rejected(Rejection::InsufficientStock { available }),
         };
         if !self.store_order(order, verdict, order.key.clone()) {
             self.decision.not_stored.push(index);
         }
-        verdict
+        (verdict, effect)
     }
 
     /// The verdict on an order that was decided before, under its own id or its key.
-    fn stored_verdict(&mut self, order: &NewOrder) -> Result<Option<Verdict>, String> {
+    fn stored_verdict(&mut self, order: &NewOrder) -> Result<Option<(Verdict, Effect)>, String> {
         self.check_order(order.id)?;
         let Some(StoredOrders { orders, keys, .. }) = &self.stored else { return Ok(None) };
         if let Some(known) = orders.get(&order.id).copied() {
             self.emit(known.with_status(OrderStatus::Reserved));
-            return Ok(Some(Verdict::on_stored(&known)));
+            return Ok(Some((Verdict::on_stored(&known), Effect::Repeated)));
         }
         let Some(id) = order.key.as_ref().and_then(|key| keys.get(key)).copied() else { return Ok(None) };
         self.check_order(id)?;
         let Some(known) = orders.get(&id).copied() else { return Ok(None) };
         if !known.is_for(order.product_id, order.total) {
-            let verdict = Verdict::Rejected(Rejection::KeyReused);
+            let (verdict, effect) = rejected(Rejection::KeyReused);
             self.store_order(order, verdict, None);
-            return Ok(Some(verdict));
+            return Ok(Some((verdict, effect)));
         }
         if order.is_detached() {
             self.decision.writes.aliases.push((order.id, known.id));
         }
-        Ok(Some(Verdict::AlreadyPlaced(known)))
+        Ok(Some((Verdict::AlreadyPlaced(known), Effect::Repeated)))
     }
 
     /// An order is in a batch twice when its client stopped waiting in between: then the verdict on the first copy, which was
@@ -259,9 +275,9 @@ impl Batch {
         self.check_order(command.order_id)?;
         self.check_product(command.product_id)?;
         let order = self.stored.as_mut().and_then(|stored| stored.orders.get_mut(&command.order_id));
-        let Some(order) = order else { return Ok(Verdict::OrderNotFound) };
+        let Some(order) = order else { return Ok((Verdict::OrderNotFound, Effect::Repeated)) };
         if order.product_id != command.product_id {
-            return Ok(Verdict::OrderNotFound); // the wrong lane, and the wrong inventory
+            return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventory
         }
         let changed = match self.decision.inventories.get_mut(&command.product_id) {
             Some(inventory) => order
@@ -279,7 +295,8 @@ impl Batch {
         if changed || order.status() == command.change.leads_to() {
             self.emit(order);
         }
-        Ok(Verdict::Current(order))
+        let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
+        Ok((Verdict::Current(order), effect))
     }
 
     fn emit(&mut self, order: Order) {
@@ -287,6 +304,10 @@ impl Batch {
             self.decision.result.events.push(Event { order });
         }
     }
+}
+
+fn rejected(rejection: Rejection) -> (Verdict, Effect) {
+    (Verdict::Rejected(rejection), Effect::Rejected(rejection))
 }
 
 /// The order as it is stored with this verdict; `None` when it is not stored.

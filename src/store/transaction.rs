@@ -146,8 +146,10 @@ pub(super) fn decide<'a, B: Begin>(
             Err(error) if !error.is_transient() => error,
             result => return result,
         };
-        if commands.len() <= 1 {
-            return Ok(BatchResult::undecidable(error.to_string()));
+        match commands {
+            [] => return Ok(BatchResult::default()),
+            [command] => return Ok(BatchResult::undecidable(command.product_id(), error.to_string())),
+            _ => {}
         }
         let (first, second) = commands.split_at(commands.len() / 2);
         let first = decide(store, first, reservation_ttl).await?;

@@ -11,7 +11,7 @@ use self::imports::{Crate, circles, imports};
 const LEAVES: [&str; 5] = ["backoff", "clock", "server_url", "supervise", "telemetry"];
 
 /// What each module at the top of `src` may import, in addition to the [`LEAVES`].
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("domain", &[]),
     ("backoff", &[]),
     ("clock", &["domain"]),
@@ -22,13 +22,28 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("store", &["domain"]),
     ("queue", &["domain"]),
     ("lane_watch", &["domain", "store", "queue"]),
-    ("worker", &["domain", "store", "queue"]),
-    ("service", &["domain", "store", "queue"]),
-    ("http", &["domain", "service"]),
+    ("monitor", &["domain", "store", "queue"]),
+    ("worker", &["domain", "store", "queue", "monitor"]),
+    ("service", &["domain", "store", "queue", "monitor"]),
+    ("http", &["domain", "service", "monitor"]),
     ("rehearse", &[]),
     ("settings", &["domain", "store", "http", "rehearse"]),
-    ("app", &["domain", "store", "queue", "lane_watch", "worker", "service", "http", "settings", "dotenv"]),
-    ("tools", &["domain", "store", "queue", "settings"]),
+    (
+        "app",
+        &[
+            "domain",
+            "store",
+            "queue",
+            "lane_watch",
+            "monitor",
+            "worker",
+            "service",
+            "http",
+            "settings",
+            "dotenv",
+        ],
+    ),
+    ("tools", &["domain", "store", "queue", "monitor", "settings"]),
     ("lib", &[]),
     ("main", &["app", "settings", "dotenv", "http", "rehearse", "tools"]),
 ];

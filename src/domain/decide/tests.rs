@@ -191,6 +191,7 @@ impl World {
         let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
         let decision = decide(Snapshot { inventories, stored, times }, &commands);
         prop_assert_eq!(&decision.result.undecidable, &[]);
+        self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
         for (command, verdict) in commands.iter().zip(&decision.result.verdicts) {
             prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);
@@ -229,6 +230,48 @@ impl World {
         prop_assert_eq!(inventory.stored(), self.stock - pieces(OrderStatus::Paid));
         Ok(())
     }
+}
+
+impl World {
+    /// The outcome counts each command once, and says what is written.
+    fn check_outcome(&self, decision: &Decision, commands: usize) -> Result<(), TestCaseError> {
+        let outcome = decision.result.outcomes.get(&product(1)).copied().unwrap_or_default();
+        prop_assert_eq!(outcome.commands() as usize, commands);
+        if commands > 0 {
+            prop_assert_eq!(outcome.inventory, decision.inventories.get(&product(1)).copied());
+        }
+        let orders = decision.writes.orders.iter();
+        let reserved = orders.filter(|(order, _)| matches!(order.state, OrderState::Accepted { .. })).count();
+        prop_assert_eq!(outcome.reserved as usize, reserved);
+        // An order changes once at most: each change is one new status.
+        let changed = (outcome.paid + outcome.cancelled + outcome.expired) as usize;
+        prop_assert_eq!(changed, decision.writes.statuses.len());
+        Ok(())
+    }
+}
+
+#[test]
+fn each_product_of_a_batch_has_its_outcome() {
+    let inventories = [(product(1), inventory(3)), (product(2), inventory(5))].into();
+    let orders = [order(1, 2), order(1, 2), order(2, 5), order(5, 1)];
+    let outcomes = decide_new(inventories, &orders, SystemClock.now()).result.outcomes;
+    let found = outcomes.iter().map(|(id, outcome)| {
+        let available = outcome.inventory.map(Inventory::available);
+        (id.get(), available, outcome.reserved, outcome.all_rejected())
+    });
+    assert_eq!(found.collect::<Vec<_>>(), [(1, Some(1), 1, 1), (2, Some(0), 1, 0), (5, None, 0, 1)]);
+}
+
+#[test]
+fn a_batch_that_is_decided_in_parts_has_one_outcome() {
+    let first = decide_new([(product(1), inventory(3))].into(), &[order(1, 2)], SystemClock.now());
+    let second = decide_new(first.inventories.clone(), &[order(1, 1), order(1, 1)], SystemClock.now());
+    let whole = first.result.followed_by(second.result);
+    let whole = whole.followed_by(BatchResult::undecidable(product(2), "by a test".to_owned()));
+    let outcome = whole.outcomes[&product(1)];
+    assert_eq!((outcome.reserved, outcome.all_rejected()), (2, 1));
+    assert_eq!(outcome.inventory.map(Inventory::available), Some(0));
+    assert_eq!(whole.outcomes[&product(2)].undecidable, 1);
 }
 
 #[test]

@@ -1,0 +1,136 @@
+//! What a board keeps of one product.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    super::report::{Counts, ProductReport, StockLevel},
+    view::ProductPoint,
+    window::{LatencyWindow, RateWindow, SLOT_SECONDS},
+};
+
+/// How many points are kept: ten minutes.
+const POINTS: usize = 60;
+
+#[derive(Debug, Default)]
+pub(super) struct ProductRow {
+    name: Option<String>,
+    /// The name, for searches.
+    folded_name: String,
+    stock: Option<StockLevel>,
+    totals: Counts,
+    rate: RateWindow,
+    latency: LatencyWindow,
+    points: VecDeque<(u64, ProductPoint)>,
+    /// The worker that decided something last, and when.
+    decided: Option<(Uuid, Instant)>,
+    /// When something was told last.
+    active_at: Option<Instant>,
+}
+
+/// When something is told: on the clock of the board, and on that of people.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) instant: Instant,
+    /// Whole seconds of the board.
+    pub(super) second: u64,
+    pub(super) unix_ms: i64,
+}
+
+impl ProductRow {
+    /// From the catalogue.
+    pub(super) fn set_name(&mut self, name: &str) {
+        if self.name.as_deref() != Some(name) {
+            self.folded_name = name.to_lowercase();
+            self.name = Some(name.to_owned());
+        }
+    }
+
+    /// Keeps the latest: reports of several processes, and what the catalogue says, arrive in any order.
+    pub(super) fn set_stock(&mut self, stock: StockLevel) {
+        if self.stock.is_none_or(|known| known.seen_ms <= stock.seen_ms) {
+            self.stock = Some(stock);
+        }
+    }
+
+    pub(super) fn add(&mut self, report: &ProductReport, process: Uuid, now: Moment) {
+        let counts = report.counts;
+        self.totals += counts;
+        self.rate.add(now.second, counts.reserved, counts.refused());
+        self.latency.add(now.second, &report.latencies);
+        if let Some(stock) = report.stock {
+            self.set_stock(stock);
+        }
+        if report.decided_until_ms > 0 {
+            self.decided = Some((process, now.instant));
+        }
+        self.active_at = Some(now.instant);
+        let available = self.stock.map(|stock| stock.available);
+        let point = self.point(now);
+        point.accepted += counts.reserved;
+        point.refused += counts.refused();
+        point.available = available;
+    }
+
+    /// Commands wait.
+    pub(super) fn add_waiting(&mut self, waiting: u64, now: Moment) {
+        self.active_at = Some(now.instant);
+        let available = self.stock.map(|stock| stock.available);
+        let point = self.point(now);
+        point.waiting = point.waiting.max(waiting);
+        point.available = available;
+    }
+
+    /// The point of now.
+    fn point(&mut self, now: Moment) -> &mut ProductPoint {
+        let slot = now.second / SLOT_SECONDS;
+        if self.points.back().is_none_or(|(of, _)| *of != slot) {
+            self.points.retain(|(of, _)| of + POINTS as u64 > slot);
+            let into_slot_ms = (now.second % SLOT_SECONDS) * 1_000;
+            let at_ms = (now.unix_ms - into_slot_ms.cast_signed()) / 1_000 * 1_000;
+            self.points.push_back((slot, ProductPoint { at_ms, ..ProductPoint::default() }));
+        }
+        let last = self.points.len() - 1;
+        &mut self.points[last].1
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    pub(super) fn has_name_with(&self, folded: &str) -> bool {
+        self.folded_name.contains(folded)
+    }
+
+    pub(super) fn stock(&self) -> Option<StockLevel> {
+        self.stock
+    }
+
+    pub(super) fn totals(&self) -> Counts {
+        self.totals
+    }
+
+    pub(super) fn rate(&self) -> &RateWindow {
+        &self.rate
+    }
+
+    pub(super) fn latency(&self) -> &LatencyWindow {
+        &self.latency
+    }
+
+    pub(super) fn decided(&self) -> Option<(Uuid, Instant)> {
+        self.decided
+    }
+
+    pub(super) fn active_at(&self) -> Option<Instant> {
+        self.active_at
+    }
+
+    pub(super) fn points(&self, now: Moment) -> Vec<ProductPoint> {
+        let slot = now.second / SLOT_SECONDS;
+        let recent = self.points.iter().filter(|(of, _)| of + POINTS as u64 > slot);
+        recent.map(|(_, point)| *point).collect()
+    }
+}
