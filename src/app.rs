@@ -78,7 +78,7 @@ pub async fn run(settings: Settings, role: Role, stop: CancellationToken) -> Res
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::warn!(%error, ?limit.current, "cannot raise the limit of open files");
+        tracing::warn!(%error, limit = limit.current, "cannot raise the limit of open files");
     }
 }
 
@@ -93,7 +93,7 @@ async fn migrate(settings: &Settings) -> Result<(), AppError> {
             url
         }
     };
-    announce(settings, &[format!("The tables of {} are up to date.", shown(&url))]);
+    say(settings, &[format!("The tables of {} are up to date.", shown(&url))]);
     Ok(())
 }
 
@@ -106,10 +106,10 @@ async fn migration_status(settings: &Settings) -> Result<(), AppError> {
     let url = shown(&url);
     let schema =
         schema.map_err(|error| AppError::Start(format!("cannot read the tables of {url}: {error}")))?;
-    announce(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
+    say(settings, &[format!("The tables of {url}:\n{schema}").trim_end().to_owned()]);
     let why = match schema.usability() {
         Usability::Now => {
-            announce(settings, &["This antre may run.".to_owned()]);
+            say(settings, &["This antre may run.".to_owned()]);
             return Ok(());
         }
         Usability::AfterMigration => "some migrations are pending; antre migrate applies them".to_owned(),
@@ -136,7 +136,7 @@ async fn serve_embedded(
         format!("  database         {database_url}"),
     ];
     lines.extend(try_lines(&listener)?);
-    announce(settings, &lines);
+    announce(settings, Role::Serve, &lines);
     let deadline = serve_http(settings, listener, http::site(api, links(settings)), stop).await;
 
     // No request and no expiry arrives any more. Decide the queued commands, then stop the worker.
@@ -204,7 +204,7 @@ async fn run_on_servers(
             _ => lines.extend(try_lines(listener)?),
         }
     }
-    announce(settings, &lines);
+    announce(settings, role, &lines);
     let deadline = match listener {
         Some(listener) => serve_http(settings, listener, site, stop).await,
         None => {
@@ -308,23 +308,28 @@ fn links(settings: &Settings) -> Links {
 
 /// The maximum number of connections: the setting, as long as files are left for everything else.
 fn max_connections(wanted: Option<u32>) -> usize {
-    const DEFAULT: usize = 10_000;
-    const MIN: usize = 16;
-    let wanted = wanted.map(|wanted| wanted as usize);
-    let Some(files) = getrlimit(Resource::Nofile).current else { return wanted.unwrap_or(DEFAULT) };
-    let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let possible = files.saturating_sub(100 + files / 10).max(MIN);
+    let (max, files) = possible_connections(wanted);
     if let Some(wanted) = wanted
-        && wanted > possible
+        && wanted as usize > max
     {
         tracing::warn!(
             wanted,
-            possible,
+            possible = max,
             files,
             "MAX_CONNECTIONS is more than the limit of open files (ulimit -n) allows"
         );
     }
-    wanted.unwrap_or(DEFAULT).min(possible)
+    max
+}
+
+/// The same without a warning, and the limit of open files.
+fn possible_connections(wanted: Option<u32>) -> (usize, Option<usize>) {
+    const DEFAULT: usize = 10_000;
+    const MIN: usize = 16;
+    let wanted = wanted.map_or(DEFAULT, |wanted| wanted as usize);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return (wanted, None) };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    (wanted.min(files.saturating_sub(100 + files / 10).max(MIN)), Some(files))
 }
 
 async fn listen(address: &str) -> Result<TcpListener, AppError> {
@@ -398,8 +403,14 @@ fn url(listener: &TcpListener) -> Result<String, AppError> {
     })
 }
 
+/// A role is open.
+fn announce(settings: &Settings, role: Role, lines: &[String]) {
+    settings.log_effective(role, possible_connections(settings.http.max_connections).0);
+    say(settings, lines);
+}
+
 /// For the person who started it, on stdout; with `--log-format json`, in the log.
-fn announce(settings: &Settings, lines: &[String]) {
+fn say(settings: &Settings, lines: &[String]) {
     match settings.log.log_format {
         LogFormat::Json => {
             for line in lines {

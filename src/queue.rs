@@ -84,6 +84,20 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+impl Outcome {
+    /// A word for it, for logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Decided(verdict) => verdict.as_str(),
+            Self::Refused(Refusal::LaneFull) => "lane_full",
+            Self::Refused(Refusal::QueueUnavailable) => "queue_unavailable",
+            Self::Refused(Refusal::Overloaded) => "overloaded",
+            Self::Refused(Refusal::OtherInstallation) => "other_installation",
+        }
+    }
+}
+
 /// Why a command was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {

@@ -1,5 +1,6 @@
 //! Settings: flags override the environment, which overrides `.env`.
 
+mod effective;
 pub mod retention;
 pub mod tools;
 

@@ -19,6 +19,7 @@ mod page;
 mod ports;
 pub mod retention;
 mod rows;
+mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
 mod statements;

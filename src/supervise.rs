@@ -5,7 +5,7 @@ use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 
-use crate::backoff::backoff;
+use crate::{backoff::backoff, telemetry::ms};
 
 /// A task that ran for this long counts as healthy: its next restart waits the shortest delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ pub async fn supervise<F: Future<Output = ()>>(name: &'static str, task: impl Fn
         tracing::error!(
             task = name,
             panic = text_of(&*panic),
-            ?delay,
+            delay_ms = ms(delay),
             "a task panicked and is started again"
         );
         sleep(delay).await;

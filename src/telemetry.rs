@@ -1,18 +1,22 @@
 //! Logs.
 
 mod escaping;
+mod limiter;
+pub mod slow;
 
 use std::{
     collections::HashSet,
+    fmt::Display,
     io::{self, IsTerminal},
     sync::{LazyLock, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use escaping::EscapingStderr;
+pub use limiter::LogLimiter;
 
 /// Targets that are off unless the filter names them. lapin logs each message that the broker returns, with its payload byte by
 /// byte, and each channel that it closes; `queue::rabbitmq` logs in one line what matters.
@@ -26,6 +30,12 @@ pub struct LogSettings {
     /// How log lines look
     #[arg(long, env, value_enum, default_value = "text", global = true)]
     pub log_format: LogFormat,
+    /// The log names a batch that takes longer to decide
+    #[arg(long, env, value_name = "DURATION", default_value = "500ms", value_parser = threshold, global = true)]
+    pub slow_batch: Duration,
+    /// The log names a statement of the database that takes longer
+    #[arg(long, env, value_name = "DURATION", default_value = "250ms", value_parser = threshold, global = true)]
+    pub slow_query: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,6 +48,8 @@ pub enum LogFormat {
 
 /// Logs to stderr from now on. The error says what is wrong with the filter.
 pub fn init(settings: &LogSettings) -> Result<(), String> {
+    slow::BATCHES.set_threshold(settings.slow_batch);
+    slow::QUERIES.set_threshold(settings.slow_query);
     let filter = EnvFilter::builder()
         .parse(&settings.filter)
         .map_err(|error| format!("RUST_LOG (--log) is not a log filter: {error}"))?;
@@ -56,6 +68,27 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         .map_err(|error| format!("cannot start logging: {error}"))
 }
 
+fn threshold(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 500ms or 10s"))
+}
+
+/// A duration as a field of the log: milliseconds with three decimals.
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1_000.0
+}
+
+/// A list as a field of the log: the first few, and how many more there are.
+pub fn listed(all: impl IntoIterator<Item = impl Display>) -> String {
+    const SHOWN: usize = 10;
+    let mut all = all.into_iter();
+    let mut text = all.by_ref().take(SHOWN).map(|one| one.to_string()).collect::<Vec<_>>().join(", ");
+    let more = all.count();
+    if more > 0 {
+        text += &format!(" and {more} more");
+    }
+    text
+}
+
 /// How many different texts [`is_first_report`] remembers.
 const MAX_REMEMBERED: usize = 1_000;
 
@@ -72,69 +105,22 @@ pub fn is_first_report(text: &str) -> bool {
     seen.insert(text.to_owned())
 }
 
-/// Limits the rate of a log message: the first one is due, then one every five seconds.
-#[derive(Debug)]
-pub struct LogLimiter {
-    interval: Duration,
-    last: Mutex<Option<Last>>,
-}
-
-impl Default for LogLimiter {
-    fn default() -> Self {
-        Self::every(Duration::from_secs(5))
-    }
-}
-
-#[derive(Debug)]
-struct Last {
-    at: Instant,
-    suppressed: u64,
-}
-
-impl LogLimiter {
-    /// One message per `interval` is due.
-    pub const fn every(interval: Duration) -> Self {
-        Self { interval, last: Mutex::new(None) }
-    }
-
-    /// `Some` if a message is due, with the number of suppressed ones since the last.
-    pub fn due(&self) -> Option<u64> {
-        self.due_at(Instant::now())
-    }
-
-    fn due_at(&self, now: Instant) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match last.as_mut() {
-            Some(last) if now.duration_since(last.at) < self.interval => {
-                last.suppressed += 1;
-                None
-            }
-            _ => {
-                let suppressed = last.replace(Last { at: now, suppressed: 0 });
-                Some(suppressed.map_or(0, |last| last.suppressed))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_milliseconds_and_lists_have_an_end() {
+        assert_eq!(ms(Duration::from_micros(1_234_567)), 1_234.567);
+        assert_eq!(listed([1, 2]), "1, 2");
+        assert_eq!(listed([7; 10]), "7, 7, 7, 7, 7, 7, 7, 7, 7, 7");
+        assert_eq!(listed([7; 13]), "7, 7, 7, 7, 7, 7, 7, 7, 7, 7 and 3 more");
+    }
 
     #[test]
     fn a_message_is_reported_once() {
         assert!(is_first_report("a test reports"));
         assert!(!is_first_report("a test reports"));
         assert!(is_first_report("a test reports something else"));
-    }
-
-    #[test]
-    fn of_many_messages_the_first_is_due_and_one_every_five_seconds() {
-        let (limiter, begin) = (LogLimiter::default(), Instant::now());
-        let at = |ms| limiter.due_at(begin + Duration::from_millis(ms));
-        assert_eq!(at(0), Some(0));
-        assert_eq!((at(1), at(4_999)), (None, None));
-        assert_eq!(at(5_000), Some(2));
-        assert_eq!(at(60_000), Some(0));
     }
 }

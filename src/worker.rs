@@ -6,6 +6,7 @@
 
 mod batch;
 mod dead_letters;
+mod decided;
 pub mod expiry;
 pub mod health;
 mod isolation;
@@ -19,18 +20,19 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    batch::{BatchDecider, MAX_BATCH, commands_of, products_of, replies_of},
+    batch::{BatchDecider, MAX_BATCH, products_of, replies_of},
     dead_letters::report_undecidable,
+    decided::log_decided,
     health::WorkerHealth,
     isolation::Isolation,
     stalled::{Progress, Stalled},
 };
 use crate::{
     backoff::backoff,
-    domain::{decide::BatchResult, ids::ProductId},
+    domain::decide::BatchResult,
     queue::{Completion, Consumer, Delivery, Queue, QueueError},
     store::{Store, StoreError},
-    telemetry::LogLimiter,
+    telemetry::{LogLimiter, listed},
 };
 
 /// How often a worker looks for products whose notification did not arrive.
@@ -168,9 +170,10 @@ impl Session<'_> {
     /// Publishes replies and events of decided commands, then acknowledges the deliveries that are decided entirely.
     async fn complete(&mut self, decided: Vec<Delivery>, result: BatchResult) -> Result<(), QueueError> {
         if !result.undecidable.is_empty() {
-            let dead = report_undecidable(&commands_of(&decided), &result.undecidable);
+            let dead = report_undecidable(&decided, &result.undecidable);
             self.consumer.dead_letter(dead).await?;
         }
+        log_decided(&decided, &result.verdicts);
         let completion =
             Completion { replies: replies_of(&decided, &result.verdicts), events: result.events };
         let finished = self.stalled.finish(decided);
@@ -204,9 +207,9 @@ impl Session<'_> {
 
     fn report_failure(&self, batch: &[Delivery], error: &StoreError) {
         if let Some(suppressed) = self.failures.due() {
-            let products = products_of(batch).into_iter().take(10).map(ProductId::get).collect::<Vec<_>>();
+            let products = listed(products_of(batch));
             let commands: usize = batch.iter().map(|delivery| delivery.commands.len()).sum();
-            tracing::warn!(%error, ?products, commands, suppressed, "could not decide a batch, trying again");
+            tracing::warn!(%error, products, commands, suppressed, "could not decide a batch, trying again");
         }
     }
 }

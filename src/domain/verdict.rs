@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::domain::{
-    order::{Order, OrderState},
+    order::{Order, OrderState, OrderStatus},
     rejection::Rejection,
 };
 
@@ -33,6 +33,18 @@ impl Verdict {
         match order.state {
             OrderState::Accepted { expires_at, .. } => Self::Reserved { expires_at },
             OrderState::Rejected(rejection) => Self::Rejected(rejection),
+        }
+    }
+
+    /// A word for it, for logs: the reason of a rejection, the status of the order that was to be changed.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Reserved { .. } => OrderStatus::Reserved.as_str(),
+            Self::Rejected(rejection) => rejection.reason().as_str(),
+            Self::AlreadyPlaced(_) => "already_placed",
+            Self::Current(order) => order.status().as_str(),
+            Self::OrderNotFound => "order_not_found",
+            Self::Undecidable => "undecidable",
         }
     }
 

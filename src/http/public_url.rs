@@ -1,7 +1,7 @@
 //! The URL below which clients find this API behind a proxy that adds a path prefix: it is put in front of the references in
 //! answers.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use ipnet::IpNet;
@@ -31,6 +31,12 @@ impl FromStr for PublicUrl {
     }
 }
 
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The proxies whose `X-Forwarded-Prefix` counts: addresses and networks, separated by commas. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
@@ -53,6 +59,14 @@ impl FromStr for TrustedProxies {
             .map(one)
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+}
+
+impl fmt::Display for TrustedProxies {
+    /// As the setting is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let networks: Vec<_> = self.0.iter().map(IpNet::to_string).collect();
+        f.write_str(&networks.join(","))
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     envelope::{ApiError, ErrorReport, Reason},
     public_url::Links,
 };
-use crate::domain::origin::RequestId;
+use crate::{domain::origin::RequestId, telemetry::ms};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -90,13 +90,13 @@ async fn answer(mut router: Router, mut request: Request) -> Response {
         let cause = cause.as_deref();
         if status >= 500 {
             if let Some(suppressed) = reason.due() {
-                tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, suppressed, "answered with an error");
+                tracing::warn!(request_id = id, %method, %uri, status, reason = reason.as_str(), cause, elapsed_ms = ms(began.elapsed()), suppressed, "answered with an error");
             }
         } else {
-            tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), "answered with an error");
+            tracing::debug!(request_id = id, %method, %uri, status, reason = reason.as_str(), elapsed_ms = ms(began.elapsed()), "answered with an error");
         }
     } else {
-        tracing::debug!(request_id = id, %method, %uri, status, elapsed = ?began.elapsed(), "answered");
+        tracing::debug!(request_id = id, %method, %uri, status, elapsed_ms = ms(began.elapsed()), "answered");
     }
     add_common_headers(response.headers_mut(), request_id);
     response

@@ -43,7 +43,7 @@ impl CatalogService {
         if let Err(error) = self.dispatcher.open_lane(product.id).await
             && let Some(suppressed) = self.lanes_not_opened.due()
         {
-            tracing::warn!(product_id = %product.id, %error, suppressed, "the lane will be opened by its first order");
+            tracing::warn!(product_id = product.id.get(), %error, suppressed, "the lane will be opened by its first order");
         }
         Ok(product)
     }

@@ -5,8 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{Level, enabled};
 
 use crate::{
     clock::Clock,
@@ -18,6 +19,7 @@ use crate::{
     },
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     service::pending_replies::PendingReplies,
+    telemetry::ms,
 };
 
 /// How long a client whose deadline is over waits until its detached command is queued. A command that takes longer is queued
@@ -80,12 +82,17 @@ impl Dispatcher {
         };
         let wait = if command.is_detached() { self.order_timeout } else { wait };
         let wait = if self.pending.is_closing() { wait.min(WAIT_WHILE_CLOSING) } else { wait };
-        let detached = command.clone().detached();
+        let (detached, began) = (command.clone().detached(), Instant::now());
+        let traced = enabled!(Level::DEBUG).then(|| detached.clone());
         self.submitter.submit(command);
-        match timeout(wait, reply).await {
+        let outcome = match timeout(wait, reply).await {
             Ok(Some(outcome)) => Some(outcome),
             Ok(None) | Err(_) => self.detach(detached).await,
+        };
+        if let Some(command) = traced {
+            log_answered(&command, outcome, began.elapsed());
         }
+        outcome
     }
 
     /// Ensures that there will be a verdict, before the client gets its 202. The first copy may be anywhere: in a lane, with a
@@ -132,6 +139,18 @@ impl Dispatcher {
     pub(super) fn pending_count(&self) -> usize {
         self.pending.count()
     }
+}
+
+fn log_answered(command: &Command, outcome: Option<Outcome>, elapsed: Duration) {
+    tracing::debug!(
+        order_id = %command.order_id(),
+        product_id = command.product_id().get(),
+        request_id = command.origin().request_id.as_ref().map(display),
+        what = command.what(),
+        outcome = outcome.as_ref().map_or("pending", Outcome::as_str),
+        elapsed_ms = ms(elapsed),
+        "a command has its outcome"
+    );
 }
 
 /// A wait of 0 means detached.

@@ -1,6 +1,6 @@
 //! How long final orders are kept.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use humantime::{format_duration, parse_duration};
 
@@ -16,6 +16,15 @@ impl FromStr for Retention {
     /// An empty variable, or `off`, keeps all orders.
     fn from_str(text: &str) -> Result<Self, String> {
         if ["", "off"].contains(&text.trim()) { Ok(Self(None)) } else { age(text).map(|age| Self(Some(age))) }
+    }
+}
+
+impl fmt::Display for Retention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(age) => format_duration(age).fmt(f),
+            None => f.write_str("off"),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions, Connection, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, Execute, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
     query::{Query, QueryAs},
     sqlite::{
@@ -43,6 +43,7 @@ use super::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, TextColumn, id_column, installation_id, product_id,
         readable,
     },
+    slow_query::timed,
     statements::{
         INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
         product_ids,
@@ -121,7 +122,8 @@ impl SqliteStore {
     where
         T: for<'row> FromRow<'row, SqliteRow> + Send + Unpin,
     {
-        Ok(in_time(time::Instant::now() + READ_LIMIT, query.fetch_all(&self.reads)).await?)
+        let (deadline, sql) = (time::Instant::now() + READ_LIMIT, query.sql());
+        Ok(timed(sql, in_time(deadline, query.fetch_all(&self.reads))).await?)
     }
 
     /// A connection for a list. Its statements are interrupted at the time limit of the list.
@@ -204,11 +206,9 @@ impl Catalog for SqliteStore {
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let rows: Vec<(i64, TextColumn)> = sqlx::query_as(PRODUCTS)
-            .bind(after.map_or(0, id_column))
-            .bind(i64::from(limit) + 1)
-            .fetch_all(&mut *self.listing().await?)
-            .await?;
+        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let mut connection = self.listing().await?;
+        let rows: Vec<(i64, TextColumn)> = timed(PRODUCTS, query.fetch_all(&mut *connection)).await?;
         Ok(page_of_products(rows, limit))
     }
 
@@ -268,12 +268,15 @@ impl Orders for SqliteStore {
         let mut connection = self.listing().await?;
         let last_examined = match BY_ID.last_examined(&page) {
             Some(mut last_examined) => {
-                last_examined.build_query_scalar().fetch_optional(&mut *connection).await?
+                let sql = last_examined.sql().to_owned();
+                let query = last_examined.build_query_scalar();
+                timed(&sql, query.fetch_optional(&mut *connection)).await?
             }
             None => None,
         };
-        let rows: Vec<OrderRow> =
-            BY_ID.orders(&page, last_examined).build_query_as().fetch_all(&mut *connection).await?;
+        let mut orders = BY_ID.orders(&page, last_examined);
+        let sql = orders.sql().to_owned();
+        let rows: Vec<OrderRow> = timed(&sql, orders.build_query_as().fetch_all(&mut *connection)).await?;
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
@@ -374,14 +377,16 @@ impl SqliteTransaction {
     where
         T: for<'row> FromRow<'row, SqliteRow> + Send + Unpin,
     {
-        in_time(self.deadline, query.fetch_all(self.connection()?)).await
+        let (deadline, sql) = (self.deadline, query.sql());
+        timed(sql, in_time(deadline, query.fetch_all(self.connection()?))).await
     }
 
     async fn execute<'a>(
         &'a mut self,
         query: Query<'a, Sqlite, SqliteArguments<'a>>,
     ) -> Result<(), sqlx::Error> {
-        in_time(self.deadline, query.execute(self.connection()?)).await.map(drop)
+        let (deadline, sql) = (self.deadline, query.sql());
+        timed(sql, in_time(deadline, query.execute(self.connection()?))).await.map(drop)
     }
 
     fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {

@@ -1,11 +1,16 @@
 //! What the parts of a worker know of a batch.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     domain::{command::Command, decide::BatchResult, ids::ProductId, verdict::Verdict},
     queue::{Address, Delivery, Reply},
     store::{Store, StoreError},
+    telemetry::{listed, ms, slow},
 };
 
 /// How many commands one transaction decides at most. There is no minimum: a lone order never waits for others.
@@ -20,7 +25,25 @@ pub(super) struct BatchDecider {
 
 impl BatchDecider {
     pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<BatchResult, StoreError> {
-        self.store.decide(&commands_of(deliveries), self.reservation_ttl).await
+        let began = Instant::now();
+        let result = self.store.decide(&commands_of(deliveries), self.reservation_ttl).await;
+        log_slow(deliveries, began.elapsed(), result.as_ref().err());
+        result
+    }
+}
+
+/// After an attempt to decide a batch.
+fn log_slow(batch: &[Delivery], elapsed: Duration, error: Option<&StoreError>) {
+    if let Some(suppressed) = slow::BATCHES.due(elapsed) {
+        let commands: usize = batch.iter().map(|delivery| delivery.commands.len()).sum();
+        tracing::warn!(
+            products = listed(products_of(batch)),
+            commands,
+            elapsed_ms = ms(elapsed),
+            error = error.map(tracing::field::display),
+            suppressed,
+            "a slow batch"
+        );
     }
 }
 

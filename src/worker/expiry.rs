@@ -90,7 +90,10 @@ impl Expiry {
             for product_id in silent.into_iter().filter(|id| !existing.contains(id)) {
                 requests.suspend(product_id);
                 if is_first_report(&format!("reservations of product {product_id}, which does not exist")) {
-                    tracing::error!(%product_id, "reservations of a product that does not exist cannot expire: put the product and its inventory back, or delete its orders");
+                    tracing::error!(
+                        product_id = product_id.get(),
+                        "reservations of a product that does not exist cannot expire: put the product and its inventory back, or delete its orders"
+                    );
                 }
             }
         }

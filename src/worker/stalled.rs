@@ -24,6 +24,7 @@ use crate::{
     domain::{command::Command, decide::BatchResult, ids::ProductId},
     queue::Delivery,
     store::StoreError,
+    telemetry::ms,
 };
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -108,7 +109,7 @@ impl Stalled {
         error: &StoreError,
     ) -> Vec<Delivery> {
         for product_id in products {
-            tracing::warn!(%product_id, %error, "a product is stalled: its commands wait, others go on");
+            tracing::warn!(product_id = product_id.get(), %error, "a product is stalled: its commands wait, others go on");
             let now = Instant::now();
             let product = StalledProduct {
                 waiting: Vec::new(),
@@ -151,8 +152,12 @@ impl Stalled {
                 Ok(result) => {
                     (product.failures, product.held_since) = (0, Instant::now());
                     if product.waiting.is_empty() {
-                        let after = product.stalled_at.elapsed();
-                        tracing::info!(%product_id, ?after, "a product is not stalled any more");
+                        let elapsed_ms = ms(product.stalled_at.elapsed());
+                        tracing::info!(
+                            product_id = product_id.get(),
+                            elapsed_ms,
+                            "a product is not stalled any more"
+                        );
                         self.products.remove(&product_id);
                     }
                     self.schedule_attempt(product_id);

@@ -37,6 +37,7 @@ mod processes {
     mod backup;
     mod compose;
     mod faults;
+    mod logs;
     mod rehearse;
     mod secrets;
     mod tools;

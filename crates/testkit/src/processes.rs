@@ -60,12 +60,19 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits until it prints where it listens: the first URL in its standard output, without the path.
+    /// Waits until it prints where it listens: the first URL in its standard output, or behind `curl` in a log in JSON, without
+    /// the path.
     pub async fn url(&mut self) -> Result<String> {
         let output = self.directory.join(format!("{}.out", self.name));
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            if let Some(url) = first_url(&fs::read_to_string(&output)?) {
+            let in_json = || {
+                self.log()
+                    .lines()
+                    .find(|line| line.starts_with('{') && line.contains("curl "))
+                    .and_then(in_line)
+            };
+            if let Some(url) = first_url(&fs::read_to_string(&output)?).or_else(in_json) {
                 return Ok(url);
             }
             if self.child.try_wait()?.is_some() || Instant::now() > deadline {
@@ -162,6 +169,12 @@ fn first_url(output: &str) -> Option<String> {
     Some(format!("http://{}", &authority[..end]))
 }
 
+/// The URL behind `curl`. A line that is not complete yet has no brace at its end.
+fn in_line(line: &str) -> Option<String> {
+    let (_, url) = line.strip_suffix('}')?.split_once("curl ")?;
+    first_url(&format!("{url}\n"))
+}
+
 /// Thousands of connections need as many files, and many shells allow 1,024. Children inherit the limit.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -184,6 +197,9 @@ mod tests {
             "http://127.0.0.1:30"
         );
         assert_eq!(first_url("http://127.0.0.1:3000\nmore").unwrap(), "http://127.0.0.1:3000");
+        let line = r#"{"level":"INFO","message":"try              curl http://127.0.0.1:30/api/products"}"#;
+        assert_eq!(in_line(line).unwrap(), "http://127.0.0.1:30");
+        assert_eq!(in_line(&line[..line.len() - 1]), None);
     }
 
     #[tokio::test]

@@ -16,8 +16,7 @@ use crate::{
     queue::Refusal,
 };
 
-/// How many commands one message carries at most: some 100 kB, which is one frame, and as many as a worker decides at a
-/// time. The cost of a message for the broker depends little on its content.
+/// How many commands one message carries at most: some 170 kB, two frames, and as many as a worker decides at a time. The cost of a message for the broker depends little on its content.
 const MAX_COMMANDS_PER_MESSAGE: usize = 1_000;
 
 /// So many commands are a message that need not wait for the verdicts on the one before.

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{command::Command, lane_set::LaneNumber},
     queue::{Address, QueueError, Refusal},
-    telemetry::LogLimiter,
+    telemetry::{LogLimiter, ms},
 };
 
 /// How long commands gather at most behind a message that is queued and not decided. A worker that is slow, or that serves
@@ -82,6 +82,7 @@ impl LanePublisher {
 
     /// Publishes one message until it is known what became of it. Returns whether it is queued.
     async fn publish(&self, lane: LaneNumber, entries: Vec<Entry>, reply_to: Address) -> bool {
+        let began = Instant::now();
         let payload = wire::encode_commands(entries.iter().map(|entry| &entry.command));
         let had_open_circuit = self.buffers.has_open_circuit(lane);
         let published = match had_open_circuit {
@@ -92,6 +93,12 @@ impl LanePublisher {
             Published::Confirmed => {
                 self.outcomes.confirm(&entries);
                 self.close_circuit(lane);
+                tracing::debug!(
+                    lane = %self.topology.lane(lane),
+                    commands = entries.len(),
+                    elapsed_ms = ms(began.elapsed()),
+                    "commands are queued"
+                );
                 true
             }
             Published::Nacked => {
@@ -109,8 +116,8 @@ impl LanePublisher {
             }
             Published::NotSent(error) => {
                 if let Some(suppressed) = self.not_sent.due() {
-                    let commands = entries.len();
-                    tracing::warn!(%error, lane, commands, suppressed, "commands were not queued");
+                    let (lane, commands) = (self.topology.lane(lane), entries.len());
+                    tracing::warn!(%error, %lane, commands, suppressed, "commands were not queued");
                 }
                 self.outcomes.refuse(entries, Refusal::QueueUnavailable);
                 false

@@ -13,7 +13,10 @@ use tokio::{
 };
 
 use super::{lane_buffer::Entry, topology::MAX_AGE};
-use crate::{domain::command::Command, telemetry::LogLimiter};
+use crate::{
+    domain::command::Command,
+    telemetry::{LogLimiter, listed},
+};
 
 /// How many commands one API keeps, parked or in a lane's buffer.
 const MAX_PARKABLE: usize = 65_536;
@@ -50,6 +53,9 @@ impl Parked {
         }
         if let Some(suppressed) = self.lost.due() {
             tracing::error!(
+                order_id = %command.order_id(),
+                product_id = command.product_id().get(),
+                request_id = command.origin().request_id.as_ref().map(tracing::field::display),
                 suppressed,
                 "{MAX_PARKABLE} commands wait for the queue; this one may never get a verdict"
             );
@@ -83,7 +89,12 @@ impl Parked {
                 .partition(|entry| entry.parkable_since.is_none_or(|at| at.elapsed() < MAX_AGE));
             if !old.is_empty() {
                 self.release(old.len());
-                tracing::error!(commands = old.len(), "could not be queued for an hour; they get no verdict");
+                let orders = listed(old.iter().map(|entry| entry.command.order_id()));
+                tracing::error!(
+                    commands = old.len(),
+                    orders,
+                    "could not be queued for an hour; they get no verdict"
+                );
             }
             if !young.is_empty() {
                 return young;

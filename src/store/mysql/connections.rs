@@ -20,7 +20,7 @@ use deadpool::managed::{
     Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Timeouts, WeakPool,
 };
 use sqlx::{
-    ConnectOptions, Connection, Executor, FromRow, MySql, MySqlConnection,
+    ConnectOptions, Connection, Execute, Executor, FromRow, MySql, MySqlConnection,
     mysql::{MySqlArguments, MySqlConnectOptions, MySqlQueryResult, MySqlRow},
     query::{Query, QueryAs},
 };
@@ -29,7 +29,11 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::super::{error::StoreError, sqlx_error::is_connection_usable};
+use super::super::{
+    error::StoreError,
+    slow_query::{timed, timed_with_values},
+    sqlx_error::is_connection_usable,
+};
 use crate::supervise::supervise;
 
 /// How long a call waits for a connection before the database counts as unavailable.
@@ -212,9 +216,10 @@ impl PooledConnection {
         T: for<'row> FromRow<'row, MySqlRow> + Send + Unpin,
     {
         self.state = State::Open;
-        let limit = self.limit();
-        let answer = timeout_at(limit, query.fetch_all(self.connection()?)).await;
-        self.note_error(answer.unwrap_or_else(|_| Err(silent())))
+        let (limit, sql) = (self.limit(), query.sql());
+        let answer = in_time(limit, query.fetch_all(self.connection()?));
+        let answer = timed(sql, answer).await;
+        self.note_error(answer)
     }
 
     pub(super) async fn execute(
@@ -222,17 +227,19 @@ impl PooledConnection {
         query: Query<'_, MySql, MySqlArguments>,
     ) -> Result<MySqlQueryResult, sqlx::Error> {
         self.state = State::Open;
-        let limit = self.limit();
-        let answer = timeout_at(limit, query.execute(self.connection()?)).await;
-        self.note_error(answer.unwrap_or_else(|_| Err(silent())))
+        let (limit, sql) = (self.limit(), query.sql());
+        let answer = in_time(limit, query.execute(self.connection()?));
+        let answer = timed(sql, answer).await;
+        self.note_error(answer)
     }
 
     /// Statements as text, the last of which is `COMMIT`. The disk may take its time.
     pub(super) async fn commit(&mut self, statements: &str) -> Result<(), sqlx::Error> {
         self.state = State::Open;
         let limit = self.deadline;
-        let answer = timeout_at(limit, self.connection()?.execute(sqlx::raw_sql(statements))).await;
-        self.note_error(answer.unwrap_or_else(|_| Err(silent())))?;
+        let answer = in_time(limit, self.connection()?.execute(sqlx::raw_sql(statements)));
+        let answer = timed_with_values(statements, answer).await;
+        self.note_error(answer)?;
         self.state = State::Clean;
         Ok(())
     }
@@ -260,8 +267,12 @@ impl PooledConnection {
     }
 }
 
-fn silent() -> sqlx::Error {
-    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server is silent"))
+async fn in_time<T>(
+    limit: Instant,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, "the server is silent");
+    timeout_at(limit, answer).await.unwrap_or_else(|_| Err(sqlx::Error::Io(silent())))
 }
 
 impl Drop for PooledConnection {

@@ -20,6 +20,7 @@ use crate::{
         verdict::Verdict,
     },
     queue::{Outcome, ReplySink, Submitter},
+    telemetry::listed,
 };
 
 /// How many expiries are queued at most: half of what a lane takes, so that orders still fit in.
@@ -136,7 +137,7 @@ impl ExpiryRequests {
         if !products.is_empty() {
             tracing::warn!(
                 expiries = lost.len(),
-                ?products,
+                products = listed(&products),
                 "no verdict on expiries, submitting them again later"
             );
         }

@@ -23,7 +23,7 @@ pub(crate) use super::{
 };
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 16] = [
     "LISTEN_ADDR",
     "MAX_CONNECTIONS",
     "PUBLIC_URL",
@@ -38,6 +38,8 @@ const SETTINGS: [&str; 14] = [
     "LANES",
     "RUST_LOG",
     "LOG_FORMAT",
+    "SLOW_BATCH",
+    "SLOW_QUERY",
 ];
 
 /// The two pairs of adapters behind the program.
