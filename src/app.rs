@@ -1,5 +1,7 @@
 //! Wires a process together: the store, the queue, the roles. Starts it, and stops it in order.
 
+mod watching;
+
 use std::{
     io::{self, Write},
     sync::Arc,
@@ -14,11 +16,19 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use self::watching::Watching;
 use crate::{
     clock::{Clock, SystemClock},
     domain::lane_set::LaneSet,
     http::{self, Api, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
+    monitor::{
+        metrics::{MetricsError, Parts},
+        observed::{
+            ObservedDecider, ObservedQueue,
+            conservation::{Conservation, OpenAudit},
+        },
+    },
     queue::{
         Queue,
         memory::MemoryQueue,
@@ -27,7 +37,12 @@ use crate::{
     server_url::{self, shown},
     service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
-    store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{
+        Store, TimeLimited, Usability,
+        audit::{Audit, mysql::MySqlAudit, sqlite::SqliteAudit},
+        mysql::MySqlStore,
+        sqlite::SqliteStore,
+    },
     supervise::supervise,
     telemetry::LogFormat,
     worker::{Worker, expiry::Expiry, health::WorkerHealth, pruning::Pruning},
@@ -50,6 +65,8 @@ pub enum AppError {
     /// Something that it needs is not available.
     #[error("{0}")]
     Start(String),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
 }
 
 /// Runs a role until `stop`.
@@ -125,11 +142,21 @@ async fn serve_embedded(
     stop: CancellationToken,
 ) -> Result<(), AppError> {
     let listener = listen(settings.http.listen_addr_or_default()).await?;
-    let store: Arc<dyn Store> = open_sqlite(database_url).await?;
+    let watching = Watching::new(Parts { has_api: true, has_worker: true, is_on_servers: false }, "serve")?;
+    let store = open_sqlite(database_url).await?.observed_by(watching.metrics.worker.clone());
+    let pools = store.clone();
+    watching.pools(move || pools.pool_use())?;
+    let store: Arc<dyn Store> = Arc::new(store);
     let queue = MemoryQueue::new(LANE_CAPACITY, SystemClock.now());
-    let worker = RunningWorker::start(settings, &store, Arc::new(queue.clone()));
-    let dispatcher = dispatcher(settings, &queue, &stop).await?;
-    let api = api(&store, &dispatcher, Some(worker.health.clone()));
+    let worker = RunningWorker::start(
+        settings,
+        &store,
+        Arc::new(queue.clone()),
+        &watching,
+        sqlite_audit(database_url.to_owned()),
+    )?;
+    let dispatcher = dispatcher(settings, &queue, &stop, &watching).await?;
+    let api = api(&store, &dispatcher, Some(worker.health.clone()), &watching);
     let mut lines = vec![
         banner("API and worker in one process"),
         "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)".into(),
@@ -140,7 +167,7 @@ async fn serve_embedded(
     let deadline = serve_http(settings, listener, http::site(api, links(settings)), stop).await;
 
     // No request and no expiry arrives any more. Decide the queued commands, then stop the worker.
-    worker.expiry.abort();
+    worker.abort_helpers();
     let _ = timeout_at(deadline, queue.drain()).await;
     worker.stop(deadline).await;
     let _ = timeout_at(deadline, store.close()).await;
@@ -170,7 +197,19 @@ async fn run_on_servers(
              use amqps://"
         );
     }
-    let store: Arc<dyn Store> = open_mysql(database_url).await?;
+    let (has_api, has_worker) = (role != Role::Worker, role != Role::Api);
+    let watching = Watching::new(
+        Parts { has_api, has_worker, is_on_servers: true },
+        match role {
+            Role::Api => "api",
+            Role::Worker => "worker",
+            Role::Serve | Role::Migrate { .. } => "serve",
+        },
+    )?;
+    let store = open_mysql(database_url).await?.observed_by(watching.metrics.worker.clone());
+    let pools = store.clone();
+    watching.pools(move || pools.pool_use())?;
+    let store: Arc<dyn Store> = Arc::new(store);
     let queue = open_rabbitmq(settings, amqp_url, &*store).await?;
     let _lane_watch = LaneWatch::start(
         Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
@@ -178,15 +217,25 @@ async fn run_on_servers(
         lane_set(settings),
     )
     .await;
+    watching.broker(&queue)?;
     let queue: Arc<dyn Queue> = Arc::new(queue);
-    let worker = (role != Role::Api).then(|| RunningWorker::start(settings, &store, queue.clone()));
+    let worker = match has_worker {
+        true => {
+            let audit = mysql_audit(database_url.to_owned());
+            Some(RunningWorker::start(settings, &store, queue.clone(), &watching, audit)?)
+        }
+        false => None,
+    };
     let health = worker.as_ref().map(|worker| worker.health.clone());
     let mut api_dispatcher = None;
     let site = match role {
-        Role::Worker => http::health_site(Probes::new(store.clone(), queue, health)),
+        Role::Worker => {
+            http::worker_site(Probes::new(store.clone(), queue, health), watching.metrics.clone())
+        }
         _ => {
-            let dispatcher = api_dispatcher.insert(dispatcher(settings, &*queue, &stop).await?);
-            http::site(api(&store, dispatcher, health), links(settings))
+            let dispatcher = dispatcher(settings, &*queue, &stop, &watching).await?;
+            let dispatcher = api_dispatcher.insert(dispatcher);
+            http::site(api(&store, dispatcher, health, &watching), links(settings))
         }
     };
     let mut lines = vec![
@@ -225,12 +274,18 @@ async fn run_on_servers(
     Ok(())
 }
 
-fn api(store: &Arc<dyn Store>, dispatcher: &Arc<Dispatcher>, worker: Option<Arc<WorkerHealth>>) -> Api {
+fn api(
+    store: &Arc<dyn Store>,
+    dispatcher: &Arc<Dispatcher>,
+    worker: Option<Arc<WorkerHealth>>,
+    Watching { metrics }: &Watching,
+) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api::new(
         CatalogService::new(reads.clone(), dispatcher.clone()),
-        OrderService::new(reads.clone(), reads, dispatcher.clone()),
+        OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
         Probes::new(store.clone(), dispatcher.health_check(), worker),
+        metrics.clone(),
     )
 }
 
@@ -238,50 +293,98 @@ async fn dispatcher(
     settings: &Settings,
     queue: &dyn Queue,
     stop: &CancellationToken,
+    watching: &Watching,
 ) -> Result<Arc<Dispatcher>, AppError> {
-    let dispatcher =
-        Dispatcher::new(queue, settings.http.order_timeout, Arc::new(SystemClock), stop.clone()).await;
-    dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))
+    let (timeout, clock) = (settings.http.order_timeout, Arc::new(SystemClock));
+    let metrics = watching.metrics.api.clone();
+    let dispatcher = Dispatcher::new(queue, timeout, clock, stop.clone(), metrics).await;
+    let dispatcher = dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))?;
+    watching.parked(&dispatcher)?;
+    Ok(dispatcher)
 }
 
 struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
-    expiry: AbortOnDropHandle<()>,
-    pruning: Option<AbortOnDropHandle<()>>,
+    /// Tasks that may be aborted at any time.
+    helpers: Vec<AbortOnDropHandle<()>>,
     health: Arc<WorkerHealth>,
 }
 
 impl RunningWorker {
-    fn start(settings: &Settings, store: &Arc<dyn Store>, queue: Arc<dyn Queue>) -> Self {
-        let stop = CancellationToken::new();
-        let expiry = Expiry { queue: queue.clone(), store: store.clone(), clock: Arc::new(SystemClock) };
-        let worker = Worker {
-            queue,
+    fn start(
+        settings: &Settings,
+        store: &Arc<dyn Store>,
+        queue: Arc<dyn Queue>,
+        watching: &Watching,
+        open_audit: OpenAudit,
+    ) -> Result<Self, AppError> {
+        let Watching { metrics } = watching;
+        let (stop, clock) = (CancellationToken::new(), Arc::new(SystemClock));
+        watching.expiry(SystemClock)?;
+        let expiry = Expiry {
+            queue: queue.clone(),
             store: store.clone(),
+            clock: clock.clone(),
+            metrics: metrics.worker.expiry.clone(),
+        };
+        let conservation = Conservation {
+            catalog: Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
+            open: open_audit,
+            metrics: metrics.worker.conservation.clone(),
+        };
+        let worker = Worker {
+            queue: Arc::new(ObservedQueue { queue, metrics: metrics.worker.clone() }),
+            store: store.clone(),
+            decider: Arc::new(ObservedDecider {
+                decider: store.clone(),
+                metrics: metrics.worker.clone(),
+                clock,
+            }),
             reservation_ttl: settings.orders.reservation_ttl,
             stop: stop.clone(),
             health: Arc::default(),
         };
         let health = worker.health.clone();
-        let expiry = AbortOnDropHandle::new(tokio::spawn(async move {
-            supervise("expiry", || expiry.run()).await;
-        }));
-        let pruning = settings.orders.retention.0.map(|retention| {
-            let pruning = Pruning { store: store.clone(), retention };
-            AbortOnDropHandle::new(tokio::spawn(async move { supervise("pruning", || pruning.run()).await }))
-        });
         let task = tokio::spawn(async move { supervise("worker", || worker.run()).await });
-        Self { stop, task, expiry, pruning, health }
+        let mut helpers = vec![
+            tokio::spawn(async move { supervise("expiry", || expiry.run()).await }),
+            tokio::spawn(async move { supervise("conservation", || conservation.run()).await }),
+        ];
+        helpers.extend(settings.orders.retention.0.map(|retention| {
+            let pruning = Pruning { store: store.clone(), retention };
+            tokio::spawn(async move { supervise("pruning", || pruning.run()).await })
+        }));
+        let helpers = helpers.into_iter().map(AbortOnDropHandle::new).collect();
+        Ok(Self { stop, task, helpers, health })
+    }
+
+    /// No reservation expires any more, no order is deleted, and no inventory is compared.
+    fn abort_helpers(&self) {
+        self.helpers.iter().for_each(|task| task.abort());
     }
 
     /// Lets it finish its batch.
     async fn stop(self, deadline: Instant) {
-        self.expiry.abort();
-        drop(self.pruning);
+        self.abort_helpers();
         self.stop.cancel();
         let _ = timeout_at(deadline, self.task).await;
     }
+}
+
+/// Opens a connection of its own for the comparison of inventories with orders.
+fn sqlite_audit(url: String) -> OpenAudit {
+    Arc::new(move || {
+        let url = url.clone();
+        Box::pin(async move { Ok(Box::new(SqliteAudit::open(&url).await?) as Box<dyn Audit>) })
+    })
+}
+
+fn mysql_audit(url: String) -> OpenAudit {
+    Arc::new(move || {
+        let url = url.clone();
+        Box::pin(async move { Ok(Box::new(MySqlAudit::open(&url).await?) as Box<dyn Audit>) })
+    })
 }
 
 /// Answers requests until `stop`, then finishes those in flight. Returns the deadline of the rest of the process.
@@ -340,8 +443,8 @@ async fn listen(address: &str) -> Result<TcpListener, AppError> {
     })
 }
 
-async fn open_sqlite(url: &str) -> Result<Arc<SqliteStore>, AppError> {
-    SqliteStore::open(url).await.map(Arc::new).map_err(|error| {
+async fn open_sqlite(url: &str) -> Result<SqliteStore, AppError> {
+    SqliteStore::open(url).await.map_err(|error| {
         AppError::Start(format!(
             "cannot open the database {url}: {error}. DATABASE_URL (--database-url) must name a file that this \
              user can write, in a directory that exists"
@@ -349,8 +452,8 @@ async fn open_sqlite(url: &str) -> Result<Arc<SqliteStore>, AppError> {
     })
 }
 
-async fn open_mysql(url: &str) -> Result<Arc<MySqlStore>, AppError> {
-    MySqlStore::open(url).await.map(Arc::new).map_err(|error| {
+async fn open_mysql(url: &str) -> Result<MySqlStore, AppError> {
+    MySqlStore::open(url).await.map_err(|error| {
         AppError::Start(format!(
             "cannot open the database {}: {error}. Check that the server runs, and DATABASE_URL (--database-url)",
             shown(url)

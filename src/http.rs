@@ -8,6 +8,7 @@ mod docs;
 mod envelope;
 mod errors;
 mod health;
+mod metrics;
 mod orders;
 mod origin;
 mod page;
@@ -16,6 +17,7 @@ mod products;
 mod public_url;
 mod query;
 mod readiness;
+mod route_names;
 mod server;
 mod site;
 mod socket;
@@ -30,6 +32,10 @@ use axum::{
 };
 
 use envelope::{ApiError, Reason};
+use metrics::Exposition;
+use route_names::RouteNames;
+
+use crate::monitor::metrics::{HttpMetrics, Metrics};
 
 pub use api::Api;
 pub use docs::CONTRACT;
@@ -57,32 +63,44 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
 
 /// What an API has for people and their tools. It is not a part of the contract: it may change with any release.
 pub fn operator_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
-    vec![("/docs", get(docs::viewer::show)), ("/docs/{file}", get(docs::viewer::file))]
+    vec![
+        ("/docs", get(docs::viewer::show)),
+        ("/docs/{file}", get(docs::viewer::file)),
+        ("/metrics", get(metrics::show)),
+    ]
 }
 
 /// The whole API, and the pages for people.
 pub fn site(api: Api, links: Links) -> Site {
-    build([routes(), operator_routes()].concat(), api, links)
+    let http_metrics = api.metrics.http.clone();
+    build([routes(), operator_routes()].concat(), api, links, http_metrics)
 }
 
-/// What a worker serves: its health only.
-pub fn health_site(probes: Probes) -> Site {
-    let routes = vec![("/health/live", get(health::live)), ("/health/ready", get(health::ready))];
-    build(routes, probes, Links::default())
+/// What a worker serves: its health and its metrics.
+pub fn worker_site(probes: Probes, metrics: Arc<Metrics>) -> Site {
+    let routes = vec![
+        ("/health/live", get(health::live)),
+        ("/health/ready", get(health::ready)),
+        ("/metrics", get(metrics::show)),
+    ];
+    let http_metrics = metrics.http.clone();
+    build(routes, Exposition { metrics, probes }, Links::default(), http_metrics)
 }
 
 fn build<S: Clone + Send + Sync + 'static>(
     routes: Vec<(&'static str, MethodRouter<S>)>,
     state: S,
     links: Links,
+    metrics: Arc<HttpMetrics>,
 ) -> Site {
+    let names = RouteNames::new(routes.iter().map(|(path, _)| *path), metrics);
     let router = routes
         .into_iter()
         .fold(Router::new(), |router, (path, methods)| router.route(path, methods))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(route_not_found)
         .with_state(state);
-    Site { router, links: Arc::new(links) }
+    Site { router, links: Arc::new(links), routes: Arc::new(names) }
 }
 
 async fn route_not_found(uri: Uri, request: Request) -> ApiError {

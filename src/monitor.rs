@@ -3,10 +3,14 @@
 //! Once a second each process tells the others in a [`report`] what it did. Each API keeps what it was told on its [`board`],
 //! which pages and tools read.
 //!
+//! [`metrics`] is the same for Prometheus, and longer; [`observed`] has the decorators of the ports that measure.
+//!
 //! Nothing here decides anything, and no order waits for it: what is lost is missing on a page.
 
 pub mod board;
 pub mod latency;
+pub mod metrics;
+pub mod observed;
 pub mod report;
 
 use std::time::Duration;

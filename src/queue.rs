@@ -56,6 +56,9 @@ pub trait Submitter: Ping {
     /// arrives when it is queued.
     fn submit_or_park(&self, command: Command);
 
+    /// How many commands are parked now.
+    fn parked(&self) -> usize;
+
     /// Waits until no command is parked.
     async fn drain(&self);
 

@@ -1,5 +1,6 @@
 //! What an API does between HTTP and the ports. Handlers call [`catalog`] and [`ordering`], and name neither store nor queue.
 
+mod answers;
 pub mod batch_loader;
 pub mod catalog;
 pub mod dispatcher;

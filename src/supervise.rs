@@ -1,6 +1,12 @@
 //! Tasks that must not end before the process does.
 
-use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
@@ -12,12 +18,26 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 const MIN_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
+/// The tasks of this process, with the number of their panics.
+static PANICS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+
+/// Each task that was started in this process, with the number of its panics.
+pub fn panics() -> Vec<(&'static str, u64)> {
+    counts().iter().map(|(name, panics)| (*name, *panics)).collect()
+}
+
+fn counts() -> MutexGuard<'static, BTreeMap<&'static str, u64>> {
+    PANICS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs a task until it returns. When it panics, it is started again, with growing delays.
 pub async fn supervise<F: Future<Output = ()>>(name: &'static str, task: impl Fn() -> F) {
+    counts().entry(name).or_default();
     let mut delays = backoff(MIN_DELAY, MAX_DELAY);
     loop {
         let began = Instant::now();
         let Err(panic) = AssertUnwindSafe(async { task().await }).catch_unwind().await else { return };
+        *counts().entry(name).or_default() += 1;
         if began.elapsed() >= HEALTHY_AFTER {
             delays = backoff(MIN_DELAY, MAX_DELAY);
         }
@@ -53,6 +73,9 @@ mod tests {
         let began = Instant::now();
         supervise("a test", task).await;
         assert_eq!(starts.get(), 4);
+        supervise("another test", || async {}).await;
+        let panics = panics();
+        assert!(panics.contains(&("a test", 3)) && panics.contains(&("another test", 0)), "{panics:?}");
         assert!(began.elapsed() >= Duration::from_millis(100 + 200 + 400), "{:?}", began.elapsed());
     }
 }

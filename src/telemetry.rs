@@ -1,5 +1,6 @@
 //! Logs.
 
+mod counting;
 mod escaping;
 mod limiter;
 pub mod slow;
@@ -15,8 +16,11 @@ use std::{
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
+use counting::Counting;
 use escaping::EscapingStderr;
 pub use limiter::LogLimiter;
+
+pub use counting::{message_counts, suppressed_messages};
 
 /// Targets that are off unless the filter names them. lapin logs each message that the broker returns, with its payload byte by
 /// byte, and each channel that it closes; `queue::rabbitmq` logs in one line what matters.
@@ -63,7 +67,7 @@ pub fn init(settings: &LogSettings) -> Result<(), String> {
         LogFormat::Json => lines.with_writer(io::stderr).json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        .with(lines.and_then(Counting).with_filter(filter))
         .try_init()
         .map_err(|error| format!("cannot start logging: {error}"))
 }

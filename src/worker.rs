@@ -31,7 +31,7 @@ use crate::{
     backoff::backoff,
     domain::decide::BatchResult,
     queue::{Completion, Consumer, Delivery, Queue, QueueError},
-    store::{Store, StoreError},
+    store::{Decider, Store, StoreError},
     telemetry::{LogLimiter, listed},
 };
 
@@ -47,6 +47,8 @@ const MAX_DELAY: Duration = Duration::from_secs(2);
 pub struct Worker {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
+    /// Of the same store.
+    pub decider: Arc<dyn Decider>,
     /// How long a reservation lives unless it is paid.
     pub reservation_ttl: Duration,
     /// Finish the batch in hand, then end.
@@ -81,7 +83,7 @@ impl Worker {
         let lost = |has_worked| move |error| ConsumerLost { error, has_worked };
         let consumer = self.queue.consumer().await.map_err(lost(false))?;
         let _consuming = self.health.consuming();
-        let decider = BatchDecider { store: self.store.clone(), reservation_ttl: self.reservation_ttl };
+        let decider = BatchDecider { decider: self.decider.clone(), reservation_ttl: self.reservation_ttl };
         let stalled = Stalled::new(decider.clone());
         let mut session =
             Session { worker: self, decider, consumer, stalled, failures: LogLimiter::default() };

@@ -4,8 +4,11 @@ use std::{ops::Deref, sync::Arc};
 
 use axum::extract::FromRef;
 
-use super::health::Probes;
-use crate::service::{catalog::CatalogService, ordering::OrderService};
+use super::{health::Probes, metrics::Exposition};
+use crate::{
+    monitor::metrics::Metrics,
+    service::{catalog::CatalogService, ordering::OrderService},
+};
 
 /// The state of the API's handlers. Every request clones it several times, so it is one [`Arc`].
 #[derive(Clone)]
@@ -15,11 +18,12 @@ pub struct Services {
     pub catalog: CatalogService,
     pub orders: OrderService,
     pub probes: Probes,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Api {
-    pub fn new(catalog: CatalogService, orders: OrderService, probes: Probes) -> Self {
-        Self(Arc::new(Services { catalog, orders, probes }))
+    pub fn new(catalog: CatalogService, orders: OrderService, probes: Probes, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Services { catalog, orders, probes, metrics }))
     }
 }
 
@@ -34,5 +38,11 @@ impl Deref for Api {
 impl FromRef<Api> for Probes {
     fn from_ref(api: &Api) -> Self {
         api.probes.clone()
+    }
+}
+
+impl FromRef<Api> for Exposition {
+    fn from_ref(api: &Api) -> Self {
+        Self { metrics: api.metrics.clone(), probes: api.probes.clone() }
     }
 }

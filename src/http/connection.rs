@@ -186,11 +186,13 @@ impl Connection {
         self.directive.load(Ordering::Acquire) == Directive::Refuse as u8
     }
 
-    /// Gives a directive. A weaker one than it has already changes nothing.
-    pub(super) fn direct(&self, directive: Directive) {
-        if self.directive.fetch_max(directive as u8, Ordering::AcqRel) < directive as u8 {
+    /// Gives a directive. A weaker one than it has already changes nothing. Returns whether it is the first one.
+    pub(super) fn direct(&self, directive: Directive) -> bool {
+        let before = self.directive.fetch_max(directive as u8, Ordering::AcqRel);
+        if before < directive as u8 {
             self.task.wake();
         }
+        before == Directive::Serve as u8
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether the process runs, and whether it can do its work.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
@@ -32,13 +32,19 @@ struct Inner {
     cached: Mutex<Option<(Instant, Readiness)>>,
 }
 
+impl fmt::Debug for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probes").finish_non_exhaustive()
+    }
+}
+
 impl Probes {
     /// `worker`: of this process, if it has one.
     pub fn new(store: Arc<dyn Health>, queue: Arc<dyn Ping>, worker: Option<Arc<WorkerHealth>>) -> Self {
         Self(Arc::new(Inner { store, queue, worker, cached: Mutex::default() }))
     }
 
-    async fn readiness(&self) -> Readiness {
+    pub(super) async fn readiness(&self) -> Readiness {
         let Inner { store, queue, worker, cached } = &*self.0;
         let mut cached = cached.lock().await;
         if let Some((checked_at, readiness)) = *cached

@@ -19,6 +19,12 @@ pub(super) enum Answer {
 }
 
 impl Readiness {
+    /// Each part of the process, with its answer.
+    pub(super) fn parts(self) -> impl Iterator<Item = (&'static str, Answer)> {
+        let parts = [("database", Some(self.database)), ("queue", Some(self.queue)), ("worker", self.worker)];
+        parts.into_iter().filter_map(|(part, answer)| Some((part, answer?)))
+    }
+
     pub(super) fn is_ready(self) -> bool {
         ![Some(self.database), Some(self.queue), self.worker].contains(&Some(Answer::Unavailable))
     }

@@ -34,7 +34,11 @@ use super::{
     site::{ConnectionService, Site},
     socket::{ClientSocket, MAX_HEAD_BYTES},
 };
-use crate::{supervise::supervise, telemetry::LogLimiter};
+use crate::{
+    monitor::metrics::{Closed, HttpMetrics},
+    supervise::supervise,
+    telemetry::LogLimiter,
+};
 
 /// How many connections may wait to be accepted: a flash sale opens with all its buyers at once.
 const BACKLOG: u32 = 4096;
@@ -101,7 +105,12 @@ struct ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.shared.connections().remove(&self.id);
+        let left = {
+            let mut connections = self.shared.connections();
+            connections.remove(&self.id);
+            connections.len()
+        };
+        self.shared.metrics().set_connections(left);
         self.shared.ended.notify_waiters();
     }
 }
@@ -118,6 +127,7 @@ impl Server {
             warnings: LogLimiter::default(),
             next_id: AtomicU64::new(0),
         });
+        shared.metrics().set_max_connections(max_connections);
         Self {
             accepting: AbortOnDropHandle::new(tokio::spawn({
                 let shared = shared.clone();
@@ -196,6 +206,10 @@ fn protocols() -> auto::Builder<TokioExecutor> {
 }
 
 impl Shared {
+    fn metrics(&self) -> &HttpMetrics {
+        &self.site.routes.metrics
+    }
+
     fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -228,7 +242,12 @@ impl Shared {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(peer);
-        self.connections().insert(id, connection.clone());
+        let open = {
+            let mut connections = self.connections();
+            connections.insert(id, connection.clone());
+            connections.len()
+        };
+        self.metrics().set_connections(open);
         tokio::spawn(ConnectionGuard { shared: self.clone(), id, connection }.serve(socket));
     }
 
@@ -257,18 +276,20 @@ impl Shared {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            let mut closed = 0;
             for connection in self.connections().values() {
                 let Some((wait, since)) = connection.waiting_for() else { continue };
                 let late = since.elapsed().checked_sub(wait.limit());
                 let Some(late) = late else { continue };
-                connection.direct(match wait {
+                closed += usize::from(connection.direct(match wait {
                     // A connection that has not closed by now does not poll.
                     _ if late > 2 * SWEEP => Directive::Close,
                     Wait::Head => Directive::Refuse,
                     Wait::NextRequest => Directive::Finish,
                     Wait::Anything | Wait::Body | Wait::Reading | Wait::Closing => Directive::Close,
-                });
+                }));
             }
+            self.metrics().closed(Closed::Slow, closed);
         }
     }
 
@@ -286,7 +307,9 @@ impl Shared {
         let least = idle.first().map(|(rank, ..)| *rank);
         let max = self.max_connections / 32 + 1;
         let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(max);
-        chosen.map(|(.., connection)| connection.direct(Directive::Close)).count()
+        let closed = chosen.map(|(.., connection)| connection.direct(Directive::Close)).count();
+        self.metrics().closed(Closed::Room, closed);
+        closed
     }
 
     /// After a failed accept: neither stops accepting, nor tries again without a pause.
@@ -295,6 +318,7 @@ impl Shared {
         if matches!(errno, Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR | Errno::PROTO)) {
             return; // the client went away
         }
+        self.metrics().accept_failed();
         let closed = match errno {
             Some(Errno::MFILE | Errno::NFILE) => self.make_room(),
             _ => 0,

@@ -25,6 +25,7 @@ use super::{
     connection::{Connection, Exchange, TrackedBody},
     envelope::{ApiError, ErrorReport, Reason},
     public_url::Links,
+    route_names::RouteNames,
 };
 use crate::{domain::origin::RequestId, telemetry::ms};
 
@@ -39,6 +40,7 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub struct Site {
     pub(super) router: Router,
     pub(super) links: Arc<Links>,
+    pub(super) routes: Arc<RouteNames>,
 }
 
 /// The site for the requests of one connection.
@@ -56,9 +58,9 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         let exchange = self.connection.exchange();
         let request = request.map(|body| Body::new(exchange.track_request(body)));
         let base = self.site.links.base(self.connection.peer, request.headers());
-        let router = self.site.router.clone();
+        let (router, routes) = (self.site.router.clone(), self.site.routes.clone());
         Box::pin(async move {
-            let mut response = answer(router, request).await;
+            let mut response = answer(router, &routes, request).await;
             if let Some(base) = base {
                 Links::rebase(&base, response.headers_mut());
             }
@@ -67,7 +69,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
     }
 }
 
-async fn answer(mut router: Router, mut request: Request) -> Response {
+async fn answer(mut router: Router, routes: &RouteNames, mut request: Request) -> Response {
     let began = Instant::now();
     let request_id = give_request_id(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
@@ -86,6 +88,8 @@ async fn answer(mut router: Router, mut request: Request) -> Response {
         Err(_) => ApiError::internal("a handler panicked").into_response(),
     };
     let (status, id) = (response.status().as_u16(), request_id.to_str().unwrap_or_default());
+    let error = response.extensions().get().map(|ErrorReport { reason, .. }| reason.as_str());
+    routes.metrics.answered(routes.of(uri.path()), method.as_str(), status, began.elapsed(), error);
     if let Some(ErrorReport { reason, cause }) = response.extensions().get() {
         let cause = cause.as_deref();
         if status >= 500 {

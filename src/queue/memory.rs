@@ -270,6 +270,10 @@ impl Submitter for MemorySubmitter {
         self.push(command, usize::MAX);
     }
 
+    fn parked(&self) -> usize {
+        0
+    }
+
     async fn drain(&self) {} // Nothing is parked.
 
     async fn open_lane(&self, _: ProductId) -> Result<(), QueueError> {

@@ -26,6 +26,7 @@ mod replies;
 mod settlement;
 mod submitter;
 mod topology;
+mod traffic;
 mod wire;
 mod worker_channels;
 
@@ -46,6 +47,7 @@ use super::{Consumer, Ping, Queue, QueueError, ReplySink, Submitter};
 use crate::domain::lane_set::LaneSet;
 
 pub use topology::RabbitMqSettings;
+pub use traffic::Traffic;
 
 /// Lanes on a RabbitMQ broker.
 #[derive(Clone)]
@@ -67,6 +69,17 @@ impl RabbitMqQueue {
         with_timeout(topology.declare_shared(&channel)).await?;
         let connections = Arc::new(PublishConnections::new(topology.clone(), publish_pool.clone()));
         Ok(Self { topology, publish_pool, connections, failures: Arc::default() })
+    }
+
+    /// What passes between this process and the broker.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        self.topology.broker().traffic().clone()
+    }
+
+    /// How many connections of the pool on which an API publishes are in use, and how many are idle.
+    pub fn publish_connections(&self) -> (usize, usize) {
+        let status = self.publish_pool.status();
+        (status.size.saturating_sub(status.available), status.available)
     }
 
     /// From now on workers serve these lanes as well, in place of the sets of an earlier call: other processes use them, or

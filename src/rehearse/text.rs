@@ -107,7 +107,7 @@ pub fn verdict(assessment: &Assessment) -> String {
     for note in notes(assessment) {
         let _ = writeln!(text, "  note: {note}");
     }
-    text + &assessment.sentence() + "\n"
+    text + assessment.sentence().as_str() + "\n"
 }
 
 /// What a reader should know before believing the numbers.

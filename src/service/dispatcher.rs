@@ -17,6 +17,7 @@ use crate::{
         time::from_millis,
         verdict::Verdict,
     },
+    monitor::metrics::ApiMetrics,
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     service::pending_replies::PendingReplies,
     telemetry::ms,
@@ -39,6 +40,7 @@ pub struct Dispatcher {
     pending: Arc<PendingReplies>,
     order_timeout: Duration,
     clock: Arc<dyn Clock>,
+    metrics: Arc<ApiMetrics>,
     _closing: AbortOnDropHandle<()>,
 }
 
@@ -49,8 +51,9 @@ impl Dispatcher {
         order_timeout: Duration,
         clock: Arc<dyn Clock>,
         stop: CancellationToken,
+        metrics: Arc<ApiMetrics>,
     ) -> Result<Self, QueueError> {
-        let pending = Arc::new(PendingReplies::default());
+        let pending = Arc::new(PendingReplies::new(metrics.clone()));
         let submitter = queue.submitter(pending.clone()).await?;
         let closing = tokio::spawn({
             let pending = pending.clone();
@@ -60,7 +63,8 @@ impl Dispatcher {
                 pending.close();
             }
         });
-        Ok(Self { submitter, pending, order_timeout, clock, _closing: AbortOnDropHandle::new(closing) })
+        let closing = AbortOnDropHandle::new(closing);
+        Ok(Self { submitter, pending, order_timeout, clock, metrics, _closing: closing })
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -80,14 +84,25 @@ impl Dispatcher {
         let Some(reply) = self.pending.register(command.id()) else {
             return Some(Outcome::Refused(Refusal::Overloaded));
         };
-        let wait = if command.is_detached() { self.order_timeout } else { wait };
+        let is_detached = command.is_detached();
+        let wait = if is_detached { self.order_timeout } else { wait };
         let wait = if self.pending.is_closing() { wait.min(WAIT_WHILE_CLOSING) } else { wait };
         let (detached, began) = (command.clone().detached(), Instant::now());
         let traced = enabled!(Level::DEBUG).then(|| detached.clone());
         self.submitter.submit(command);
         let outcome = match timeout(wait, reply).await {
-            Ok(Some(outcome)) => Some(outcome),
-            Ok(None) | Err(_) => self.detach(detached).await,
+            Ok(Some(outcome)) => {
+                if let Outcome::Decided(_) = outcome {
+                    self.metrics.decided(began.elapsed());
+                }
+                Some(outcome)
+            }
+            Ok(None) | Err(_) => {
+                if !is_detached {
+                    self.metrics.detached();
+                }
+                self.detach(detached).await
+            }
         };
         if let Some(command) = traced {
             log_answered(&command, outcome, began.elapsed());
@@ -110,6 +125,11 @@ impl Dispatcher {
             }
             decided => decided,
         }
+    }
+
+    /// How many commands are parked now.
+    pub fn parked(&self) -> usize {
+        self.submitter.parked()
     }
 
     /// Waits until every command is queued whose client was promised a verdict.

@@ -20,14 +20,18 @@ use crate::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    queue::{Outcome, Refusal},
+    monitor::metrics::ApiMetrics,
+    queue::Outcome,
     service::{
+        answers::{change_answer, order_answer},
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
         sold_out::SoldOutCache,
     },
     store::{Catalog, OrderPage, Orders, Page, StoreError},
 };
+
+pub use super::answers::{ChangeError, OrderChange, PlaceError, Placement};
 
 /// The shortest wait that is left after lookups.
 const MIN_WAIT: Duration = Duration::from_millis(1);
@@ -40,65 +44,6 @@ pub struct Call {
     /// How long its client prefers to wait for the verdict. `None`: the order timeout.
     pub wait: Option<Duration>,
     pub origin: Origin,
-}
-
-/// An order that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// The pieces are reserved or paid, committed in the database. `replayed`: the order was placed earlier, under the same
-    /// idempotency key.
-    Accepted { order: Order, replayed: bool },
-    /// No verdict by the deadline. It will be stored under this id.
-    Pending(OrderId),
-}
-
-/// Why an order was not placed. Nothing was reserved.
-#[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
-    /// The lane decided so. `replayed`: it did earlier, under the same idempotency key.
-    #[error("rejected: {rejection:?}")]
-    Rejected { product_id: ProductId, rejection: Rejection, replayed: bool },
-    /// The order of this idempotency key was placed earlier, and holds no pieces any more.
-    #[error("the order of this key is {}", .0.status().as_str())]
-    NotReserved(Order),
-    /// It was not queued: sending it again is safe.
-    #[error("refused: {0:?}")]
-    Refused(Refusal),
-    /// The worker's log says which row of the database is corrupt.
-    #[error("undecidable")]
-    Undecidable,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// A payment or cancellation that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderChange {
-    /// The order has the status that the change leads to: by this change, or by an earlier one.
-    Done(Order),
-    /// No verdict by the deadline. This is the order as it was before.
-    Pending(Order),
-}
-
-/// Why an order was not changed.
-#[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
-    #[error("there is no order {0}")]
-    NotFound(OrderId),
-    /// The order may be in its lane: it holds no pieces yet.
-    #[error("the order is not decided yet")]
-    NotDecided,
-    /// The order's status does not allow the change.
-    #[error("the order is {}", .0.as_str())]
-    Conflict(OrderStatus),
-    /// It was not queued: sending it again is safe.
-    #[error("refused: {0:?}")]
-    Refused(Refusal),
-    /// The worker's log says which row of the database is corrupt.
-    #[error("undecidable")]
-    Undecidable,
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// What is known of an order.
@@ -126,24 +71,43 @@ pub struct OrderService {
     products: Arc<BatchLoader<ProductId>>,
     /// Products that exist. A product is never deleted, so an entry stays true.
     known_products: RwLock<HashSet<ProductId>>,
+    metrics: Arc<ApiMetrics>,
 }
 
 impl OrderService {
-    pub fn new(catalog: Arc<dyn Catalog>, orders: Arc<dyn Orders>, dispatcher: Arc<Dispatcher>) -> Self {
+    pub fn new(
+        catalog: Arc<dyn Catalog>,
+        orders: Arc<dyn Orders>,
+        dispatcher: Arc<Dispatcher>,
+        metrics: Arc<ApiMetrics>,
+    ) -> Self {
         Self {
-            sold_out_cache: SoldOutCache::new(catalog.clone()),
+            sold_out_cache: SoldOutCache::new(catalog.clone(), metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
             products: Arc::new(BatchLoader::new(catalog)),
             known_products: RwLock::default(),
             dispatcher,
             stored_orders: orders,
+            metrics,
         }
     }
 
     /// Places an order and waits for its verdict, for as long as the call says but no longer than the order timeout. A wait of 0
     /// ends when the order is queued, unless its key is stored. When the caller goes away, the order stays in its lane.
     pub async fn place(
+        &self,
+        product_id: ProductId,
+        total: Quantity,
+        key: Option<IdempotencyKey>,
+        call: Call,
+    ) -> Result<Placement, PlaceError> {
+        let answer = self.try_to_place(product_id, total, key, call).await;
+        self.metrics.order_answered(order_answer(&answer));
+        answer
+    }
+
+    async fn try_to_place(
         &self,
         product_id: ProductId,
         total: Quantity,
@@ -155,6 +119,7 @@ impl OrderService {
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
         if key.is_none() && self.sold_out_cache.is_sold_out(product_id).await {
+            self.metrics.refused_as_sold_out();
             return rejected(SOLD_OUT);
         }
         if !self.is_product(product_id).await? {
@@ -218,6 +183,17 @@ impl OrderService {
 
     /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
     pub async fn change(&self, id: OrderId, change: Change, call: Call) -> Result<OrderChange, ChangeError> {
+        let answer = self.try_to_change(id, change, call).await;
+        self.metrics.change_answered(change, change_answer(&answer));
+        answer
+    }
+
+    async fn try_to_change(
+        &self,
+        id: OrderId,
+        change: Change,
+        call: Call,
+    ) -> Result<OrderChange, ChangeError> {
         let order = match self.status(id).await? {
             Some(OrderLookup::Stored(order)) => order,
             Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
@@ -330,7 +306,8 @@ mod tests {
     use crate::{
         clock::{Clock, SystemClock},
         domain::command::Command,
-        queue::{Queue, memory::MemoryQueue},
+        monitor::metrics::Metrics,
+        queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
         store::{Store, memory::MemoryStore},
     };
@@ -341,11 +318,9 @@ mod tests {
         timeout: Duration,
         stop: CancellationToken,
     ) -> OrderService {
-        OrderService::new(
-            store.clone(),
-            store,
-            Arc::new(Dispatcher::new(queue, timeout, Arc::new(SystemClock), stop).await.unwrap()),
-        )
+        let metrics = Metrics::unwatched().api;
+        let dispatcher = Dispatcher::new(queue, timeout, Arc::new(SystemClock), stop, metrics.clone()).await;
+        OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
     }
 
     fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {

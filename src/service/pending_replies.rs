@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     domain::ids::CommandId,
+    monitor::metrics::ApiMetrics,
     queue::{Outcome, ReplySink},
 };
 
@@ -19,8 +20,10 @@ use crate::{
 const MAX_PENDING: usize = 65_536;
 
 /// The commands of this process that have no reply yet.
-#[derive(Default)]
-pub(super) struct PendingReplies(Mutex<State>);
+pub(super) struct PendingReplies {
+    state: Mutex<State>,
+    metrics: Arc<ApiMetrics>,
+}
 
 #[derive(Default)]
 struct State {
@@ -29,6 +32,10 @@ struct State {
 }
 
 impl PendingReplies {
+    pub(super) fn new(metrics: Arc<ApiMetrics>) -> Self {
+        Self { state: Mutex::default(), metrics }
+    }
+
     /// `None`: the maximum number of commands waits.
     pub(super) fn register(self: &Arc<Self>, id: CommandId) -> Option<PendingReply> {
         let mut state = self.state();
@@ -37,6 +44,7 @@ impl PendingReplies {
         }
         let (sender, outcome) = oneshot::channel();
         state.senders.insert(id, sender);
+        self.metrics.set_pending_replies(state.senders.len());
         drop(state);
         Some(PendingReply { replies: self.clone(), id, outcome, is_removed: false })
     }
@@ -46,6 +54,7 @@ impl PendingReplies {
         let mut state = self.state();
         state.is_closing = true;
         let senders = mem::take(&mut state.senders);
+        self.metrics.set_pending_replies(0);
         drop(state);
         drop(senders);
     }
@@ -61,7 +70,7 @@ impl PendingReplies {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,7 +79,9 @@ impl ReplySink for PendingReplies {
         let waiting: Vec<_> = {
             let mut state = self.state();
             let sender = |(id, outcome)| Some((state.senders.remove(&id)?, outcome));
-            outcomes.into_iter().filter_map(sender).collect()
+            let waiting = outcomes.into_iter().filter_map(sender).collect();
+            self.metrics.set_pending_replies(state.senders.len());
+            waiting
         };
         for (sender, outcome) in waiting {
             let _ = sender.send(outcome); // the client may have left
@@ -99,7 +110,9 @@ impl Future for PendingReply {
 impl Drop for PendingReply {
     fn drop(&mut self) {
         if !self.is_removed {
-            self.replies.state().senders.remove(&self.id);
+            let mut state = self.replies.state();
+            state.senders.remove(&self.id);
+            self.replies.metrics.set_pending_replies(state.senders.len());
         }
     }
 }

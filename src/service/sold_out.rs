@@ -27,6 +27,7 @@ use tokio::{
 
 use crate::{
     domain::ids::ProductId,
+    monitor::metrics::ApiMetrics,
     store::{Catalog, StoreError, TimeLimited},
 };
 
@@ -36,6 +37,7 @@ pub struct SoldOutCache {
     entries: Mutex<Entries>,
     /// Notified whenever a read is done.
     refreshed: Notify,
+    metrics: Arc<ApiMetrics>,
 }
 
 #[derive(Debug, Default)]
@@ -74,9 +76,9 @@ impl SoldOutCache {
     /// For how many products it remembers when it did.
     const MAX_CHECKED: usize = 10_000;
 
-    pub fn new(store: Arc<dyn Catalog>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Catalog>, metrics: Arc<ApiMetrics>) -> Arc<Self> {
         let store = Arc::new(TimeLimited::new(store, Self::READ_TIMEOUT));
-        Arc::new(Self { store, entries: Mutex::default(), refreshed: Notify::new() })
+        Arc::new(Self { store, entries: Mutex::default(), refreshed: Notify::new(), metrics })
     }
 
     /// A verdict says that no piece was available. That was a while ago: the next order triggers a read.
@@ -86,6 +88,7 @@ impl SoldOutCache {
         if entries.disabled_until.is_none_or(|until| until <= now) {
             let lease = Lease { expires_at: now, renewed_expires_at: now, needs_refresh: false };
             entries.leases.entry(product_id).or_insert(lease);
+            self.metrics.set_sold_out_products(entries.leases.len());
         }
     }
 
@@ -167,6 +170,7 @@ impl SoldOutCache {
         expires_at: Instant,
         sold_out: Result<Vec<ProductId>, StoreError>,
     ) {
+        self.metrics.sold_out_read(sold_out.is_ok());
         let mut entries = self.entries();
         if let Err(error) = &sold_out {
             tracing::warn!(%error, "could not read which products are sold out; their orders are queued");
@@ -179,6 +183,7 @@ impl SoldOutCache {
                 _ => drop(entries.leases.remove(&id)),
             }
         }
+        self.metrics.set_sold_out_products(entries.leases.len());
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -199,6 +204,7 @@ mod tests {
     use crate::{
         clock::SystemClock,
         domain::inventory::Stock,
+        monitor::metrics::Metrics,
         store::{Store, memory::MemoryStore},
     };
 
@@ -212,7 +218,7 @@ mod tests {
         async fn open() -> Self {
             let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap().id;
-            let sold_out_cache = SoldOutCache::new(store.clone());
+            let sold_out_cache = SoldOutCache::new(store.clone(), Metrics::unwatched().api);
             Self { store, product, sold_out_cache }
         }
 

@@ -48,6 +48,16 @@ pub struct Book {
     pub orders: OrderSums,
 }
 
+impl Book {
+    /// By how many pieces the inventory differs from its orders, and from itself. 0 in a database that nobody changed by hand.
+    pub fn difference(&self) -> u64 {
+        let StockColumns { stored, available, reserved } = self.inventory.unwrap_or_default();
+        let of_orders = i128::from(reserved) - i128::from(self.orders.reserved_pieces);
+        let of_itself = i128::from(stored) - i128::from(available) - i128::from(reserved);
+        u64::try_from(of_orders.abs() + of_itself.abs()).unwrap_or(u64::MAX)
+    }
+}
+
 /// The columns of a row of `inventories`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StockColumns {
@@ -183,3 +193,24 @@ macro_rules! sums {
     };
 }
 use sums;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_piece_that_is_not_where_it_must_be_counts() {
+        let book = |[stored, available, reserved]: [i64; 3], reserved_pieces| {
+            let orders = OrderSums { reserved_pieces, ..OrderSums::default() };
+            let inventory = Some(StockColumns { stored, available, reserved });
+            Book { product_id: 1, is_product: true, inventory, orders }.difference()
+        };
+        assert_eq!(book([10, 7, 3], 3), 0);
+        assert_eq!(book([10, 7, 3], 1), 2);
+        assert_eq!(book([11, 7, 3], 3), 1);
+        assert_eq!(book([10, 8, 3], 4), 2);
+        assert_eq!(book([i64::MIN, i64::MAX, i64::MAX], i64::MIN), u64::MAX);
+        let orders = OrderSums { reserved_pieces: 3, ..OrderSums::default() };
+        assert_eq!(Book { orders, ..Book::default() }.difference(), 3);
+    }
+}

@@ -8,7 +8,7 @@
 mod connections;
 mod retention;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Connection, MySqlConnection};
@@ -21,8 +21,11 @@ use super::{
     lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
     mysql_url::connect_options,
+    observed::{Observed, Observer},
+    observer::TransactionObserver,
     open_error::OpenError,
     page::{Due, OrderPage, Page},
+    pool_use::PoolUse,
     ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
@@ -63,6 +66,7 @@ pub struct MySqlStore {
     writes: ConnectionPool,
     /// Only for readiness.
     health: ConnectionPool,
+    observer: Observer,
 }
 
 impl MySqlStore {
@@ -87,7 +91,23 @@ impl MySqlStore {
             list_permits: ListPermits::default(),
             writes: pool("autocommit = 0", WRITERS, WRITE_LIMIT)?,
             health: pool("autocommit = 0", 1, READ_LIMIT)?,
+            observer: Observer::default(),
         })
+    }
+
+    /// Somebody learns how long the parts of its transactions take.
+    pub fn observed_by(self, observer: Arc<dyn TransactionObserver>) -> Self {
+        Self { observer: Observer::new(observer), ..self }
+    }
+
+    /// The use of its connections now.
+    pub fn pool_use(&self) -> [PoolUse; 4] {
+        [
+            self.reads.in_use("reads"),
+            self.lists.in_use("lists"),
+            self.writes.in_use("writes"),
+            self.health.in_use("health"),
+        ]
     }
 
     /// What tables the database of a `mysql://` URL has. Changes nothing.
@@ -218,7 +238,8 @@ impl Decider for MySqlStore {
         commands: &[Command],
         reservation_ttl: Duration,
     ) -> Result<BatchResult, StoreError> {
-        transaction::decide(self, commands, reservation_ttl).await
+        let observed = Observed { store: self, observer: &self.observer };
+        transaction::decide(&observed, commands, reservation_ttl).await
     }
 
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {

@@ -36,8 +36,11 @@ use super::{
     error::StoreError,
     lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
     migrations::{self, Schema},
+    observed::{Observed, Observer},
+    observer::TransactionObserver,
     open_error::OpenError,
     page::{Due, OrderPage, Page},
+    pool_use::PoolUse,
     ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, TextColumn, id_column, installation_id, product_id,
@@ -78,6 +81,7 @@ pub struct SqliteStore {
     /// Only for lists.
     lists: SqlitePool,
     list_permits: ListPermits,
+    observer: Observer,
 }
 
 impl SqliteStore {
@@ -100,7 +104,21 @@ impl SqliteStore {
         let reads = reading(READERS).connect_with(options.clone()).await?;
         let lists = reading(lists::CONCURRENT_LISTS).connect_lazy_with(options);
         let writer = Arc::new(Mutex::new(Some(writer)));
-        Ok(Self { writer, reads, lists, list_permits: ListPermits::default() })
+        Ok(Self { writer, reads, lists, list_permits: ListPermits::default(), observer: Observer::default() })
+    }
+
+    /// Somebody learns how long the parts of its transactions take.
+    pub fn observed_by(self, observer: Arc<dyn TransactionObserver>) -> Self {
+        Self { observer: Observer::new(observer), ..self }
+    }
+
+    /// The use of its connections for reads now. How many calls wait for one is not known.
+    pub fn pool_use(&self) -> [PoolUse; 2] {
+        let pool = |name, pool: &SqlitePool, max: u32| {
+            let (open, idle) = (pool.size() as usize, pool.num_idle());
+            PoolUse { name, in_use: open.saturating_sub(idle), idle, max: max as usize, waiting: None }
+        };
+        [pool("reads", &self.reads, READERS), pool("lists", &self.lists, lists::CONCURRENT_LISTS)]
     }
 
     /// What tables the file of a `sqlite://` URL has. Changes nothing, and creates no file.
@@ -298,7 +316,8 @@ impl Decider for SqliteStore {
         commands: &[Command],
         reservation_ttl: Duration,
     ) -> Result<BatchResult, StoreError> {
-        transaction::decide(self, commands, reservation_ttl).await
+        let observed = Observed { store: self, observer: &self.observer };
+        transaction::decide(&observed, commands, reservation_ttl).await
     }
 
     /// One lock covers the whole file.

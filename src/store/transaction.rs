@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{
     error::StoreError,
+    observer::RetryCause,
     ports::{Catalog, Recount},
     rows::{ReadOrder, product_id},
 };
@@ -120,6 +121,9 @@ pub(super) trait Begin: Sync {
 
     /// Begins one that may write.
     fn begin(&self) -> impl Future<Output = Result<Self::Transaction, StoreError>> + Send;
+
+    /// Called when a transaction of a batch did not commit, and the next one is about to begin.
+    fn runs_again(&self, _: RetryCause) {}
 }
 
 /// Why a batch was not committed.
@@ -171,22 +175,30 @@ async fn decide_together<B: Begin>(
                 decide_any_commands(store, commands, reservation_ttl, reads).await
             }
         };
-        match result {
+        let cause = match result {
             Ok(decided) => return Ok(decided),
             // An order of the batch is stored, after all.
-            Err(CommitError::Duplicate) if reads == Reads::Nothing => reads = Reads::StoredOrders,
+            Err(CommitError::Duplicate) if reads == Reads::Nothing => {
+                reads = Reads::StoredOrders;
+                RetryCause::Duplicate
+            }
             Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
                 return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
             }
             // A worker of another lane has just stored one of its keys: the next run finds it. Or the order of a key was
             // deleted by hand, and the key is left.
-            Err(CommitError::Duplicate) if run < RUNS => (reads, run) = (Reads::OrphanedKeys, run + 1),
+            Err(CommitError::Duplicate) if run < RUNS => {
+                (reads, run) = (Reads::OrphanedKeys, run + 1);
+                RetryCause::Duplicate
+            }
             Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
                 run += 1;
+                RetryCause::Contended
             }
             Err(error) => return Err(error.into()),
-        }
+        };
+        store.runs_again(cause);
     }
 }
 

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::counting::count_suppressed;
+
 /// Limits the rate of a log message: the first one is due, then one every five seconds.
 #[derive(Debug)]
 pub struct LogLimiter {
@@ -40,6 +42,7 @@ impl LogLimiter {
         match last.as_mut() {
             Some(last) if now.duration_since(last.at) < self.interval => {
                 last.suppressed += 1;
+                count_suppressed();
                 None
             }
             _ => {

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     domain::{command::Command, decide::BatchResult, ids::ProductId, verdict::Verdict},
     queue::{Address, Delivery, Reply},
-    store::{Store, StoreError},
+    store::{Decider, StoreError},
     telemetry::{listed, ms, slow},
 };
 
@@ -19,14 +19,14 @@ pub(super) const MAX_BATCH: usize = 1_000;
 /// Decides batches, each in one transaction.
 #[derive(Clone)]
 pub(super) struct BatchDecider {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) decider: Arc<dyn Decider>,
     pub(super) reservation_ttl: Duration,
 }
 
 impl BatchDecider {
     pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<BatchResult, StoreError> {
         let began = Instant::now();
-        let result = self.store.decide(&commands_of(deliveries), self.reservation_ttl).await;
+        let result = self.decider.decide(&commands_of(deliveries), self.reservation_ttl).await;
         log_slow(deliveries, began.elapsed(), result.as_ref().err());
         result
     }

@@ -11,6 +11,8 @@ use tokio::time::sleep;
 
 use crate::{
     clock::Clock,
+    domain::order::Order,
+    monitor::metrics::ExpiryMetrics,
     queue::{Queue, Submitter},
     store::{Due, Store, StoreError},
     telemetry::{LogLimiter, is_first_report},
@@ -39,6 +41,7 @@ pub struct Expiry {
     pub queue: Arc<dyn Queue>,
     pub store: Arc<dyn Store>,
     pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<ExpiryMetrics>,
 }
 
 impl Expiry {
@@ -102,9 +105,17 @@ impl Expiry {
             // Before the read, which may still find reservations whose expiry is decided in between.
             let queued = requests.queued_orders();
             let page = self.store.due(*place, PAGE).await?;
+            if place.is_none() {
+                self.metrics.sweep_begins(page.rows.first().and_then(Order::expires_at));
+            }
             let due = page.rows.iter().filter(|order| !queued.contains(&order.id));
-            count += requests.submit(submitter, &*self.clock, due, MAX_SWEEP - count);
+            let submitted = requests.submit(submitter, &*self.clock, due, MAX_SWEEP - count);
+            self.metrics.found(page.rows.len(), submitted);
+            count += submitted;
             *place = page.next;
+            if place.is_none() {
+                self.metrics.sweep_ends(self.clock.now());
+            }
             if place.is_none() || count == MAX_SWEEP {
                 break;
             }
@@ -144,6 +155,7 @@ mod tests {
             origin::Origin,
             verdict::Verdict,
         },
+        monitor::metrics::Metrics,
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
         store::{Catalog, memory::MemoryStore},
     };
@@ -168,6 +180,10 @@ mod tests {
 
         fn submit_or_park(&self, command: Command) {
             self.submit(command);
+        }
+
+        fn parked(&self) -> usize {
+            0
         }
 
         async fn drain(&self) {}
@@ -209,6 +225,7 @@ mod tests {
                 queue: Arc::new(MemoryQueue::new(1, SystemClock.now())),
                 store,
                 clock: Arc::new(SystemClock),
+                metrics: Metrics::unwatched().worker.expiry.clone(),
             };
             Self { expiry, lanes: Lanes::default(), products: products.try_into().unwrap(), place: None }
         }

@@ -36,7 +36,7 @@ impl Isolation {
     ) -> Self {
         let products = products_of(&batch);
         let listed: Vec<_> = products.iter().copied().collect();
-        let (rest, untried) = match decider.store.unlocked(&listed).await {
+        let (rest, untried) = match decider.decider.unlocked(&listed).await {
             Err(_) => (batch, VecDeque::new()), // the database is away, not a product
             Ok(unlocked) => {
                 let unlocked: BTreeSet<_> = unlocked.into_iter().collect();

@@ -236,7 +236,7 @@ mod tests {
             let store: Arc<dyn Store> = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let create = async || store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await;
             let products = [create().await.unwrap().id, create().await.unwrap().id];
-            let stalled = Stalled::new(BatchDecider { store, reservation_ttl: Duration::ZERO });
+            let stalled = Stalled::new(BatchDecider { decider: store, reservation_ttl: Duration::ZERO });
             (Self { stalled, last_tag: 0 }, products)
         }
 

@@ -1,12 +1,13 @@
 //! How a process talks to the broker: named connections that do not recover by themselves, a time limit on every answer,
 //! and growing delays between attempts. All other files of this directory build on this one.
 
-use std::{fmt::Display, future::Future, pin::pin, str::FromStr, time::Duration};
+use std::{fmt::Display, future::Future, pin::pin, str::FromStr, sync::Arc, time::Duration};
 
 use deadpool_lapin::{Manager, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::{Connection, ConnectionProperties, ConnectionStatus, uri::AMQPUri};
 use tokio::time::timeout;
 
+use super::traffic::Traffic;
 use crate::queue::QueueError;
 
 /// How long the broker may take for any answer. While it is short of memory or disk it blocks publishers, and lapin
@@ -16,10 +17,14 @@ pub(super) const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many connections publish at most.
 const MAX_PUBLISH_CONNECTIONS: usize = 8;
 
+/// What the connections of the [pool](Broker::publish_pool) are for.
+pub(super) const PUBLISHING: &str = "api: publish";
+
 /// Where the broker is.
 #[derive(Debug)]
 pub(super) struct Broker {
     url: String,
+    traffic: Arc<Traffic>,
 }
 
 impl Broker {
@@ -31,19 +36,26 @@ impl Broker {
         // The broker's own 60 s would leave a dead process's lanes unserved for two minutes.
         uri.query.heartbeat.get_or_insert(10);
         uri.query.connection_timeout.get_or_insert(5_000);
-        Ok(Self { url: uri.to_string() })
+        Ok(Self { url: uri.to_string(), traffic: Arc::default() })
     }
 
     /// A new connection. The broker's management pages show its purpose.
-    pub(super) async fn connect(&self, purpose: &str) -> Result<Connection, QueueError> {
-        with_timeout(Connection::connect(&self.url, properties(purpose))).await
+    pub(super) async fn connect(&self, purpose: &'static str) -> Result<Connection, QueueError> {
+        let connection = with_timeout(Connection::connect(&self.url, properties(purpose))).await;
+        self.traffic.connected(purpose, connection.is_ok());
+        connection
+    }
+
+    /// What passes between this process and the broker.
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// Connections to publish on. APIs never consume on them: a broker that is short of memory blocks publishers, and
     /// verdicts must still arrive.
     pub(super) fn publish_pool(&self) -> Result<Pool, QueueError> {
         let manager =
-            Manager::new(self.url.clone(), || properties("api: publish"), async_rs::Runtime::tokio_current());
+            Manager::new(self.url.clone(), || properties(PUBLISHING), async_rs::Runtime::tokio_current());
         let limit = Some(BROKER_TIMEOUT);
         let timeouts = Timeouts { wait: limit, create: limit, recycle: limit };
         Pool::builder(manager)

@@ -27,6 +27,7 @@ use super::{
     opener::{LaneFailures, Opened, Opener},
     settlement::{PERSISTENT, Settlement, Unsettled},
     topology::{Lane, Topology},
+    traffic::{Message, PublishOutcome, Rejected},
     wire::{self, DATABASE_HEADER, ORDERS_V1, VERDICTS_V1, properties},
     worker_channels::{Arrival, WorkerChannels},
 };
@@ -115,19 +116,23 @@ impl RabbitMqConsumer {
     fn accept(&mut self, lane: Lane, delivery: lapin::message::Delivery) -> Option<Delivery> {
         let reply_to = delivery.properties.reply_to().as_ref().map_or("", |name| name.as_str());
         let reply_to: Address = reply_to.into();
+        let traffic = self.channels.topology.broker().traffic();
         match wire::decode_commands(&delivery.data, wire::kind_of(&delivery.properties)) {
             Ok(commands) if self.is_foreign(&delivery.properties) => {
+                traffic.rejected(Rejected::Foreign);
                 self.report_foreign(&lane);
                 tokio::spawn(refuse_foreign(self.channels.clone(), commands, reply_to, delivery.acker));
                 None
             }
             Ok(commands) => {
+                traffic.delivered(delivery.redelivered);
                 let name = lane.name().as_str().into();
                 let taken = Delivery { commands, lane: name, reply_to, tag: delivery.delivery_tag };
                 self.unsettled.insert(taken.tag, (lane, delivery.acker));
                 Some(taken)
             }
             Err(error) => {
+                traffic.rejected(Rejected::Undecodable);
                 tracing::error!(%error, %lane, "a message goes to the dead letters");
                 tokio::spawn(
                     async move { delivery.acker.reject(BasicRejectOptions { requeue: false }).await },
@@ -262,8 +267,10 @@ impl Consumer for RabbitMqConsumer {
         };
         let messages: Vec<_> = commands.into_iter().map(message).collect();
         let confirms = self.channels.publish("".into(), BasicPublishOptions::default(), messages).await?;
+        let traffic = self.channels.topology.broker().traffic();
         for confirm in confirms {
             let confirmed = with_timeout_unless_blocked(self.channels.publish_status(), confirm).await?;
+            traffic.published(Message::DeadLetters, PublishOutcome::of(&confirmed));
             if !matches!(confirmed, Confirmation::Ack(_)) {
                 return Err(QueueError("the broker did not take a dead letter".to_owned()));
             }

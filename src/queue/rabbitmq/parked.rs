@@ -78,6 +78,11 @@ impl Parked {
         }
     }
 
+    /// How many commands are parked now.
+    pub(super) fn count(&self) -> usize {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Waits for commands that must be submitted again. Cancel safe.
     pub(super) async fn unpark(&self) -> Vec<Entry> {
         loop {

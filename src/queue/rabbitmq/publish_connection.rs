@@ -22,8 +22,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    connection::{failed, no_answer, with_timeout},
+    connection::{PUBLISHING, failed, no_answer, with_timeout},
     topology::Topology,
+    traffic::Traffic,
 };
 use crate::{domain::lane_set::LaneNumber, queue::QueueError};
 
@@ -80,10 +81,14 @@ impl PublishConnections {
             return Ok(connection.clone());
         }
         *current = None;
-        let connection = self.pool.get().await.map_err(failed)?;
+        let connection = self.pool.get().await;
+        let traffic = self.topology.broker().traffic();
+        traffic.connected(PUBLISHING, connection.is_ok());
+        let connection = connection.map_err(failed)?;
         let watching = AbortOnDropHandle::new(tokio::spawn(watch_blocking(
             connection.events_listener(),
             self.is_blocked.clone(),
+            traffic.clone(),
         )));
         let (orders, pings) = with_timeout(async {
             Ok::<_, lapin::Error>((connection.create_channel().await?, connection.create_channel().await?))
@@ -160,8 +165,12 @@ pub(super) fn blocked() -> QueueError {
 }
 
 /// Reports whether the broker blocks the connection, until the connection is gone.
-async fn watch_blocking(events: impl futures_util::Stream<Item = Event>, is_blocked: watch::Sender<bool>) {
-    let mut alarm = Alarm { is_blocked, is_on: false };
+async fn watch_blocking(
+    events: impl futures_util::Stream<Item = Event>,
+    is_blocked: watch::Sender<bool>,
+    traffic: Arc<Traffic>,
+) {
+    let mut alarm = Alarm { is_blocked, traffic, is_on: false };
     let mut events = pin!(events);
     while let Some(event) = events.next().await {
         match event {
@@ -182,11 +191,15 @@ async fn watch_blocking(events: impl futures_util::Stream<Item = Event>, is_bloc
 /// The broker's alarm on one connection.
 struct Alarm {
     is_blocked: watch::Sender<bool>,
+    traffic: Arc<Traffic>,
     is_on: bool,
 }
 
 impl Alarm {
     fn set(&mut self, is_on: bool) {
+        if is_on != self.is_on {
+            self.traffic.set_blocked(is_on);
+        }
         self.is_on = is_on;
         self.is_blocked.send_replace(is_on);
     }
@@ -196,7 +209,7 @@ impl Drop for Alarm {
     /// An alarm ends with its connection.
     fn drop(&mut self) {
         if self.is_on {
-            self.is_blocked.send_replace(false);
+            self.set(false);
         }
     }
 }

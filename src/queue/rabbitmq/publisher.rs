@@ -20,6 +20,7 @@ use super::{
     declarer::{DeclareError, Declarer},
     publish_connection::{PublishConnections, blocked},
     topology::Topology,
+    traffic::{Message, PublishOutcome},
     wire::{self, DATABASE_HEADER, ORDERS_V1, PRODUCT_V1, properties},
 };
 use crate::{
@@ -59,6 +60,18 @@ pub(super) enum Published {
     Unknown(QueueError),
 }
 
+impl Published {
+    fn outcome(&self) -> PublishOutcome {
+        match self {
+            Self::Confirmed => PublishOutcome::Confirmed,
+            Self::Nacked => PublishOutcome::Refused,
+            Self::Returned(_) => PublishOutcome::Returned,
+            Self::NoLane(_) | Self::NotSent(_) => PublishOutcome::NotSent,
+            Self::Unknown(_) => PublishOutcome::Unknown,
+        }
+    }
+}
+
 impl Publisher {
     pub(super) fn new(topology: Arc<Topology>, pool: Pool) -> Self {
         Self {
@@ -87,6 +100,12 @@ impl Publisher {
 
     /// Publishes commands to a lane, which is declared before if it is not known yet.
     pub(super) async fn publish(&self, lane: LaneNumber, payload: &[u8], reply_to: &Address) -> Published {
+        let published = self.publish_shared(lane, payload, reply_to).await;
+        self.topology.broker().traffic().published(Message::Commands, published.outcome());
+        published
+    }
+
+    async fn publish_shared(&self, lane: LaneNumber, payload: &[u8], reply_to: &Address) -> Published {
         if self.is_blocked() {
             return Published::NotSent(blocked());
         }
@@ -132,10 +151,12 @@ impl Publisher {
             with_timeout(channel.confirm_select(ConfirmSelectOptions::default())).await?;
             Ok::<_, QueueError>((connection, channel))
         };
-        match opened.await {
+        let published = match opened.await {
             Ok((_connection, channel)) => self.publish_on(&channel, lane, payload, reply_to).await,
             Err(error) => Published::NotSent(error),
-        }
+        };
+        self.topology.broker().traffic().published(Message::Commands, published.outcome());
+        published
     }
 
     async fn publish_on(

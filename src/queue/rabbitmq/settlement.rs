@@ -13,6 +13,7 @@ use lapin::{
 use super::{
     connection::{with_timeout, with_timeout_unless_blocked},
     topology::Lane,
+    traffic::{Message, PublishOutcome},
     wire::{self, EVENTS_V1, VERDICTS_V1, properties},
     worker_channels::WorkerChannels,
 };
@@ -62,10 +63,13 @@ impl Settlement {
     /// Waits for all confirms and acknowledges the deliveries. Returns the orphaned ones, which are not acknowledged.
     pub(super) async fn acknowledge(self, unsettled: Vec<Unsettled>) -> Result<Vec<Unsettled>, QueueError> {
         let status = self.channels.publish_status();
+        let traffic = self.channels.topology.broker().traffic();
         let mut gone = HashSet::new();
         for confirm in self.replies {
             // lapin attaches a returned message to whichever confirm comes next, so its routing key says which one it is.
-            match with_timeout_unless_blocked(status, confirm).await? {
+            let confirmation = with_timeout_unless_blocked(status, confirm).await?;
+            traffic.published(Message::Replies, PublishOutcome::of(&confirmation));
+            match confirmation {
                 Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                     gone.insert(returned.routing_key.clone());
                 }
@@ -77,6 +81,7 @@ impl Settlement {
         let mut refused = 0;
         for confirm in self.events {
             let confirmation = with_timeout_unless_blocked(status, confirm).await?;
+            traffic.published(Message::Events, PublishOutcome::of(&confirmation));
             refused += usize::from(matches!(confirmation, Confirmation::Nack(_)));
         }
         if refused > 0 {

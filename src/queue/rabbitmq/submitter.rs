@@ -73,6 +73,10 @@ impl Submitter for RabbitMqSubmitter {
         }
     }
 
+    fn parked(&self) -> usize {
+        self.lanes.outcomes.parked.count()
+    }
+
     async fn drain(&self) {
         self.lanes.outcomes.parked.drain().await;
     }

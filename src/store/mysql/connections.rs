@@ -17,7 +17,7 @@ use std::{
 };
 
 use deadpool::managed::{
-    Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Timeouts, WeakPool,
+    Manager, Metrics, Object, Pool, PoolConfig, PoolError, RecycleResult, Status, Timeouts, WeakPool,
 };
 use sqlx::{
     ConnectOptions, Connection, Execute, Executor, FromRow, MySql, MySqlConnection,
@@ -31,6 +31,7 @@ use tokio::{
 
 use super::super::{
     error::StoreError,
+    pool_use::PoolUse,
     slow_query::{timed, timed_with_values},
     sqlx_error::is_connection_usable,
 };
@@ -132,6 +133,18 @@ impl ConnectionPool {
         T: for<'row> FromRow<'row, MySqlRow> + Send + Unpin,
     {
         Ok(self.acquire().await?.fetch_all(query).await?)
+    }
+
+    /// How many are in use now.
+    pub(super) fn in_use(&self, name: &'static str) -> PoolUse {
+        let Status { max_size, size, available, waiting } = self.pool.status();
+        PoolUse {
+            name,
+            in_use: size.saturating_sub(available),
+            idle: available,
+            max: max_size,
+            waiting: Some(waiting),
+        }
     }
 
     /// Closes those that are idle now, and others when they are returned.

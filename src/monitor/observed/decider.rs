@@ -1,0 +1,53 @@
+//! Measures batches.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::{
+    clock::Clock,
+    domain::{command::Command, decide::BatchResult, ids::ProductId},
+    monitor::metrics::WorkerMetrics,
+    store::{Decider, StoreError},
+};
+
+/// A decider whose batches are measured.
+pub struct ObservedDecider {
+    pub decider: Arc<dyn Decider>,
+    pub metrics: Arc<WorkerMetrics>,
+    pub clock: Arc<dyn Clock>,
+}
+
+#[async_trait]
+impl Decider for ObservedDecider {
+    async fn decide(
+        &self,
+        commands: &[Command],
+        reservation_ttl: Duration,
+    ) -> Result<BatchResult, StoreError> {
+        let (began, began_at) = (Instant::now(), self.clock.now());
+        let decided = self.decider.decide(commands, reservation_ttl).await;
+        match &decided {
+            Ok(result) => {
+                self.metrics.decided(commands.len(), began.elapsed(), &result.outcomes);
+                commands.iter().for_each(|command| self.metrics.waited(age(command, began_at)));
+            }
+            Err(error) => self.metrics.failed(error),
+        }
+        decided
+    }
+
+    async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+        self.decider.unlocked(ids).await
+    }
+}
+
+/// How old a command is. Zero, if the clock of its API is ahead of this one.
+fn age(command: &Command, now: Timestamp) -> Duration {
+    let created_at = command.id().as_order().created_at();
+    Duration::try_from(now.duration_since(created_at)).unwrap_or_default()
+}
