@@ -20,9 +20,10 @@ use self::watching::Watching;
 use crate::{
     clock::{Clock, SystemClock},
     domain::lane_set::LaneSet,
-    http::{self, Api, Links, Probes, Server, Site},
+    http::{self, Api, Dashboard, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
     monitor::{
+        board::Board,
         metrics::{MetricsError, Parts},
         observed::{
             ObservedDecider, ObservedQueue,
@@ -156,7 +157,7 @@ async fn serve_embedded(
         sqlite_audit(database_url.to_owned()),
     )?;
     let dispatcher = dispatcher(settings, &queue, &stop, &watching).await?;
-    let api = api(&store, &dispatcher, Some(worker.health.clone()), &watching);
+    let api = api(&store, &dispatcher, Some(worker.health.clone()), &watching, dashboard(&stop));
     let mut lines = vec![
         banner("API and worker in one process"),
         "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)".into(),
@@ -235,7 +236,7 @@ async fn run_on_servers(
         _ => {
             let dispatcher = dispatcher(settings, &*queue, &stop, &watching).await?;
             let dispatcher = api_dispatcher.insert(dispatcher);
-            http::site(api(&store, dispatcher, health, &watching), links(settings))
+            http::site(api(&store, dispatcher, health, &watching, dashboard(&stop)), links(settings))
         }
     };
     let mut lines = vec![
@@ -279,6 +280,7 @@ fn api(
     dispatcher: &Arc<Dispatcher>,
     worker: Option<Arc<WorkerHealth>>,
     Watching { metrics }: &Watching,
+    dashboard: Dashboard,
 ) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api::new(
@@ -286,7 +288,24 @@ fn api(
         OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
         Probes::new(store.clone(), dispatcher.health_check(), worker),
         metrics.clone(),
+        dashboard,
     )
+}
+
+fn dashboard(stop: &CancellationToken) -> Dashboard {
+    let board = Arc::new(Board::new(Arc::new(SystemClock)));
+    let ticking = board.clone();
+    tokio::spawn(async move {
+        supervise("board", || async {
+            let mut seconds = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                seconds.tick().await;
+                ticking.tick();
+            }
+        })
+        .await;
+    });
+    Dashboard::new(board, Arc::new(SystemClock), stop.clone())
 }
 
 async fn dispatcher(
@@ -488,9 +507,13 @@ fn banner(what: &str) -> String {
 }
 
 /// Where a person begins.
-fn try_lines(listener: &TcpListener) -> Result<[String; 2], AppError> {
+fn try_lines(listener: &TcpListener) -> Result<[String; 3], AppError> {
     let url = url(listener)?;
-    Ok([format!("  API reference    {url}/docs"), format!("  try              curl {url}/api/products")])
+    Ok([
+        format!("  dashboard        {url}/"),
+        format!("  API reference    {url}/docs"),
+        format!("  try              curl {url}/api/products"),
+    ])
 }
 
 fn health_line(listener: &TcpListener) -> Result<String, AppError> {

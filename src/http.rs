@@ -4,6 +4,7 @@ mod api;
 mod asset;
 mod body;
 mod connection;
+mod dashboard;
 mod docs;
 mod envelope;
 mod errors;
@@ -38,6 +39,7 @@ use route_names::RouteNames;
 use crate::monitor::metrics::{HttpMetrics, Metrics};
 
 pub use api::Api;
+pub use dashboard::viewers::Dashboard;
 pub use docs::CONTRACT;
 pub use envelope::error_reasons;
 pub use health::Probes;
@@ -64,6 +66,13 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
 /// What an API has for people and their tools. It is not a part of the contract: it may change with any release.
 pub fn operator_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
+        ("/", get(dashboard::shop)),
+        ("/products/{productId}", get(dashboard::product)),
+        ("/orders", get(dashboard::find_order)),
+        ("/orders/{orderId}", get(dashboard::order)),
+        ("/dashboard/events", get(dashboard::shop_events)),
+        ("/dashboard/events/products/{productId}", get(dashboard::product_events)),
+        ("/dashboard/{file}", get(dashboard::file)),
         ("/docs", get(docs::viewer::show)),
         ("/docs/{file}", get(docs::viewer::file)),
         ("/metrics", get(metrics::show)),

@@ -52,6 +52,12 @@ impl OrderId {
         self.created_at() > now + MAX_CLOCK_DIFFERENCE
     }
 
+    /// An id that sorts before all that are generated from this time on. It is no order's.
+    pub fn before(time: Timestamp) -> Self {
+        let millis = u64::try_from(time.as_millisecond()).unwrap_or_default();
+        Self(uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid())
+    }
+
     pub fn uuid(self) -> Uuid {
         self.0
     }

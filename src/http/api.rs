@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc};
 
 use axum::extract::FromRef;
 
-use super::{health::Probes, metrics::Exposition};
+use super::{dashboard::viewers::Dashboard, health::Probes, metrics::Exposition};
 use crate::{
     monitor::metrics::Metrics,
     service::{catalog::CatalogService, ordering::OrderService},
@@ -19,11 +19,18 @@ pub struct Services {
     pub orders: OrderService,
     pub probes: Probes,
     pub metrics: Arc<Metrics>,
+    pub dashboard: Dashboard,
 }
 
 impl Api {
-    pub fn new(catalog: CatalogService, orders: OrderService, probes: Probes, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Services { catalog, orders, probes, metrics }))
+    pub fn new(
+        catalog: CatalogService,
+        orders: OrderService,
+        probes: Probes,
+        metrics: Arc<Metrics>,
+        dashboard: Dashboard,
+    ) -> Self {
+        Self(Arc::new(Services { catalog, orders, probes, metrics, dashboard }))
     }
 }
 

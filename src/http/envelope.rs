@@ -258,6 +258,11 @@ impl ApiError {
         self.reason.as_str()
     }
 
+    /// What is wrong, for a person.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// For an answer that does not pass the router: its status and its body.
     pub(super) fn to_json(&self) -> (StatusCode, Vec<u8>) {
         let status = self.reason.status();

@@ -1,9 +1,12 @@
 //! The URL below which clients find this API behind a proxy that adds a path prefix: it is put in front of the references in
 //! answers.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{convert::Infallible, fmt, net::IpAddr, str::FromStr};
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, Uri, header, request::Parts},
+};
 use ipnet::IpNet;
 
 /// The URL below which clients find the API, for example `https://shop.example/antre`; empty for "where it listens".
@@ -93,10 +96,15 @@ impl Links {
         if !self.public_url.0.is_empty() {
             return Some(self.public_url.0.clone());
         }
+        self.forwarded_prefix(peer, request).map(|prefix| prefix.0)
+    }
+
+    /// The prefix that a trusted proxy has added to the path of this request.
+    pub(super) fn forwarded_prefix(&self, peer: IpAddr, request: &HeaderMap) -> Option<ForwardedPrefix> {
         let mut given = request.get_all(X_FORWARDED_PREFIX).iter();
         let (Some(prefix), None) = (given.next(), given.next()) else { return None };
         let prefix = prefix.to_str().ok().and_then(path_prefix)?;
-        self.trusted_proxies.has(peer).then(|| prefix.to_owned())
+        self.trusted_proxies.has(peer).then(|| ForwardedPrefix(prefix.to_owned()))
     }
 
     /// Puts `base` in front of the references of an answer. Handlers write them as paths.
@@ -107,6 +115,33 @@ impl Links {
         if let Some(rebased) = answer.get(header::LINK).and_then(|link| before(base, "<", link)) {
             answer.insert(header::LINK, rebased);
         }
+    }
+}
+
+/// See [`Links::forwarded_prefix`].
+#[derive(Clone)]
+pub(super) struct ForwardedPrefix(String);
+
+/// What leads from a page to the root of this API: `./`, `../` and so on, or the path that a proxy says. Never a host, so that a
+/// page loads its files from where it came itself.
+pub(super) struct Root(pub(super) String);
+
+impl<S: Sync> FromRequestParts<S> for Root {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        if let Some(ForwardedPrefix(prefix)) = parts.extensions.get() {
+            return Ok(Self(format!("{prefix}/")));
+        }
+        let ups = parts.uri.path().matches('/').count().saturating_sub(1);
+        Ok(Self(if ups == 0 { "./".to_owned() } else { "../".repeat(ups) }))
+    }
+}
+
+impl Root {
+    /// The same for another page, which without a proxy's prefix is `own`.
+    pub(super) fn of_page(self, own: &str) -> String {
+        if self.0.starts_with('/') { self.0 } else { own.to_owned() }
     }
 }
 

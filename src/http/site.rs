@@ -56,8 +56,11 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let exchange = self.connection.exchange();
-        let request = request.map(|body| Body::new(exchange.track_request(body)));
+        let mut request = request.map(|body| Body::new(exchange.track_request(body)));
         let base = self.site.links.base(self.connection.peer, request.headers());
+        if let Some(prefix) = self.site.links.forwarded_prefix(self.connection.peer, request.headers()) {
+            request.extensions_mut().insert(prefix);
+        }
         let (router, routes) = (self.site.router.clone(), self.site.routes.clone());
         Box::pin(async move {
             let mut response = answer(router, &routes, request).await;

@@ -20,6 +20,7 @@ pub(super) struct ProductRow {
     /// The name, for searches.
     folded_name: String,
     stock: Option<StockLevel>,
+    most_stored: u64,
     totals: Counts,
     rate: RateWindow,
     latency: LatencyWindow,
@@ -52,6 +53,7 @@ impl ProductRow {
     pub(super) fn set_stock(&mut self, stock: StockLevel) {
         if self.stock.is_none_or(|known| known.seen_ms <= stock.seen_ms) {
             self.stock = Some(stock);
+            self.most_stored = self.most_stored.max(stock.stored());
         }
     }
 
@@ -106,6 +108,10 @@ impl ProductRow {
 
     pub(super) fn stock(&self) -> Option<StockLevel> {
         self.stock
+    }
+
+    pub(super) fn most_stored(&self) -> u64 {
+        self.most_stored
     }
 
     pub(super) fn totals(&self) -> Counts {

@@ -114,6 +114,8 @@ pub struct ProductView {
     pub name: Option<String>,
     /// `None` until it is read or reported.
     pub stock: Option<StockLevel>,
+    /// The most pieces that were stored at once, as far as it is known: what a bar of the stock begins with.
+    pub most_stored: u64,
     pub accepted_per_s: f64,
     pub refused_per_s: f64,
     /// Since [`Overview::since`].
