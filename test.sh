@@ -37,6 +37,9 @@ scripts/check-packages.sh target/debug/antre
 
 step "Tests, with servers"
 scripts/build-test-images.sh
+. scripts/venv.sh
+# promtool: the checker of Prometheus's rules and metrics.
+command -v promtool >/dev/null || install_debian_packages prometheus
 # `compose` builds the image from source, which takes as long as all of this; run it after changes of the images:
 # cargo test --test it compose -- --ignored
 cargo test --workspace --locked -- --include-ignored --skip schemathesis --skip compose

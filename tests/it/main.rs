@@ -44,4 +44,5 @@ mod processes {
 }
 
 mod layers;
+mod metrics;
 mod readme;

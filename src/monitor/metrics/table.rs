@@ -123,14 +123,12 @@ metrics! {
         "Reads of the sold-out cache.";
 
     // What waits.
-    OLDEST_UNDECIDED = "antre_oldest_undecided_seconds", Gauge, [], Both,
+    OLDEST_UNDECIDED = "antre_oldest_undecided_command_seconds", Gauge, [], Both,
         "Age of the oldest command without a verdict: held by this worker, or submitted by this API.";
     UNDECIDED_COMMANDS = "antre_undecided_commands", Gauge, [], Both,
         "Commands without a verdict: held by this worker, or submitted by this API.";
     STALLED_LANES = "antre_stalled_lanes", Gauge, [], Both,
         "Lanes of which commands were taken, and none was decided for five seconds.";
-    DRAIN_TIME = "antre_drain_seconds", Gauge, [], Both,
-        "How long the undecided commands take at the rate of the last seconds.";
 
     // What workers decide.
     COMMANDS_TAKEN = "antre_commands_taken_total", Counter, [], Worker,

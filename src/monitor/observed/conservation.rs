@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REST: u32 = 49;
 /// How long a step may take. A product with more orders than can be read in this time is left to `antre audit`.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
-/// The pause after a failure, and where there is no product.
-const LONG_PAUSE: Duration = Duration::from_secs(10);
+/// The pause after a failure.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 
 /// Opens a connection for an audit.
 pub type OpenAudit = Arc<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Audit>, OpenError>> + Send + Sync>;
@@ -50,8 +50,9 @@ impl Conservation {
     pub async fn run(&self) {
         loop {
             match self.catalog.product_ids().await {
-                Ok(products) if !products.is_empty() => self.round(&products).await,
-                _ => sleep(LONG_PAUSE).await,
+                Ok(products) if products.is_empty() => sleep(PAUSE).await,
+                Ok(products) => self.round(&products).await,
+                Err(_) => sleep(FAILURE_PAUSE).await,
             }
         }
     }
@@ -74,7 +75,7 @@ impl Conservation {
                     if let Some(suppressed) = failures.due() {
                         tracing::debug!(%error, suppressed, "could not compare inventories with orders");
                     }
-                    sleep(LONG_PAUSE).await;
+                    sleep(FAILURE_PAUSE).await;
                 }
             }
         }
