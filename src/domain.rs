@@ -3,6 +3,7 @@
 mod word;
 pub mod time;
 pub mod ids;
+pub mod sku;
 pub mod product;
 pub mod quantity;
 pub mod inventory;

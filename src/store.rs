@@ -35,5 +35,7 @@ pub use observer::{RetryCause, TransactionObserver, TransactionPhases};
 pub use open_error::OpenError;
 pub use page::{Due, OrderPage, Page};
 pub use pool_use::PoolUse;
-pub use ports::{Catalog, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store};
+pub use ports::{
+    Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store,
+};
 pub use time_limit::TimeLimited;

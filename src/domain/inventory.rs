@@ -12,6 +12,7 @@ pub struct Stock(u32);
 impl Stock {
     /// 2^31 − 1, so that every client's and database's 32-bit integer holds it.
     pub const MAX: u32 = i32::MAX as u32;
+    pub const ZERO: Self = Self(0);
     /// What a stock looks like, for error messages.
     pub const EXPECTED: &str = "an integer from 0 to 2147483647";
 
@@ -71,6 +72,11 @@ pub struct BooksDoNotBalance {
 impl Inventory {
     /// The inventory of a new product.
     pub const EMPTY: Self = Self { available: 0, reserved: 0 };
+
+    /// With nothing reserved.
+    pub const fn of(stock: Stock) -> Self {
+        Self { available: stock.0, reserved: 0 }
+    }
 
     /// From the columns of a database.
     pub fn from_columns(stored: i64, available: i64, reserved: i64) -> Result<Self, BooksDoNotBalance> {

@@ -1,9 +1,9 @@
-//! [`Product`] and [`ProductName`].
+//! [`Product`], its name, and a new one.
 
 use serde::{Deserialize, Serialize};
 use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
-use crate::domain::ids::ProductId;
+use crate::domain::{ids::ProductId, inventory::Stock, sku::Sku};
 
 /// A product's name: 1 to 100 characters after trimming. At least one is visible, and none changes the direction of the text
 /// around the name.
@@ -80,6 +80,17 @@ fn is_visible(character: char) -> bool {
 pub struct Product {
     pub id: ProductId,
     pub name: ProductName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sku: Option<Sku>,
+}
+
+/// A product that the seller wants to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewProduct {
+    pub name: ProductName,
+    pub sku: Option<Sku>,
+    /// What is in stock from the beginning.
+    pub stock: Stock,
 }
 
 #[cfg(test)]

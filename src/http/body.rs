@@ -19,13 +19,18 @@ const MAX_BYTES: usize = 16 * 1024;
 /// How long a body may take to arrive.
 const MAX_TIME: Duration = Duration::from_secs(10);
 
+/// A field's name, the reason if its value is invalid, and what it must be.
+pub(super) type Field = (&'static str, Reason, &'static str);
+
 /// The fields of a JSON body.
 pub(super) trait Fields: DeserializeOwned {
-    /// All are required: name, reason if the value is invalid, what it must be.
-    const FIELDS: &'static [(&'static str, Reason, &'static str)];
+    /// Those that are required: name, reason if the value is invalid, what it must be.
+    const FIELDS: &'static [Field];
+    /// Those that may be left out, or be null.
+    const OPTIONAL: &'static [Field] = &[];
 }
 
-/// Extracts a JSON object with exactly the fields of `T`.
+/// Extracts a JSON object with the fields of `T`, and no others.
 pub(super) struct JsonBody<T>(pub(super) T);
 
 impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
@@ -170,8 +175,9 @@ fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     let Ok(fields) = serde_json::from_slice::<HashMap<String, &RawValue>>(bytes) else {
         return ApiError::new(Reason::InvalidBody, "the body must be a JSON object");
     };
-    if let Some(unknown) = fields.keys().find(|key| T::FIELDS.iter().all(|(name, ..)| name != key)) {
-        let names: Vec<_> = T::FIELDS.iter().map(|(name, ..)| *name).collect();
+    let known = || T::FIELDS.iter().chain(T::OPTIONAL);
+    if let Some(unknown) = fields.keys().find(|key| known().all(|(name, ..)| name != key)) {
+        let names: Vec<_> = known().map(|(name, ..)| *name).collect();
         let shown: String = unknown.chars().take(100).collect();
         return ApiError::field(
             Reason::InvalidField,
@@ -186,7 +192,7 @@ fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
     let path = track.path().to_string();
-    match (T::FIELDS.iter().find(|(name, ..)| *name == path), parsed.err()) {
+    match (known().find(|(name, ..)| *name == path), parsed.err()) {
         (Some((name, reason, expected)), _) => {
             ApiError::field(*reason, *name, format!("{name} must be {expected}"))
         }

@@ -110,6 +110,7 @@ reasons! {
         InvalidBody "invalid_body",
         InvalidField "invalid_field",
         InvalidName "invalid_name",
+        InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
@@ -130,6 +131,7 @@ reasons! {
         MethodNotAllowed "method_not_allowed",
     }
     CONFLICT {
+        SkuTaken "sku_taken",
         StockBelowReserved "stock_below_reserved",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
@@ -202,6 +204,8 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    product_id: Option<ProductId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
@@ -244,6 +248,7 @@ impl ApiError {
             reason,
             message: message.into(),
             field: None,
+            product_id: None,
             available_stock: None,
             reserved_stock: None,
             order_status: None,
@@ -379,6 +384,14 @@ impl From<Refusal> for ApiError {
                 "orders cannot be queued now; this one was not taken, send it again later",
             ),
         }
+    }
+}
+
+impl ApiError {
+    /// Another product has the SKU.
+    pub(super) fn sku_taken(by: ProductId) -> Self {
+        let message = format!("product {by} has this sku; nothing was created");
+        Self { product_id: Some(by), ..Self::new(Reason::SkuTaken, message) }
     }
 }
 

@@ -4,7 +4,7 @@ use super::envelope::{ApiError, Reason};
 use crate::{
     domain::order::{Order, OrderStatus},
     service::{
-        catalog::RecountError,
+        catalog::{CreateError, RecountError},
         ordering::{ChangeError, PlaceError},
     },
 };
@@ -36,6 +36,15 @@ impl From<ChangeError> for ApiError {
             ChangeError::Refused(refusal) => refusal.into(),
             ChangeError::Undecidable => undecidable(),
             ChangeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::SkuTaken(by) => Self::sku_taken(by),
+            CreateError::Store(error) => error.into(),
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     api::Api,
-    body::{Fields, JsonBody, NoBody, PartsAndBody},
+    body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
     envelope::{ApiError, Reason, mark_replayed, page, success},
     origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences},
@@ -36,7 +36,7 @@ pub(super) struct OrderRequest {
 }
 
 impl Fields for OrderRequest {
-    const FIELDS: &'static [(&'static str, Reason, &'static str)] = &[
+    const FIELDS: &'static [Field] = &[
         ("product_id", Reason::InvalidProductId, ProductId::EXPECTED),
         ("total", Reason::InvalidTotal, Quantity::EXPECTED),
     ];

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
-    body::{Fields, JsonBody, PartsAndBody},
+    body::{Field, Fields, JsonBody, PartsAndBody},
     envelope::{ApiError, Reason, page, success},
     query::{ListQuery, ProductPath},
 };
@@ -17,35 +17,41 @@ use crate::domain::{
     ids::ProductId,
     inventory::{Inventory, Stock},
     product::{Product, ProductName},
+    sku::Sku,
 };
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ProductRequest {
     name: ProductName,
+    sku: Option<Sku>,
 }
 
 impl Fields for ProductRequest {
-    const FIELDS: &'static [(&'static str, Reason, &'static str)] =
-        &[("name", Reason::InvalidName, ProductName::EXPECTED)];
+    const FIELDS: &'static [Field] = &[("name", Reason::InvalidName, ProductName::EXPECTED)];
+    const OPTIONAL: &'static [Field] = &[("sku", Reason::InvalidSku, Sku::EXPECTED)];
 }
 
 /// `POST /api/products`
 pub(super) async fn create(
     State(api): State<Api>,
-    JsonBody(new): JsonBody<ProductRequest>,
+    JsonBody(ProductRequest { name, sku }): JsonBody<ProductRequest>,
 ) -> Result<Response, ApiError> {
-    let product = api.catalog.create(new.name).await?;
+    let product = api.catalog.create(name, sku).await?;
     let location = [(header::LOCATION, format!("/api/products/{}", product.id))];
     Ok((location, success(StatusCode::CREATED, product)).into_response())
 }
 
 /// `GET /api/products`
 pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Response, ApiError> {
-    let query = query.only(&["limit", "after"])?;
+    let query = query.only(&["limit", "after", "sku"])?;
     let after = query.get("after", Reason::InvalidAfter, ProductId::EXPECTED, |text| text.parse().ok())?;
     let limit = query.limit()?;
-    let found = api.catalog.products(after, limit).await?;
+    let sku = query.get("sku", Reason::InvalidSku, Sku::EXPECTED, |text| text.to_owned().try_into().ok())?;
+    let found = match sku {
+        Some(sku) => api.catalog.products_with_sku(sku, after).await?,
+        None => api.catalog.products(after, limit).await?,
+    };
     Ok(page(found.rows, found.next, |after| query.next("/api/products", after)))
 }
 
@@ -92,8 +98,7 @@ pub(super) struct InventoryRequest {
 }
 
 impl Fields for InventoryRequest {
-    const FIELDS: &'static [(&'static str, Reason, &'static str)] =
-        &[("stock", Reason::InvalidStock, Stock::EXPECTED)];
+    const FIELDS: &'static [Field] = &[("stock", Reason::InvalidStock, Stock::EXPECTED)];
 }
 
 /// `PUT /api/products/{productId}/inventory`

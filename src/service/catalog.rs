@@ -6,12 +6,22 @@ use crate::{
     domain::{
         ids::ProductId,
         inventory::{Inventory, Stock, StockBelowReserved},
-        product::{Product, ProductName},
+        product::{NewProduct, Product, ProductName},
+        sku::Sku,
     },
     service::{dispatcher::Dispatcher, sold_out::SoldOutCache},
-    store::{Catalog, Page, Recount, StoreError},
+    store::{Catalog, Creation, Page, Recount, StoreError},
     telemetry::LogLimiter,
 };
+
+/// Why the product was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error("product {0} has this SKU")]
+    SkuTaken(ProductId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// Why the stock was not set. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +48,11 @@ impl CatalogService {
 
     /// Creates a product without stock, and opens its lane: long before its first order, which then finds a worker there. If
     /// the lane cannot be opened, the first order opens it, and workers look for new products every few seconds.
-    pub async fn create(&self, name: ProductName) -> Result<Product, StoreError> {
-        let product = self.store.create_product(name).await?;
+    pub async fn create(&self, name: ProductName, sku: Option<Sku>) -> Result<Product, CreateError> {
+        let product = match self.store.create(NewProduct { name, sku, stock: Stock::ZERO }).await? {
+            Creation::Done(product) => product,
+            Creation::SkuTaken(by) => return Err(CreateError::SkuTaken(by)),
+        };
         if let Err(error) = self.dispatcher.open_lane(product.id).await
             && let Some(suppressed) = self.lanes_not_opened.due()
         {
@@ -55,6 +68,17 @@ impl CatalogService {
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         self.store.products(after, limit).await
+    }
+
+    /// The product with this SKU, if there is one behind `after`, as the only page of a list.
+    pub async fn products_with_sku(
+        &self,
+        sku: Sku,
+        after: Option<ProductId>,
+    ) -> Result<Page<Product, ProductId>, StoreError> {
+        let mut rows = self.store.products_by_sku(&[sku]).await?;
+        rows.retain(|product| after.is_none_or(|after| product.id > after));
+        Ok(Page { rows, next: None })
     }
 
     pub async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {

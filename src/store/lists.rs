@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    rows::{OrderRow, TextColumn, id_column, product, product_id, readable},
+    rows::{OrderRow, ProductRow, id_column, product, product_id, readable},
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
@@ -40,9 +40,9 @@ const MAX_REST: Duration = Duration::from_millis(500);
 
 // Pages are cut before invalid rows are left out, so that these end no list.
 
-pub(super) fn page_of_products(rows: Vec<(i64, TextColumn)>, limit: u32) -> Page<Product, ProductId> {
-    let Page { rows, next } = Page::cut(rows, limit, None, |(id, _)| *id);
-    let products = readable(rows.into_iter().map(|(id, name)| product(id, name)));
+pub(super) fn page_of_products(rows: Vec<ProductRow>, limit: u32) -> Page<Product, ProductId> {
+    let Page { rows, next } = Page::cut(rows, limit, None, |(id, ..)| *id);
+    let products = readable(rows.into_iter().map(|(id, name, sku)| product(id, name, sku)));
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
 }
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
+    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
 };
 use crate::clock::Clock;
 use crate::domain::{
@@ -30,7 +30,8 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::{Order, OrderStatus},
-    product::{Product, ProductName},
+    product::{NewProduct, Product},
+    sku::Sku,
     time::from_millis,
 };
 
@@ -81,14 +82,17 @@ impl MemoryStore {
 
 #[async_trait]
 impl Catalog for MemoryStore {
-    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+    async fn create(&self, NewProduct { name, sku, stock }: NewProduct) -> Result<Creation, StoreError> {
         let mut data = self.data()?;
+        if let Some(taken) = data.product_of_sku(sku.as_ref()) {
+            return Ok(Creation::SkuTaken(taken.id));
+        }
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let product = Product { id, name };
-        data.products.insert(id, (product.clone(), Inventory::EMPTY));
-        Ok(product)
+        let product = Product { id, name, sku };
+        data.products.insert(id, (product.clone(), Inventory::of(stock)));
+        Ok(Creation::Done(product))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
@@ -104,6 +108,11 @@ impl Catalog for MemoryStore {
         let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
         let rows = behind.map(|(_, (product, _))| product.clone()).take(one_more_than(limit)).collect();
         Ok(Page::cut(rows, limit, None, |product| product.id))
+    }
+
+    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
+        let data = self.data()?;
+        Ok(skus.iter().filter_map(|sku| data.product_of_sku(Some(sku))).cloned().collect())
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
@@ -215,6 +224,11 @@ impl Decider for MemoryStore {
 }
 
 impl Data {
+    fn product_of_sku(&self, sku: Option<&Sku>) -> Option<&Product> {
+        let mut products = self.products.values().map(|(product, _)| product);
+        products.find(|product| sku.is_some() && product.sku.as_ref() == sku)
+    }
+
     fn inventories_of(&self, commands: &[Command]) -> Inventories {
         let products = commands.iter().map(Command::product_id);
         products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
@@ -350,6 +364,7 @@ mod tests {
         lane_set::LaneMode,
         order::Quantity,
         origin::Origin,
+        product::ProductName,
     };
 
     /// A clock that the test sets.

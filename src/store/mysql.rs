@@ -26,13 +26,14 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
+    sqlx_error::is_duplicate,
     statements::{
-        INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
-        product_ids,
+        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found,
+        product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -43,7 +44,8 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{Product, ProductName},
+    product::{NewProduct, Product},
+    sku::Sku,
 };
 
 /// Connections of one process for reads: enough for an API, because it joins the reads of many requests.
@@ -70,6 +72,13 @@ pub struct MySqlStore {
 }
 
 impl MySqlStore {
+    /// Who has the SKU, if the insertion failed because somebody has it.
+    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<Creation, StoreError> {
+        let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
+        let taken = self.products_by_sku(&[sku]).await?;
+        taken.first().map(|product| Creation::SkuTaken(product.id)).ok_or_else(|| error.into())
+    }
+
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
     pub async fn open(url: &str) -> Result<Self, OpenError> {
         let options = connect_options(url)?;
@@ -130,13 +139,23 @@ const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*
 
 #[async_trait]
 impl Catalog for MySqlStore {
-    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+    async fn create(&self, NewProduct { name, sku, stock }: NewProduct) -> Result<Creation, StoreError> {
         let mut connection = self.writes.acquire().await?;
-        let insert = sqlx::query("INSERT INTO products (name) VALUES (?)").bind(name.as_str());
-        let id = connection.execute(insert).await?.last_insert_id();
-        connection.execute(sqlx::query("INSERT INTO inventories (product_id) VALUES (?)").bind(id)).await?;
+        let insert = sqlx::query("INSERT INTO products (name, sku) VALUES (?, ?)")
+            .bind(name.as_str())
+            .bind(sku.as_ref().map(Sku::as_str));
+        let id = match connection.execute(insert).await {
+            Ok(inserted) => inserted.last_insert_id(),
+            Err(error) => {
+                drop(connection);
+                return self.sku_taken(sku, error).await;
+            }
+        };
+        connection
+            .execute(sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get()))
+            .await?;
         connection.commit("COMMIT").await?;
-        Ok(Product { id: product_id(id.cast_signed())?, name })
+        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
@@ -151,6 +170,15 @@ impl Catalog for MySqlStore {
         let _permit = self.list_permits.take().await?;
         let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
+    }
+
+    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
+        let query = sqlx::query_as(
+            "SELECT products.id, products.name, products.sku
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (sku VARCHAR(64) COLLATE ascii_bin PATH '$')) AS batch
+             STRAIGHT_JOIN products USING (sku)",
+        );
+        products(self.reads.fetch_all(query.bind(json(&skus))).await?)
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {

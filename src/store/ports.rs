@@ -20,14 +20,25 @@ use crate::domain::{
     inventory::{Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
     order::Order,
-    product::{Product, ProductName},
+    product::{NewProduct, Product, ProductName},
+    sku::Sku,
 };
 
 /// The products, and what the seller has of each.
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// Creates a product with an inventory of zeros.
-    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError>;
+    /// Creates a product with its inventory, unless another one has its SKU.
+    async fn create(&self, new: NewProduct) -> Result<Creation, StoreError>;
+
+    /// Creates a product without a SKU, with an inventory of zeros.
+    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+        match self.create(NewProduct { name, sku: None, stock: Stock::ZERO }).await? {
+            Creation::Done(product) => Ok(product),
+            Creation::SkuTaken(id) => {
+                Err(StoreError::Corrupt(format!("product {id} has the SKU of one that has none")))
+            }
+        }
+    }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
 
@@ -37,6 +48,9 @@ pub trait Catalog: Send + Sync {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError>;
+
+    /// Those of these products that exist, in any order.
+    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError>;
 
     /// The ids of all products, ascending: a lane each.
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
@@ -51,6 +65,14 @@ pub trait Catalog: Send + Sync {
 
     /// Sets `stored_stock` to what the seller counted. Takes the lock of the inventory, like a batch.
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
+}
+
+/// What became of [`Catalog::create`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Creation {
+    Done(Product),
+    /// The product that has the SKU. Nothing has changed.
+    SkuTaken(ProductId),
 }
 
 /// What became of [`Catalog::recount`].

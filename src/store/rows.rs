@@ -11,6 +11,7 @@ use crate::{
         order::{Order, OrderState, OrderStatus, Quantity},
         product::{Product, ProductName},
         rejection::RejectionReason,
+        sku::Sku,
     },
     telemetry::is_first_report,
 };
@@ -174,10 +175,21 @@ pub(super) fn product_id(column: i64) -> Result<ProductId, StoreError> {
         .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
 }
 
-pub(super) fn product(id: i64, TextColumn(name): TextColumn) -> Result<Product, StoreError> {
+/// A product's columns: id, name, sku.
+pub(super) type ProductRow = (i64, TextColumn, Option<TextColumn>);
+
+pub(super) fn product(
+    id: i64,
+    TextColumn(name): TextColumn,
+    sku: Option<TextColumn>,
+) -> Result<Product, StoreError> {
     let name = ProductName::stored(name)
         .map_err(|_| StoreError::Corrupt(format!("an invalid name, of product {id}")))?;
-    Ok(Product { id: product_id(id)?, name })
+    let sku = sku
+        .map(|TextColumn(sku)| Sku::try_from(sku))
+        .transpose()
+        .map_err(|_| StoreError::Corrupt(format!("an invalid SKU, of product {id}")))?;
+    Ok(Product { id: product_id(id)?, name, sku })
 }
 
 /// A product id as the value of a column.

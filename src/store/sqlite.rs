@@ -41,15 +41,14 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, TextColumn, id_column, installation_id, product_id,
-        readable,
+        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     slow_query::timed,
     statements::{
-        INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found, product_found,
-        product_ids,
+        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found,
+        product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -60,7 +59,8 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{Product, ProductName},
+    product::{NewProduct, Product},
+    sku::Sku,
 };
 
 /// Connections that only read.
@@ -201,17 +201,25 @@ const DUE: &str = concat!(
 
 #[async_trait]
 impl Catalog for SqliteStore {
-    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
+    async fn create(&self, NewProduct { name, sku, stock }: NewProduct) -> Result<Creation, StoreError> {
         let mut transaction = self.begin().await?;
         // Without sqlx's transaction type: that does not notice when SQLite rolls back, for example on a full disk, and begins
         // no other transaction on that connection.
-        let insert = "BEGIN IMMEDIATE; INSERT INTO products (name) VALUES (?) RETURNING id";
-        let ids: Vec<(i64,)> = transaction.fetch_all(sqlx::query_as(insert).bind(name.as_str())).await?;
-        let id = ids.first().map(|(id,)| *id).ok_or(sqlx::Error::RowNotFound)?;
-        let rest = sqlx::query("INSERT INTO inventories (product_id) VALUES (?); COMMIT").bind(id);
-        transaction.execute(rest).await?;
+        let insert = "BEGIN IMMEDIATE;
+            INSERT INTO products (name, sku) VALUES (?, ?) ON CONFLICT (sku) DO NOTHING RETURNING id";
+        let insert = sqlx::query_as(insert).bind(name.as_str()).bind(sku.as_ref().map(Sku::as_str));
+        let ids: Vec<(i64,)> = transaction.fetch_all(insert).await?;
+        let Some((id,)) = ids.first().copied() else {
+            drop(transaction);
+            let taken = self.products_by_sku(sku.as_slice()).await?;
+            let taken = taken.first().ok_or(sqlx::Error::RowNotFound)?;
+            return Ok(Creation::SkuTaken(taken.id));
+        };
+        let insert = sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get());
+        transaction.execute(insert).await?;
+        transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
-        Ok(Product { id: product_id(id)?, name })
+        Ok(Creation::Done(Product { id: product_id(id)?, name, sku }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
@@ -226,8 +234,15 @@ impl Catalog for SqliteStore {
         let _permit = self.list_permits.take().await?;
         let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         let mut connection = self.listing().await?;
-        let rows: Vec<(i64, TextColumn)> = timed(PRODUCTS, query.fetch_all(&mut *connection)).await?;
+        let rows = timed(PRODUCTS, query.fetch_all(&mut *connection)).await?;
         Ok(page_of_products(rows, limit))
+    }
+
+    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
+        let query = sqlx::query_as(
+            "SELECT products.id, name, sku FROM json_each(?) AS batch CROSS JOIN products ON sku = batch.value",
+        );
+        products(self.fetch_all(query.bind(json(&skus))).await?)
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {

@@ -27,7 +27,7 @@ impl From<sqlx::Error> for StoreError {
 impl From<sqlx::Error> for CommitError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::Database(database) if database.is_unique_violation() => Self::Duplicate,
+            error if is_duplicate(error) => Self::Duplicate,
             _ => Self::Store(error.into()),
         }
     }
@@ -39,6 +39,11 @@ impl From<sqlx::Error> for OpenError {
         let is_encryption = ["certificate", "TLS", "tls"].iter().any(|word| error.contains(word));
         Self::Connect { error, is_encryption }
     }
+}
+
+/// Whether a unique index refuses the row.
+pub(super) fn is_duplicate(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(DatabaseError::is_unique_violation)
 }
 
 /// A migration that failed.

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::Page,
-    rows::{TextColumn, id_column, product, product_id},
+    rows::{ProductRow, TextColumn, id_column, product, product_id},
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
@@ -14,15 +14,15 @@ use crate::domain::{
 };
 
 /// Parameter: id. Rows for [`product_found`].
-pub(super) const PRODUCT: &str = "SELECT name FROM products WHERE id = ?";
+pub(super) const PRODUCT: &str = "SELECT name, sku FROM products WHERE id = ?";
 
 /// Parameters: the id behind which it begins, how many.
-pub(super) const PRODUCTS: &str = "SELECT id, name FROM products WHERE id > ? ORDER BY id LIMIT ?";
+pub(super) const PRODUCTS: &str = "SELECT id, name, sku FROM products WHERE id > ? ORDER BY id LIMIT ?";
 
 pub(super) const PRODUCT_IDS: &str = "SELECT id FROM products ORDER BY id";
 
 /// Parameter: id. Rows for [`inventory_found`].
-pub(super) const INVENTORY: &str = "SELECT name, stored_stock, available_stock, reserved_stock
+pub(super) const INVENTORY: &str = "SELECT name, sku, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
 
 /// Whether an order never changes again.
@@ -33,19 +33,31 @@ macro_rules! is_final {
 }
 pub(super) use is_final;
 
+/// Parameters: product, stored, available.
+pub(super) const INSERT_INVENTORY: &str =
+    "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";
+
 pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
 
-pub(super) fn product_found(id: ProductId, rows: Vec<(TextColumn,)>) -> Result<Option<Product>, StoreError> {
-    rows.into_iter().next().map(|(name,)| product(id_column(id), name)).transpose()
+pub(super) fn product_found(
+    id: ProductId,
+    rows: Vec<(TextColumn, Option<TextColumn>)>,
+) -> Result<Option<Product>, StoreError> {
+    rows.into_iter().next().map(|(name, sku)| product(id_column(id), name, sku)).transpose()
 }
 
 pub(super) fn inventory_found(
     id: ProductId,
-    rows: Vec<(TextColumn, i64, i64, i64)>,
+    rows: Vec<(TextColumn, Option<TextColumn>, i64, i64, i64)>,
 ) -> Result<Option<(Product, Inventory)>, StoreError> {
-    let Some((name, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
+    let Some((name, sku, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
     let inventory = Inventory::from_columns(stored, available, reserved)?;
-    Ok(Some((product(id_column(id), name)?, inventory)))
+    Ok(Some((product(id_column(id), name, sku)?, inventory)))
+}
+
+/// Of rows of `id, name, sku`.
+pub(super) fn products(rows: Vec<ProductRow>) -> Result<Vec<Product>, StoreError> {
+    rows.into_iter().map(|(id, name, sku)| product(id, name, sku)).collect()
 }
 
 pub(super) fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {

@@ -9,20 +9,21 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Installation, Orders, Recount},
+    ports::{Catalog, Creation, Installation, Orders, Recount},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{Product, ProductName},
+    product::{NewProduct, Product},
+    sku::Sku,
 };
 
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create_product`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -43,8 +44,8 @@ impl<S: ?Sized> TimeLimited<S> {
 
 #[async_trait]
 impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
-    async fn create_product(&self, name: ProductName) -> Result<Product, StoreError> {
-        self.store.create_product(name).await
+    async fn create(&self, new: NewProduct) -> Result<Creation, StoreError> {
+        self.store.create(new).await
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
@@ -57,6 +58,10 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         self.read(self.store.products(after, limit)).await
+    }
+
+    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
+        self.read(self.store.products_by_sku(skus)).await
     }
 
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {

@@ -23,6 +23,7 @@ mod api {
     pub(crate) mod race;
     mod routes;
     mod schemathesis;
+    mod skus;
 }
 
 /// What an API shows to people.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::product::ProductName;
 
 #[tokio::test]
 async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {

@@ -230,6 +230,14 @@ async fn invalid_bodies_of_a_product(pair: Pair) {
         refuses(format!("{{\"name\":{value}}}").as_bytes(), "invalid_name", Some("name")).await;
     }
     refuses(b"{}", "invalid_name", Some("name")).await;
+    let long = format!("\"{}\"", "x".repeat(65));
+    for sku in
+        ["1", "true", "[]", "{}", "\"\"", "\" \"", "\"a b\"", "\"a\\n\"", "\"\\u00e9\"", "\"\\u0000\"", &long]
+    {
+        refuses(format!("{{\"name\":\"Kaos\",\"sku\":{sku}}}").as_bytes(), "invalid_sku", Some("sku")).await;
+    }
+    refuses(b"{\"sku\":\"A\"}", "invalid_name", Some("name")).await;
+    refuses(b"{\"name\":\"Kaos\",\"sku\":\"A\",\"sku\":\"A\"}", "invalid_body", None).await;
     refuses(b"{\"Name\":\"Kaos\"}", "invalid_field", Some("Name")).await;
     refuses(b"{\"name\":\"Kaos\",\"id\":7}", "invalid_field", Some("id")).await;
     refuses(b"{\"name\":\"Kaos\",\"name\":\"Kaos\"}", "invalid_body", None).await;
@@ -473,6 +481,10 @@ async fn invalid_queries(pair: Pair) {
         let found = (answer.status, answer.reason(), answer.data()["field"].as_str());
         assert_eq!(found, (400, reason, field), "{path}?{query}");
     };
+    for sku in ["", "a%20b", "%C3%A9", &"x".repeat(65)] {
+        refuses("/api/products", &format!("sku={sku}"), "invalid_sku", Some("sku")).await;
+    }
+    refuses("/api/products", "sku=a&sku=a", "invalid_query", Some("sku")).await;
     for path in ["/api/products", "/api/orders"] {
         for limit in [
             "",

@@ -21,12 +21,13 @@ use antre::{
         inventory::{Inventory, Stock, StockBelowReserved},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
-        product::{Product, ProductName},
+        product::{NewProduct, Product, ProductName},
         rejection::Rejection,
+        sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
+        Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
         sqlite::SqliteStore,
     },
 };

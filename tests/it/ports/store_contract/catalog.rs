@@ -11,8 +11,13 @@ suite! {
         a_recount_below_what_is_reserved_changes_nothing,
         unknown_ids_find_nothing,
         sold_out_products_are_known_with_the_commit,
+        a_sku_is_one_products_own,
+        products_are_created_with_their_stock,
+        of_those_who_want_one_sku_one_gets_it,
     ],
-    sql_only: [],
+    sql_only: [
+        a_sku_that_was_changed_by_hand_is_corrupt,
+    ],
 }
 
 async fn a_new_product_has_no_pieces(database: Database) {
@@ -145,4 +150,78 @@ async fn sold_out_products_are_known_with_the_commit(database: Database) {
         assert_eq!(sold_out().await, BTreeSet::from([empty]), "{round}");
         store.recount(shirt, stock(round + 3)).await.unwrap().done().unwrap();
     }
+}
+
+fn sku(text: &str) -> Sku {
+    text.to_owned().try_into().unwrap()
+}
+
+fn new(text: &str, pieces: u32) -> NewProduct {
+    NewProduct { name: name("Kaos Polos"), sku: Some(sku(text)), stock: stock(pieces) }
+}
+
+#[track_caller]
+fn created(creation: Creation) -> Product {
+    match creation {
+        Creation::Done(product) => product,
+        Creation::SkuTaken(by) => panic!("product {by} has it"),
+    }
+}
+
+async fn a_sku_is_one_products_own(database: Database) {
+    let store = &database.store;
+    let plain = store.create_product(name("Topi")).await.unwrap();
+    let texts = ["A", "a", "~!\"'\\\\;,%_?:x$1", &"9".repeat(Sku::MAX_LENGTH)];
+    let mut products = Vec::new();
+    for text in texts {
+        let product = created(store.create(new(text, 0)).await.unwrap());
+        assert_eq!(product.sku, Some(sku(text)));
+        assert_eq!(store.product(product.id).await.unwrap().as_ref(), Some(&product));
+        assert_eq!(store.inventory(product.id).await.unwrap().unwrap().0, product);
+        assert_eq!(store.recount(product.id, stock(1)).await.unwrap().done().unwrap().0, product);
+        assert_eq!(store.create(new(text, 5)).await.unwrap(), Creation::SkuTaken(product.id));
+        assert_eq!(store.products_by_sku(&[sku(text)]).await.unwrap(), slice::from_ref(&product));
+        products.push(product);
+    }
+    let listed = store.products(None, 100).await.unwrap().rows;
+    assert_eq!(listed, [slice::from_ref(&plain), &products].concat());
+    let mut found = store.products_by_sku(&texts.map(sku)).await.unwrap();
+    found.sort_by_key(|product| product.id);
+    assert_eq!(found, products);
+    assert_eq!(store.products_by_sku(&[sku("nobody's")]).await.unwrap(), []);
+    assert_eq!(store.products_by_sku(&[]).await.unwrap(), []);
+}
+
+async fn products_are_created_with_their_stock(database: Database) {
+    let product = created(database.store.create(new("A", 7)).await.unwrap());
+    assert_eq!(database.pieces(product.id).await, [7, 7, 0]);
+    assert_eq!(accepted(&database.decide(&[order(product.id, 7)]).await), [true]);
+    // The refused one has changed nothing.
+    database.store.create(new("A", 9)).await.unwrap();
+    assert_eq!(database.pieces(product.id).await, [7, 0, 7]);
+}
+
+async fn of_those_who_want_one_sku_one_gets_it(database: Database) {
+    for round in 0..10 {
+        let text = format!("SKU-{round}");
+        let creations = join_all((0..8).map(|_| database.store.create(new(&text, 1)))).await;
+        let creations: Vec<_> = creations.into_iter().map(Result::unwrap).collect();
+        let [product] = &database.store.products_by_sku(&[sku(&text)]).await.unwrap()[..] else {
+            panic!("{creations:?}")
+        };
+        let done = creations.iter().filter(|one| **one == Creation::Done(product.clone())).count();
+        let taken = creations.iter().filter(|one| **one == Creation::SkuTaken(product.id)).count();
+        assert_eq!((done, taken), (1, 7), "{creations:?}");
+    }
+    assert_eq!(database.store.product_ids().await.unwrap().len(), 10);
+}
+
+async fn a_sku_that_was_changed_by_hand_is_corrupt(database: Database) {
+    let product = created(database.store.create(new("A", 1)).await.unwrap());
+    let other = created(database.store.create(new("B", 1)).await.unwrap());
+    database.by_hand("UPDATE products SET sku = 'a b' WHERE sku = 'A'").await.unwrap();
+    let error = database.store.product(product.id).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("SKU"), "{error}");
+    // It ends no list.
+    assert_eq!(database.store.products(None, 10).await.unwrap().rows, [other]);
 }
