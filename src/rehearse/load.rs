@@ -3,8 +3,7 @@
 //!
 //! The loop is open. When each visitor is due is fixed beforehand and does not depend on earlier answers, and latencies count
 //! from then. A server that stalls is measured by all visitors that arrive during the stall, not only by the few whose requests it
-//! held ("coordinated omission", Gil Tene). A closed loop needs nothing of this file: it is a task for each connection that
-//! calls [`client::Client::send`] until it has seen enough.
+//! held ("coordinated omission", Gil Tene). A closed loop, as the benchmark has, needs only the [`client`].
 
 pub mod arrivals;
 pub mod client;

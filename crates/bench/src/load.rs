@@ -1,31 +1,32 @@
-//! The load generator, its own process: one thread, raw connections that are kept alive, requests that are built once. It
-//! must not be the bottleneck, so it parses only the status and the length of an answer.
+//! The load, its own process with one thread, made by the generator of `antre rehearse`
+//! ([`antre::rehearse::load`]).
 //!
 //! Closed loop: every connection sends its next order when the last is answered. Open loop: orders are due
 //! at fixed times whether or not earlier ones have been answered, and an order's latency counts from when it was due, so
 //! that a server that stalls cannot hide the orders it held up (Gil Tene's "coordinated omission").
 
 use std::{
-    borrow::Cow,
-    cell::{Cell, RefCell},
-    io,
     net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    thread,
+    ops::AddAssign,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use antre::rehearse::load::{
+    Visit,
+    arrivals::Arrivals,
+    client::{Call, Client},
+    open_loop,
+};
 use antre_testkit::error::Result;
+use axum::http::{HeaderName, HeaderValue, Method};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::Semaphore,
-    task::LocalSet,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::scenario::{Pace, reserved_order_id};
 
@@ -33,8 +34,6 @@ use crate::scenario::{Pace, reserved_order_id};
 const LAST_ANSWERS: Duration = Duration::from_secs(30);
 /// Connections that send the first orders.
 const PRIMING: usize = 16;
-/// The largest answer that is expected.
-const BUFFER: usize = 8 * 1024;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LoadArgs {
@@ -102,6 +101,17 @@ impl Counts {
     }
 }
 
+impl AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        self.accepted += more.accepted;
+        self.refused += more.refused;
+        self.pending += more.pending;
+        self.unavailable += more.unavailable;
+        self.failed += more.failed;
+        self.unanswered += more.unanswered;
+    }
+}
+
 /// Of orders that got a verdict, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Latency {
@@ -136,23 +146,24 @@ pub(crate) struct Load {
 
 pub(crate) fn run(args: &LoadArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let load = runtime.block_on(LocalSet::new().run_until(generate(args)))?;
-    println!("{}", serde_json::to_string(&load)?);
+    println!("{}", serde_json::to_string(&runtime.block_on(generate(args))?)?);
     Ok(())
 }
 
-/// What all connections share; there is one thread.
+/// What all connections share.
 struct Shared {
-    target: SocketAddr,
+    client: Client,
     /// One for each product.
-    requests: Vec<Vec<u8>>,
+    orders: Vec<Call>,
     /// The prefix of this run's idempotency keys, if orders have keys.
     keys: Option<String>,
     /// The number of orders to pay; 0 when orders are placed.
     payments: u64,
-    next: Cell<usize>,
-    sent: Cell<u64>,
-    tally: RefCell<Tally>,
+    next: AtomicU64,
+    sent: AtomicU64,
+    tally: Mutex<Tally>,
+    /// After this, nobody waits for an answer.
+    deadline: Instant,
 }
 
 #[derive(Default)]
@@ -160,27 +171,6 @@ struct Tally {
     all: Counts,
     measured: Counts,
     latencies_us: Vec<u32>,
-}
-
-impl Shared {
-    /// Products take turns; an order is paid once. `None` when all are.
-    fn next_request(&self) -> Option<Cow<'_, [u8]>> {
-        let next = self.next.get();
-        self.next.set(next + 1);
-        if self.payments == 0 {
-            self.sent.set(self.sent.get() + 1);
-            let request = &self.requests[next % self.requests.len()];
-            return Some(match &self.keys {
-                None => Cow::Borrowed(request),
-                Some(run) => Cow::Owned(with_key(request, &format!("{run}{next}"))),
-            });
-        }
-        let number = next as u64 + 1;
-        (number <= self.payments).then(|| {
-            self.sent.set(self.sent.get() + 1);
-            Cow::Owned(payment(self.target, number))
-        })
-    }
 }
 
 /// What is measured.
@@ -191,55 +181,49 @@ struct Window {
 }
 
 async fn generate(args: &LoadArgs) -> Result<Load> {
-    let shared = Rc::new(Shared {
-        target: args.target,
-        // A payment needs no lane to be opened first.
-        requests: match args.payments {
-            0 => (1..=args.products).map(|product| request(args.target, product)).collect(),
-            _ => Vec::new(),
-        },
-        keys: args.keys.then(|| format!("{}-", uuid::Uuid::now_v7().simple())),
-        payments: args.payments,
-        next: Cell::new(0),
-        sent: Cell::new(0),
-        tally: RefCell::default(),
-    });
-    let connections = connect(&shared, args.connections).await?;
-    let connections = prime(&shared, connections).await?;
+    let target = format!("http://{}", args.target).parse()?;
+    let client = Client::new(target, args.connections).await?;
+    // A payment needs no lane to be opened first.
+    let orders: Vec<_> = match args.payments {
+        0 => (1..=args.products).map(order).collect(),
+        _ => Vec::new(),
+    };
+    let primed = prime(&client, &orders).await?;
 
     let now = Instant::now();
     let begins = now + Duration::from_secs_f64(args.warm_up_seconds);
     let window = Window { begins, ends: begins + Duration::from_secs_f64(args.seconds) };
-    let mut tasks = tokio::task::JoinSet::new();
+    let shared = Arc::new(Shared {
+        client,
+        orders,
+        keys: args.keys.then(|| format!("{}-", uuid::Uuid::now_v7().simple())),
+        payments: args.payments,
+        next: AtomicU64::new(0),
+        sent: AtomicU64::new(0),
+        tally: Mutex::default(),
+        deadline: window.ends + LAST_ANSWERS,
+    });
     match args.pace {
-        Pace::Closed => {
-            for connection in connections {
-                tasks.spawn_local(closed(shared.clone(), connection, window, None));
-            }
-        }
+        Pace::Closed => closed_loop(&shared, args.connections, window, None).await,
         Pace::Pausing { milliseconds } => {
             let pause = Duration::from_millis(milliseconds);
-            for connection in connections {
-                tasks.spawn_local(closed(shared.clone(), connection, window, Some(pause)));
-            }
+            closed_loop(&shared, args.connections, window, Some(pause)).await;
         }
         Pace::Open { per_second } => {
-            let schedule = Schedule::start(per_second, now, window, connections.len());
-            for connection in connections {
-                tasks.spawn_local(open(shared.clone(), connection, window, schedule.clone()));
-            }
+            let count = ((window.ends - now).as_secs_f64() * per_second) as u64;
+            let arrivals = Arrivals::at_rate(count, per_second, Duration::ZERO);
+            let visit = |visit| visited(shared.clone(), window, visit);
+            open_loop(arrivals, now, CancellationToken::new(), visit).await;
         }
     }
-    let until_the_end = window.ends.saturating_duration_since(Instant::now()) + LAST_ANSWERS;
-    let _ = timeout(until_the_end, async { while tasks.join_next().await.is_some() {} }).await;
-    tasks.abort_all();
 
-    if args.payments > 0 && shared.next.get() as u64 > args.payments {
+    if args.payments > 0 && shared.next.load(Ordering::Relaxed) > args.payments {
         return Err(format!("{} orders to be paid were not enough", args.payments).into());
     }
-    let mut tally = shared.tally.take();
+    let mut tally = std::mem::take(&mut *shared.tally());
     let answered = tally.all.decided() + tally.all.unknown() + tally.all.unavailable;
-    tally.all.unanswered += shared.sent.get().saturating_sub(answered);
+    tally.all.unanswered += shared.sent.load(Ordering::Relaxed).saturating_sub(answered);
+    tally.all += primed;
     Ok(Load {
         measured: tally.measured,
         all: tally.all,
@@ -248,76 +232,56 @@ async fn generate(args: &LoadArgs) -> Result<Load> {
     })
 }
 
-fn payment(target: SocketAddr, number: u64) -> Vec<u8> {
-    let id = reserved_order_id(number);
-    format!("POST /api/orders/{id}/payment HTTP/1.1\r\nhost: {target}\r\ncontent-length: 0\r\n\r\n")
-        .into_bytes()
-}
-
-fn request(target: SocketAddr, product: u64) -> Vec<u8> {
-    let body = format!(r#"{{"product_id":{product},"total":1}}"#);
-    format!(
-        "POST /api/orders HTTP/1.1\r\nhost: {target}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-/// The request was built without a key.
-fn with_key(request: &[u8], key: &str) -> Vec<u8> {
-    const START: &[u8] = b"POST /api/orders HTTP/1.1\r\n";
-    let rest = request.strip_prefix(START).unwrap_or_default();
-    [START, format!("idempotency-key: {key}\r\n").as_bytes(), rest].concat()
-}
-
-/// Not all at once: a listener's backlog is short.
-async fn connect(shared: &Rc<Shared>, count: usize) -> Result<Vec<Connection>> {
-    let mut connections = Vec::with_capacity(count);
-    for _ in 0..count {
-        connections.push(Connection::open(shared.target).await?);
-    }
-    Ok(connections)
+fn order(product: u64) -> Call {
+    Call::new(Method::POST, "/api/orders").json(format!(r#"{{"product_id":{product},"total":1}}"#))
 }
 
 /// One order for every product, until each has had a verdict: lanes are open and statements prepared before any clock
 /// runs. Not on all connections at once: a thousand lanes take the broker some seconds.
-async fn prime(shared: &Rc<Shared>, mut connections: Vec<Connection>) -> Result<Vec<Connection>> {
+async fn prime(client: &Client, orders: &[Call]) -> Result<Counts> {
     let deadline = Instant::now() + 4 * LAST_ANSWERS;
-    let left = Rc::new(Cell::new(shared.requests.len()));
-    let mut tasks = tokio::task::JoinSet::new();
-    for mut connection in connections.split_off(connections.len().saturating_sub(PRIMING)) {
-        let (shared, left) = (shared.clone(), left.clone());
-        tasks.spawn_local(async move {
-            while let Some(number) = left.get().checked_sub(1) {
-                left.set(number);
+    let mut tasks = JoinSet::new();
+    for first in 0..PRIMING {
+        let client = client.clone();
+        let orders: Vec<_> = orders.iter().skip(first).step_by(PRIMING).cloned().collect();
+        tasks.spawn(async move {
+            let mut counts = Counts::default();
+            for order in &orders {
                 loop {
-                    shared.sent.set(shared.sent.get() + 1);
-                    let answer = connection.ask(&shared.requests[number]).await;
-                    shared.tally.borrow_mut().all.add(answer);
+                    let answer = ask(&client, order, deadline).await;
+                    counts.add(answer);
                     if matches!(answer, Some(201 | 400)) {
                         break;
                     }
                     if Instant::now() > deadline {
-                        return Err(format!("product {} got no verdict, but {answer:?}", number + 1));
+                        return Err(format!("{:?} got no verdict, but {answer:?}", order.body));
                     }
                     sleep(Duration::from_millis(100)).await;
                 }
             }
-            Ok(connection)
+            Ok(counts)
         });
     }
-    while let Some(connection) = tasks.join_next().await {
-        connections.push(connection??);
+    let mut all = Counts::default();
+    while let Some(counts) = tasks.join_next().await {
+        all += counts??;
     }
-    Ok(connections)
+    Ok(all)
 }
 
-async fn closed(shared: Rc<Shared>, mut connection: Connection, window: Window, pause: Option<Duration>) {
+async fn closed_loop(shared: &Arc<Shared>, connections: usize, window: Window, pause: Option<Duration>) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..connections {
+        tasks.spawn(one_after_the_other(shared.clone(), window, pause));
+    }
+    tasks.join_all().await;
+}
+
+async fn one_after_the_other(shared: Arc<Shared>, window: Window, pause: Option<Duration>) {
     let mut sent = Instant::now();
     while sent < window.ends {
-        let Some(request) = shared.next_request() else { return };
-        let answer = connection.ask(&request).await;
+        let Some(call) = shared.next_call() else { return };
+        let answer = ask(&shared.client, &call, shared.deadline).await;
         let now = Instant::now();
         let measured = now >= window.begins && now < window.ends;
         shared.count(answer, measured, now - sent);
@@ -329,58 +293,52 @@ async fn closed(shared: Rc<Shared>, mut connection: Connection, window: Window, 
     }
 }
 
-/// When each order of an open loop is due.
-#[derive(Clone)]
-struct Schedule {
-    per_second: f64,
-    starts: Instant,
-    orders: u64,
-    due: Arc<Semaphore>,
-    taken: Rc<Cell<u64>>,
+async fn visited(shared: Arc<Shared>, window: Window, visit: Visit) {
+    let Some(call) = shared.next_call() else { return };
+    let answer = ask(&shared.client, &call, shared.deadline).await;
+    // By when it was due, not by when it was answered: late answers must not drop out.
+    shared.count(answer, visit.due >= window.begins, visit.due.elapsed());
 }
 
-impl Schedule {
-    /// On its own thread, because tokio's timers have a resolution of 1 ms.
-    fn start(per_second: f64, starts: Instant, window: Window, connections: usize) -> Self {
-        let orders = ((window.ends - starts).as_secs_f64() * per_second) as u64;
-        let due = Arc::new(Semaphore::new(0));
-        let schedule = Self { per_second, starts, orders, due: due.clone(), taken: Rc::default() };
-        thread::spawn(move || {
-            let mut given = 0;
-            while given < orders {
-                let elapsed = starts.elapsed().as_secs_f64();
-                let now_due = ((elapsed * per_second) as u64 + 1).min(orders);
-                due.add_permits((now_due - given) as usize);
-                given = now_due;
-                let next = starts + Duration::from_secs_f64(given as f64 / per_second);
-                thread::sleep(next.saturating_duration_since(Instant::now()));
-            }
-            due.add_permits(connections); // one each, to learn that there is no more
-        });
-        schedule
-    }
-
-    /// Waits until the next order is due, and returns when that was. `None` after the last one.
-    async fn next(&self) -> Option<Instant> {
-        self.due.acquire().await.ok()?.forget();
-        let number = self.taken.get();
-        self.taken.set(number + 1);
-        (number < self.orders).then(|| self.starts + Duration::from_secs_f64(number as f64 / self.per_second))
-    }
-}
-
-async fn open(shared: Rc<Shared>, mut connection: Connection, window: Window, schedule: Schedule) {
-    while let Some(due) = schedule.next().await {
-        let Some(request) = shared.next_request() else { return };
-        let answer = connection.ask(&request).await;
-        // By when it was due, not by when it was answered: late answers must not drop out.
-        shared.count(answer, due >= window.begins, due.elapsed());
+/// The status of the answer; `None` without an answer.
+async fn ask(client: &Client, call: &Call, deadline: Instant) -> Option<u16> {
+    match client.send(call, deadline.into()).await {
+        Ok(answer) => Some(answer.status),
+        Err(_) => {
+            sleep(Duration::from_millis(10)).await; // no storm of connections when the server is gone
+            None
+        }
     }
 }
 
 impl Shared {
+    /// Products take turns; an order is paid once. `None` when all are.
+    fn next_call(&self) -> Option<Call> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let call = if self.payments > 0 {
+            let number = next + 1;
+            if number > self.payments {
+                return None;
+            }
+            Call::new(Method::POST, format!("/api/orders/{}/payment", reserved_order_id(number)))
+        } else {
+            let mut order = self.orders[next as usize % self.orders.len()].clone();
+            let key = self.keys.as_ref().and_then(|run| HeaderValue::try_from(format!("{run}{next}")).ok());
+            if let Some(key) = key {
+                order.headers.insert(HeaderName::from_static("idempotency-key"), key);
+            }
+            order
+        };
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Some(call)
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn count(&self, answer: Option<u16>, measured: bool, latency: Duration) {
-        let mut tally = self.tally.borrow_mut();
+        let mut tally = self.tally();
         tally.all.add(answer);
         if measured {
             tally.measured.add(answer);
@@ -389,64 +347,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// One connection, opened again when it breaks.
-struct Connection {
-    target: SocketAddr,
-    stream: TcpStream,
-    buffer: Box<[u8; BUFFER]>,
-}
-
-impl Connection {
-    async fn open(target: SocketAddr) -> io::Result<Self> {
-        Ok(Self { target, stream: Self::dial(target).await?, buffer: Box::new([0; BUFFER]) })
-    }
-
-    async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(target).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    }
-
-    /// Returns the status of the answer; `None` without an answer.
-    async fn ask(&mut self, request: &[u8]) -> Option<u16> {
-        match self.try_ask(request).await {
-            Ok(status) => Some(status),
-            Err(_) => {
-                sleep(Duration::from_millis(10)).await; // no storm of connections when the server is gone
-                if let Ok(stream) = Self::dial(self.target).await {
-                    self.stream = stream;
-                }
-                None
-            }
-        }
-    }
-
-    async fn try_ask(&mut self, request: &[u8]) -> io::Result<u16> {
-        self.stream.write_all(request).await?;
-        let mut filled = 0;
-        loop {
-            match self.stream.read(&mut self.buffer[filled..]).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
-            }
-            if let Some(status) = status_of_whole(&self.buffer[..filled])? {
-                return Ok(status);
-            }
-        }
-    }
-}
-
-/// The status of an answer, once all of it is there. Nothing is sent before that, so nothing comes after it.
-fn status_of_whole(bytes: &[u8]) -> io::Result<Option<u16>> {
-    let mut headers = [httparse::EMPTY_HEADER; 16];
-    let mut answer = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = answer.parse(bytes).map_err(io::Error::other)? else {
-        return Ok(None);
-    };
-    let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let length: usize =
-        length.and_then(|header| str::from_utf8(header.value).ok()?.parse().ok()).unwrap_or_default();
-    Ok(answer.code.filter(|_| bytes.len() >= head + length))
 }
