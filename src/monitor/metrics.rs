@@ -110,3 +110,43 @@ impl fmt::Debug for Metrics {
         f.debug_struct("Metrics").field("parts", &self.parts).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_the_metrics_of_its_parts_and_each_at_most_once() {
+        let names = |has_api, has_worker, is_on_servers| {
+            let metrics = Metrics::new(Parts { has_api, has_worker, is_on_servers }, "test").unwrap();
+            metrics.set_ready("database", true);
+            let text = metrics.render();
+            let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+            let names = types.map(|line| line.split(' ').next().unwrap_or_default().to_owned());
+            names.collect::<Vec<_>>()
+        };
+        let (api, worker, both) =
+            (names(true, false, true), names(false, true, true), names(true, true, true));
+        assert!(api.iter().all(|name| both.contains(name)) && worker.iter().all(|name| both.contains(name)));
+        let own = |all: &[String], name: &str| all.iter().any(|one| one == name);
+        assert!(own(&api, "antre_orders_answered_total") && !own(&worker, "antre_orders_answered_total"));
+        assert!(own(&worker, "antre_batch_commands") && !own(&api, "antre_batch_commands"));
+        let known: Vec<_> = table::ALL.iter().map(|metric| metric.name).collect();
+        for name in &both {
+            assert!(known.contains(&name.as_str()), "{name} is not in the table");
+            assert_eq!(both.iter().filter(|one| *one == name).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pulled_metric_has_its_labels_and_is_left_out_without_a_value() {
+        let metrics = Metrics::unwatched();
+        let sample = |labels: &[&'static str], value| Sample { labels: labels.to_vec(), value };
+        metrics.pull(&table::DATABASE_CONNECTIONS, move || vec![sample(&["reads", "idle"], 2.0)]).unwrap();
+        metrics.pull(&table::DEAD_LETTERS, Vec::new).unwrap();
+        let text = metrics.render();
+        assert!(text.contains("antre_database_connections{pool=\"reads\",state=\"idle\"} 2\n"), "{text}");
+        assert!(!text.contains("antre_dead_letters "), "{text}");
+        assert!(metrics.pull(&table::DEAD_LETTERS, Vec::new).is_err(), "it is there already");
+    }
+}

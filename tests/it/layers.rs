@@ -58,8 +58,9 @@ const EXCEPTIONS: [(&str, &str, &str); 5] = [
 ];
 
 /// A library, and the files that may name it.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 8] = [
     ("sqlx", &["src/store.rs", "src/store/"]),
+    ("prometheus", &["src/monitor/metrics.rs", "src/monitor/metrics/"]),
     ("lapin", &["src/queue/rabbitmq.rs", "src/queue/rabbitmq/"]),
     ("deadpool_lapin", &["src/queue/rabbitmq.rs", "src/queue/rabbitmq/"]),
     ("axum", &["src/http.rs", "src/http/"]),

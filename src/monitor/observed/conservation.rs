@@ -114,3 +114,102 @@ impl Conservation {
         Ok(pieces)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        future::pending,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use async_trait::async_trait;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        monitor::metrics::Metrics,
+        store::{
+            audit::{Book, BookPage, Links, StockColumns},
+            memory::MemoryStore,
+        },
+    };
+
+    /// What each step answers; `None`: nothing, ever.
+    type Answers = Arc<Mutex<VecDeque<Option<Result<Vec<Book>, StoreError>>>>>;
+
+    struct Fake {
+        answers: Answers,
+        asked: Arc<Mutex<Vec<(Option<i64>, u32)>>>,
+    }
+
+    #[async_trait]
+    impl Audit for Fake {
+        async fn books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, StoreError> {
+            self.asked.lock().unwrap().push((after, limit));
+            let answer = self.answers.lock().unwrap().pop_front();
+            match answer {
+                Some(Some(books)) => Ok(BookPage { books: books?, next: None }),
+                Some(None) => pending().await,
+                None => Ok(BookPage { books: Vec::new(), next: None }),
+            }
+        }
+
+        async fn keys(&mut self, _: Option<&str>, _: u32) -> Result<Links<String>, StoreError> {
+            Err(StoreError::Refused("no test asks for it".to_owned()))
+        }
+
+        async fn aliases(&mut self, _: Option<Uuid>, _: u32) -> Result<Links<Uuid>, StoreError> {
+            Err(StoreError::Refused("no test asks for it".to_owned()))
+        }
+    }
+
+    fn book(product_id: i64, reserved: i64) -> Book {
+        let inventory = Some(StockColumns { stored: reserved, available: 0, reserved });
+        Book { product_id, is_product: true, inventory, ..Book::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_goes_on_behind_what_takes_too_long_and_adds_up_what_differs() {
+        let store = Arc::new(MemoryStore::new(Uuid::nil(), Arc::new(SystemClock)));
+        for _ in 0..3 * PRODUCTS_PER_STEP {
+            store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
+        }
+        let products = store.product_ids().await.unwrap();
+        let answers: Answers = Arc::new(Mutex::new(
+            [Some(Ok(vec![book(1, 2), book(2, 0)])), None, Some(Ok(vec![book(11, 1)]))].into(),
+        ));
+        let (asked, opened) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(AtomicUsize::new(0)));
+        let open: OpenAudit = {
+            let (asked, opened) = (asked.clone(), opened.clone());
+            Arc::new(move || {
+                opened.fetch_add(1, Ordering::Relaxed);
+                let audit = Fake { answers: answers.clone(), asked: asked.clone() };
+                Box::pin(async move { Ok(Box::new(audit) as Box<dyn Audit>) })
+            })
+        };
+        let metrics = Metrics::unwatched();
+        let conservation =
+            Conservation { catalog: store, open, metrics: metrics.worker.conservation.clone() };
+        let began = Instant::now();
+        conservation.round(&products).await;
+        assert_eq!(began.elapsed(), PAUSE + STEP_LIMIT + FAILURE_PAUSE + PAUSE);
+        assert_eq!(*asked.lock().unwrap(), [(Some(0), 5), (Some(5), 5), (Some(10), 5)]);
+        assert_eq!(opened.load(Ordering::Relaxed), 2, "a silent connection is not used again");
+        let text = metrics.render();
+        for line in [
+            "antre_conservation_difference_pieces 3",
+            "antre_conservation_failures_total 1",
+            "antre_conservation_products_checked_total 10",
+            "antre_conservation_rounds_total 1",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+        conservation.round(&products).await;
+        assert!(metrics.render().contains("antre_conservation_difference_pieces 0"));
+    }
+}

@@ -1,5 +1,14 @@
 use super::*;
-use crate::domain::product::ProductName;
+use crate::{
+    clock::{Clock, SystemClock},
+    domain::{
+        command::{NewOrder, ReplyMode},
+        order::Quantity,
+        origin::Origin,
+        product::ProductName,
+    },
+    store::observer::{RetryCause, TransactionPhases},
+};
 
 #[tokio::test]
 async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {
@@ -45,4 +54,46 @@ async fn after_a_full_disk_it_writes_again() {
     room(100_000).await;
     let product = store.create_product(name()).await.unwrap();
     assert!(store.inventory(product.id).await.unwrap().is_some());
+}
+
+#[derive(Default)]
+struct Seen(std::sync::Mutex<Vec<String>>);
+
+impl TransactionObserver for Seen {
+    fn committed(&self, phases: TransactionPhases) {
+        let all = [phases.lock_and_read, phases.decide, phases.write_and_commit];
+        assert!(all.iter().all(|phase| *phase > Duration::ZERO), "{phases:?}");
+        self.0.lock().unwrap().push("committed".to_owned());
+    }
+
+    fn runs_again(&self, cause: RetryCause) {
+        self.0.lock().unwrap().push(format!("{cause:?}"));
+    }
+}
+
+#[tokio::test]
+async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+    let seen = Arc::new(Seen::default());
+    let store = SqliteStore::open(&url).await.unwrap().observed_by(seen.clone());
+    let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
+    store.recount(product.id, Stock::new(2).unwrap()).await.unwrap().done().unwrap();
+    assert!(seen.0.lock().unwrap().is_empty(), "only batches count");
+    let order = Command::from(NewOrder {
+        id: SystemClock.order_id(),
+        product_id: product.id,
+        total: Quantity::new(1).unwrap(),
+        reply: ReplyMode::Detached,
+        key: None,
+        origin: Origin::default(),
+    });
+    for _ in 0..2 {
+        store.decide(std::slice::from_ref(&order), Duration::from_secs(900)).await.unwrap();
+    }
+    assert_eq!(
+        *seen.0.lock().unwrap(),
+        ["committed", "Duplicate", "committed"],
+        "the second time it is stored"
+    );
 }
