@@ -43,3 +43,7 @@ command -v promtool >/dev/null || install_debian_packages prometheus
 # `compose` builds the image from source, which takes as long as all of this; run it after changes of the images:
 # cargo test --test it compose -- --ignored
 cargo test --workspace --locked -- --include-ignored --skip schemathesis --skip compose
+
+step "Traces, in a build with them"
+cargo clippy --workspace --locked --features antre/otel --lib -- -D warnings
+cargo test --workspace --locked --features antre/otel --test it traces -- --include-ignored

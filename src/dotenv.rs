@@ -15,13 +15,18 @@ use crate::settings::Settings;
 const FILE: &str = ".env";
 
 /// Variables that are not settings of antre, but of libraries, and of docker-compose.yml, which reads the same file.
-const OTHER_NAMES: [&str; 15] = [
+const OTHER_NAMES: [&str; 20] = [
     "ANTRE_IMAGE",
     "API_PORT",
     "BUILD_NETWORK",
+    "GRAFANA_IMAGE",
+    "GRAFANA_PASSWORD",
+    "GRAFANA_PORT",
     "MYSQL_IMAGE",
     "MYSQL_PASSWORD",
     "MYSQL_ROOT_PASSWORD",
+    "PROMETHEUS_IMAGE",
+    "PROMETHEUS_PORT",
     "RABBITMQ_IMAGE",
     "RABBITMQ_PASSWORD",
     "RABBITMQ_UI_PORT",
@@ -113,7 +118,7 @@ impl Problem {
 fn is_known(name: &str) -> bool {
     let settings = Settings::command();
     let is_setting = settings.get_arguments().any(|setting| setting.get_env().is_some_and(|env| env == name));
-    is_setting || OTHER_NAMES.contains(&name)
+    is_setting || OTHER_NAMES.contains(&name) || name.starts_with("OTEL_")
 }
 
 /// The names in the file, or which line is invalid.

@@ -8,7 +8,7 @@ use antre::{
     rehearse::{self, Ended, RehearseError, args::RehearseArgs},
     server_url,
     settings::{Command, Role, Settings, tools::Tool},
-    telemetry,
+    telemetry::{self, traces},
     tools::{self, Finding, ToolError},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,12 +52,16 @@ fn main() -> ExitCode {
             None => run_role(settings, Role::default()).await,
         }
     });
+    traces::stop();
     // Do not wait for tasks that still run: a stop is bounded.
     runtime.shutdown_background();
     code
 }
 
 async fn run_role(settings: Settings, role: Role) -> ExitCode {
+    if let Err(error) = traces::start(role.as_str()) {
+        return fail(&error, USAGE_ERROR);
+    }
     let result = async { app::run(settings, role, signals()?).await };
     match result.await {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ mod counting;
 mod escaping;
 mod limiter;
 pub mod slow;
+pub mod traces;
 
 use std::{
     collections::HashSet,

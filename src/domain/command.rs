@@ -91,6 +91,13 @@ impl Command {
         }
     }
 
+    pub fn origin_mut(&mut self) -> &mut Origin {
+        match self {
+            Self::Place(order) => &mut order.origin,
+            Self::Change(change) => &mut change.origin,
+        }
+    }
+
     /// What it does to its order, in a word.
     pub fn what(&self) -> &'static str {
         match self {

@@ -1,11 +1,11 @@
 //! Which request a command comes from. [`site`](super::site) sees to it that each request has its id.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 
-use super::site::REQUEST_ID;
-use crate::domain::origin::Origin;
+use super::site::{REQUEST_ID, trace_context};
+use crate::{domain::origin::Origin, telemetry::traces};
 
 pub(super) struct RequestOrigin(pub(super) Origin);
 
@@ -14,6 +14,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestOrigin {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let request_id = parts.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-        Ok(Self(Origin { request_id, trace: None }))
+        let trace = if traces::is_on() { trace_context(&parts.headers).map(Arc::new) } else { None };
+        Ok(Self(Origin { request_id, trace }))
     }
 }

@@ -27,9 +27,14 @@ use super::{
     public_url::Links,
     route_names::RouteNames,
 };
-use crate::{domain::origin::RequestId, telemetry::ms};
+use crate::{
+    domain::origin::{RequestId, TraceContext},
+    telemetry::{ms, traces::RequestSpan},
+};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The router and what is around it: gives each answer its `x-request-id` and the common headers, answers for handlers that
 /// panic, and logs each error once.
@@ -76,6 +81,10 @@ async fn answer(mut router: Router, routes: &RouteNames, mut request: Request) -
     let began = Instant::now();
     let request_id = give_request_id(&mut request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let span = RequestSpan::begin(method.as_str(), uri.path(), || trace_context(request.headers()));
+    if let Some(context) = span.context() {
+        give_trace_context(&mut request, &context);
+    }
     let handling = async move {
         if let Err(error) = check_host(&request) {
             body::drain_body(request).await;
@@ -105,6 +114,7 @@ async fn answer(mut router: Router, routes: &RouteNames, mut request: Request) -
     } else {
         tracing::debug!(request_id = id, %method, %uri, status, elapsed_ms = ms(began.elapsed()), "answered");
     }
+    span.end(status, id);
     add_common_headers(response.headers_mut(), request_id);
     response
 }
@@ -115,6 +125,23 @@ fn add_common_headers(headers: &mut HeaderMap, request_id: HeaderValue) {
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REQUEST_ID, request_id);
+}
+
+/// The place of a request in its client's trace (W3C Trace Context).
+pub(super) fn trace_context(headers: &HeaderMap) -> Option<TraceContext> {
+    let context: TraceContext = headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()?;
+    let states: Vec<_> = headers.get_all(TRACESTATE).iter().filter_map(|state| state.to_str().ok()).collect();
+    Some(context.with_state(Some(&states.join(","))))
+}
+
+/// From now on the request's place in the trace is this.
+fn give_trace_context(request: &mut Request, context: &TraceContext) {
+    let Ok(parent) = HeaderValue::try_from(context.to_string()) else { return };
+    request.headers_mut().insert(TRACEPARENT, parent);
+    match context.state().and_then(|state| HeaderValue::try_from(state).ok()) {
+        Some(state) => drop(request.headers_mut().insert(TRACESTATE, state)),
+        None => drop(request.headers_mut().remove(TRACESTATE)),
+    }
 }
 
 /// HTTP/1.1 requires exactly one `Host` (RFC 9112, section 3.2): of two, a proxy and this server could each believe another.

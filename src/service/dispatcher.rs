@@ -20,7 +20,7 @@ use crate::{
     monitor::metrics::ApiMetrics,
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     service::pending_replies::PendingReplies,
-    telemetry::ms,
+    telemetry::{ms, traces::CommandSpan},
 };
 
 /// How long a client whose deadline is over waits until its detached command is queued. A command that takes longer is queued
@@ -80,13 +80,14 @@ impl Dispatcher {
     ///
     /// A detached command is waited for until it is queued. When the caller goes away, nothing of it is left here; the command
     /// stays in its lane.
-    pub(super) async fn dispatch(&self, command: Command, wait: Duration) -> Option<Outcome> {
+    pub(super) async fn dispatch(&self, mut command: Command, wait: Duration) -> Option<Outcome> {
         let Some(reply) = self.pending.register(command.id()) else {
             return Some(Outcome::Refused(Refusal::Overloaded));
         };
         let is_detached = command.is_detached();
         let wait = if is_detached { self.order_timeout } else { wait };
         let wait = if self.pending.is_closing() { wait.min(WAIT_WHILE_CLOSING) } else { wait };
+        let span = CommandSpan::begin(&mut command);
         let (detached, began) = (command.clone().detached(), Instant::now());
         let traced = enabled!(Level::DEBUG).then(|| detached.clone());
         self.submitter.submit(command);
@@ -107,6 +108,7 @@ impl Dispatcher {
         if let Some(command) = traced {
             log_answered(&command, outcome, began.elapsed());
         }
+        span.end(word_for(outcome));
         outcome
     }
 
@@ -161,13 +163,17 @@ impl Dispatcher {
     }
 }
 
+fn word_for(outcome: Option<Outcome>) -> &'static str {
+    outcome.as_ref().map_or("pending", Outcome::as_str)
+}
+
 fn log_answered(command: &Command, outcome: Option<Outcome>, elapsed: Duration) {
     tracing::debug!(
         order_id = %command.order_id(),
         product_id = command.product_id().get(),
         request_id = command.origin().request_id.as_ref().map(display),
         what = command.what(),
-        outcome = outcome.as_ref().map_or("pending", Outcome::as_str),
+        outcome = word_for(outcome),
         elapsed_ms = ms(elapsed),
         "a command has its outcome"
     );

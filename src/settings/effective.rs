@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{BackendSettings, Role, Settings, Switch};
-use crate::{server_url::shown, telemetry::LogFormat};
+use crate::{
+    server_url::shown,
+    telemetry::{LogFormat, traces},
+};
 
 impl Role {
     /// As the command line has it.
@@ -49,6 +52,7 @@ impl Settings {
                 LogFormat::Json => "json",
             },
             slow_batch_ms = is_worker.then(|| whole_ms(self.log.slow_batch)),
+            otlp_endpoint = traces::is_on().then(traces::endpoint).flatten().map(|(_, url)| shown(&url)),
             slow_query_ms = whole_ms(self.log.slow_query),
             "starts with these settings"
         );

@@ -10,7 +10,7 @@ use crate::{
     domain::{command::Command, decide::BatchResult, ids::ProductId, verdict::Verdict},
     queue::{Address, Delivery, Reply},
     store::{Decider, StoreError},
-    telemetry::{listed, ms, slow},
+    telemetry::{listed, ms, slow, traces::BatchSpan},
 };
 
 /// How many commands one transaction decides at most. There is no minimum: a lone order never waits for others.
@@ -25,9 +25,18 @@ pub(super) struct BatchDecider {
 
 impl BatchDecider {
     pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<BatchResult, StoreError> {
-        let began = Instant::now();
-        let result = self.decider.decide(&commands_of(deliveries), self.reservation_ttl).await;
+        let (commands, began) = (commands_of(deliveries), Instant::now());
+        let span = BatchSpan::begin(commands.iter().map(Command::origin));
+        let result = self.decider.decide(&commands, self.reservation_ttl).await;
         log_slow(deliveries, began.elapsed(), result.as_ref().err());
+        match &result {
+            Ok(BatchResult { verdicts, .. }) => {
+                let lanes = deliveries.iter().flat_map(|one| one.commands.iter().map(|_| &*one.lane));
+                let decided = lanes.zip(&commands).zip(verdicts);
+                span.decided(decided.map(|((lane, command), verdict)| (lane, command, verdict)));
+            }
+            Err(error) => span.failed(error),
+        }
         result
     }
 }

@@ -17,7 +17,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("clock", &["domain"]),
     ("server_url", &[]),
     ("supervise", &[]),
-    ("telemetry", &[]),
+    ("telemetry", &["domain"]),
     ("dotenv", &["settings"]),
     ("store", &["domain"]),
     ("queue", &["domain"]),
@@ -58,7 +58,7 @@ const EXCEPTIONS: [(&str, &str, &str); 5] = [
 ];
 
 /// A library, and the files that may name it.
-const LIBRARIES: [(&str, &[&str]); 8] = [
+const LIBRARIES: [(&str, &[&str]); 11] = [
     ("sqlx", &["src/store.rs", "src/store/"]),
     ("prometheus", &["src/monitor/metrics.rs", "src/monitor/metrics/"]),
     ("lapin", &["src/queue/rabbitmq.rs", "src/queue/rabbitmq/"]),
@@ -67,6 +67,9 @@ const LIBRARIES: [(&str, &[&str]); 8] = [
     ("hyper", &["src/http/", "src/rehearse/load/", "src/rehearse/shop.rs"]),
     ("hyper_util", &["src/http/", "src/rehearse/load/"]),
     ("tower", &["src/http/"]),
+    ("opentelemetry", &["src/telemetry/traces/"]),
+    ("opentelemetry_otlp", &["src/telemetry/traces/"]),
+    ("opentelemetry_sdk", &["src/telemetry/traces/"]),
 ];
 
 /// The domain names none of these, so that its decisions can be tested and replayed without a runtime, a driver and a clock.

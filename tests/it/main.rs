@@ -42,6 +42,8 @@ mod processes {
     mod rehearse;
     mod secrets;
     mod tools;
+    #[cfg(feature = "otel")]
+    mod traces;
 }
 
 mod layers;

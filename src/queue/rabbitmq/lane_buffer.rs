@@ -87,15 +87,15 @@ impl LaneBuffers {
     }
 
     /// Adds a command, or returns it with the reason why not.
-    pub(super) fn push(&self, lane: LaneNumber, entry: Entry) -> Result<Buffered, (Entry, Refusal)> {
+    pub(super) fn push(&self, lane: LaneNumber, entry: Entry) -> Result<Buffered, (Vec<Entry>, Refusal)> {
         let mut lanes = self.lanes();
         let buffer = lanes.entry(lane).or_default();
         let is_open = buffer.circuit.as_ref().is_some_and(|circuit| circuit.retry_at > Instant::now());
         if buffer.is_unknown || is_open {
-            return Err((entry, Refusal::QueueUnavailable));
+            return Err((vec![entry], Refusal::QueueUnavailable));
         }
         if buffer.entries.len() >= self.capacity {
-            return Err((entry, Refusal::LaneFull));
+            return Err((vec![entry], Refusal::LaneFull));
         }
         buffer.entries.push(entry);
         if !mem::replace(&mut buffer.is_publishing, true) {

@@ -52,7 +52,7 @@ impl LanePublisher {
         match self.buffers.push(lane, entry) {
             Ok(Buffered::Idle) => drop(tokio::spawn(self.clone().publish_lane(lane))),
             Ok(Buffered::Publishing) => {}
-            Err((entry, refusal)) => self.outcomes.refuse(vec![entry], refusal),
+            Err((entries, refusal)) => self.outcomes.refuse(entries, refusal),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) use super::{
 };
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 18] = [
     "LISTEN_ADDR",
     "MAX_CONNECTIONS",
     "PUBLIC_URL",
@@ -40,6 +40,8 @@ const SETTINGS: [&str; 16] = [
     "LOG_FORMAT",
     "SLOW_BATCH",
     "SLOW_QUERY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
 ];
 
 /// The two pairs of adapters behind the program.
