@@ -40,6 +40,8 @@ scripts/build-test-images.sh
 . scripts/venv.sh
 # promtool: the checker of Prometheus's rules and metrics.
 command -v promtool >/dev/null || install_debian_packages prometheus
+# The pages are looked at in a browser.
+command -v chromedriver >/dev/null || install_debian_packages chromium chromium-driver
 # `compose` builds the image from source, which takes as long as all of this; run it after changes of the images:
 # cargo test --test it compose -- --ignored
 cargo test --workspace --locked -- --include-ignored --skip schemathesis --skip compose

@@ -28,6 +28,7 @@ mod api {
 
 /// What an API shows to people.
 mod pages {
+    mod browser;
     mod http;
 }
 

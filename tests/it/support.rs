@@ -1,5 +1,6 @@
 //! Starts antre and the servers that it needs, and speaks to them.
 
+pub(crate) mod browser;
 pub(crate) mod client;
 #[macro_use]
 pub(crate) mod harness;

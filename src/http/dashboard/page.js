@@ -74,7 +74,7 @@ function applyWaiting() {
 document.addEventListener("pointerout", applyWaiting);
 document.addEventListener("focusout", () => setTimeout(applyWaiting));
 
-/** `live`, or since when it is not. Only a change is announced to screen readers. */
+/** `connecting`, `live`, or `lost` with the time of the figures. Only a change is announced to screen readers. */
 function show(state, text) {
   if (connection.dataset.state === state) return;
   connection.dataset.state = state;
@@ -109,6 +109,7 @@ function close() {
 
 function open() {
   close();
+  if (connection.dataset.state !== "lost") show("connecting", "Connecting");
   source = new EventSource(events);
   source.onmessage = receive;
   source.onerror = lost;
