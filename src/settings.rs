@@ -53,14 +53,20 @@ impl Settings {
     }
 
     /// The command line as clap knows it. All settings are global, so that one `.env` is enough for all commands.
-    /// The help of a tool shows the settings that it reads.
+    /// The help of a command shows the settings that it reads.
     pub fn command_line() -> clap::Command {
         let mut command = <Self as CommandFactory>::command();
         command.build(); // global arguments reach the subcommands here
-        for (tool, settings) in Tool::SETTINGS {
-            command = command.mut_subcommand(tool, |tool| hide_settings_except(settings, tool));
+        for (name, settings) in Self::of_commands() {
+            command = command.mut_subcommand(name, |one| hide_settings_except(settings, one));
         }
-        command.mut_subcommand("rehearse", |rehearse| hide_settings_except(&[], rehearse))
+        command
+    }
+
+    /// Which settings each command reads, by the ids of their arguments.
+    fn of_commands() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+        const REHEARSE: (&str, &[&str]) = ("rehearse", &[]);
+        Role::SETTINGS.into_iter().chain(Tool::SETTINGS).chain([REHEARSE])
     }
 }
 
@@ -91,6 +97,48 @@ pub enum Role {
         #[arg(long)]
         status: bool,
     },
+}
+
+impl Role {
+    /// Which settings each role reads, by the ids of their arguments; `serve` reads all.
+    const SETTINGS: [(&str, &[&str]); 3] = [
+        (
+            "api",
+            &[
+                "database_url",
+                "amqp_url",
+                "queue_prefix",
+                "lanes",
+                "listen_addr",
+                "order_timeout",
+                "max_connections",
+                "public_url",
+                "trusted_proxies",
+                "filter",
+                "log_format",
+                "slow_query",
+            ],
+        ),
+        (
+            "worker",
+            &[
+                "database_url",
+                "amqp_url",
+                "queue_prefix",
+                "lanes",
+                "listen_addr",
+                "max_connections",
+                "reservation_ttl",
+                "retention",
+                "events",
+                "filter",
+                "log_format",
+                "slow_batch",
+                "slow_query",
+            ],
+        ),
+        ("migrate", &["database_url", "filter", "log_format"]),
+    ];
 }
 
 /// Database and queue.
@@ -274,5 +322,62 @@ fn duration(text: &str, most: Duration) -> Result<Duration, String> {
         Ok(duration) if duration >= Duration::from_millis(1) && duration <= most => Ok(duration),
         Ok(_) => Err(format!("it must be at least 1ms and at most {}", humantime::format_duration(most))),
         Err(error) => Err(format!("{error}; write it like 500ms, 10s or 15m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The ids of the settings that the help of a command shows.
+    fn shown(command: &clap::Command) -> BTreeSet<String> {
+        let settings = command.get_arguments().filter(|argument| argument.is_global_set());
+        settings
+            .filter(|argument| !argument.is_hide_set())
+            .map(|argument| argument.get_id().to_string())
+            .collect()
+    }
+
+    /// With those below it, but for `help`.
+    fn with_nested<'a>(command: &'a clap::Command, visit: &mut impl FnMut(&'a clap::Command)) {
+        visit(command);
+        let nested = command.get_subcommands().filter(|one| one.get_name() != "help");
+        nested.for_each(|one| with_nested(one, visit));
+    }
+
+    #[test]
+    fn the_help_of_each_command_shows_the_settings_that_it_reads_and_no_others() {
+        let all = Settings::command_line();
+        let every: BTreeSet<_> = shown(&all);
+        assert!(every.len() > 12, "{every:?}");
+        let tables: Vec<_> = Settings::of_commands().collect();
+        for command in all.get_subcommands().filter(|one| one.get_name() != "help") {
+            let name = command.get_name();
+            let expected = match tables.iter().find(|(of, _)| *of == name) {
+                Some((_, settings)) => settings.iter().map(|id| (*id).to_owned()).collect(),
+                None if name == "serve" => every.clone(),
+                None => panic!("{name}: which settings does it read?"),
+            };
+            with_nested(command, &mut |one| assert_eq!(shown(one), expected, "{name} {}", one.get_name()));
+        }
+        assert_eq!(tables.len() + 1, all.get_subcommands().filter(|one| one.get_name() != "help").count());
+    }
+
+    #[test]
+    fn a_worker_and_an_api_read_what_the_log_of_their_start_names() {
+        let of = |role: &str| -> BTreeSet<_> {
+            let (_, settings) = Role::SETTINGS.into_iter().find(|(name, _)| *name == role).unwrap();
+            settings.iter().copied().collect()
+        };
+        let (api, worker) = (of("api"), of("worker"));
+        let only_api = BTreeSet::from(["order_timeout", "public_url", "trusted_proxies"]);
+        let only_worker = BTreeSet::from(["reservation_ttl", "retention", "events", "slow_batch"]);
+        assert_eq!(&api - &worker, only_api);
+        assert_eq!(&worker - &api, only_worker);
+        let every = shown(&Settings::command_line());
+        let together: BTreeSet<_> = (&api | &worker).into_iter().map(str::to_owned).collect();
+        assert_eq!(together, every);
     }
 }

@@ -6,6 +6,8 @@ mod check;
 mod database;
 mod dead;
 mod healthcheck;
+mod import;
+mod manual;
 mod outcome;
 mod output;
 mod prune;
@@ -20,6 +22,9 @@ pub async fn run(settings: &Settings, tool: Tool) -> Result<Finding, ToolError> 
         Tool::Audit(output) => audit::run(settings, output).await,
         Tool::Check(output) => check::run(settings, output).await,
         Tool::Dead(what) => dead::run(settings, what).await,
+        Tool::Import(arguments) => import::run(settings, arguments).await,
+        Tool::Completions { shell } => manual::completions(shell),
+        Tool::Man(arguments) => manual::man(&arguments),
         Tool::Prune(arguments) => prune::run(settings, arguments).await,
         Tool::Healthcheck(arguments) => healthcheck::run(settings, arguments).await,
     }

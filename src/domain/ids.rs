@@ -41,10 +41,11 @@ impl OrderId {
         )
     }
 
-    /// The first of all ids that are generated at `time` or later. No order has it.
+    /// The least of all ids that are generated at `time` or later. Its checksum is wrong, so no order has it.
     pub fn first_at(time: Timestamp) -> Self {
         let millis = time.as_millisecond().clamp(0, (1 << 48) - 1).cast_unsigned();
-        Self(Uuid::from_u128(u128::from(millis) << 80))
+        // Version 7, and the variant of RFC 9562.
+        Self(Uuid::from_u128((u128::from(millis) << 80) | (0x7 << 76) | (0b10 << 62)))
     }
 
     /// Whether it was generated later than `now`, by more than clocks differ: no process of antre did that.
@@ -201,6 +202,17 @@ impl FromStr for ProductId {
 mod tests {
     use super::*;
     use crate::clock::{Clock, SystemClock};
+
+    #[test]
+    fn the_first_id_of_a_time_parts_earlier_ids_from_later_ones() {
+        let id = |ms: i64| OrderId::first_at(from_millis(ms));
+        let generated = OrderId::with_checksum(Uuid::now_v7());
+        let ms = generated.created_at().as_millisecond();
+        assert_eq!(id(ms).created_at(), generated.created_at());
+        assert!(id(ms) < generated && generated < id(ms + 1));
+        assert!(!id(ms).has_valid_checksum());
+        assert_eq!(id(-1), id(0));
+    }
 
     #[test]
     fn a_minted_id_is_a_uuid_v7_that_ascends_and_is_recognised() {

@@ -1,8 +1,9 @@
 //! The tools for the operator, as the command line names them. [`crate::tools`] runs them.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use clap_complete::Shell;
 
 use super::retention;
 
@@ -26,6 +27,16 @@ pub enum Tool {
     /// Final are orders that are paid, cancelled, expired or rejected. Works in small steps and rests between them. It may be
     /// interrupted and repeated at any time. A deleted order is 404, and its idempotency key orders anew. Needs DATABASE_URL.
     Prune(Prune),
+    /// Create the products of a CSV file with their stock
+    ///
+    /// Columns: sku, name, stock, in any order, under a header. The whole file is read before anything is written, and each line
+    /// that is wrong is named. A product whose sku exists is left as it is; repeating an import does no harm. Exits with 1 if a
+    /// line is wrong, or an existing product has another stock. Needs DATABASE_URL.
+    Import(Import),
+    /// Print a script that completes commands and flags in a shell
+    Completions { shell: Shell },
+    /// Print the manual page, or write one for each command
+    Man(Manual),
     /// List, show, requeue or drop the dead letters of RabbitMQ
     ///
     /// Dead letters are messages of a lane that could not be read or decided, or that waited for an hour. They stay in the
@@ -44,6 +55,29 @@ pub struct Prune {
     pub dry_run: bool,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Import {
+    /// The file, in UTF-8
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Only say what it would do
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Set the stock of existing products too, where it differs: only while nobody buys, for pieces that were sold since they were
+    /// counted come back
+    #[arg(long)]
+    pub recount: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Manual {
+    /// Write the pages of all commands to this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub dir: Option<PathBuf>,
 }
 
 /// What to do with dead letters.
@@ -109,11 +143,14 @@ pub struct Output {
 
 impl Tool {
     /// Which settings each tool reads, by the ids of their arguments. `--help` of the tool shows only these.
-    pub const SETTINGS: [(&str, &[&str]); 5] = [
+    pub const SETTINGS: [(&str, &[&str]); 8] = [
         ("audit", &["database_url"]),
         ("check", &["database_url", "amqp_url", "queue_prefix", "lanes", "order_timeout", "reservation_ttl"]),
         ("healthcheck", &["listen_addr"]),
         ("prune", &["database_url"]),
+        ("import", &["database_url"]),
+        ("completions", &[]),
+        ("man", &[]),
         ("dead", &["database_url", "amqp_url", "queue_prefix", "lanes"]),
     ];
 }

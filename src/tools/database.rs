@@ -1,8 +1,10 @@
 //! What tools ask of a database before they use its tables.
 
+use std::sync::Arc;
+
 use crate::{
     settings::Database,
-    store::{Usability, mysql::MySqlStore, sqlite::SqliteStore},
+    store::{OpenError, Store, Usability, mysql::MySqlStore, sqlite::SqliteStore},
 };
 
 /// An error that says what to do, unless this program may use the tables as they are. Changes nothing.
@@ -23,4 +25,14 @@ pub(super) async fn must_have_tables(database: &Database) -> Result<(), String> 
         }
         Usability::Never(why) => Err(why),
     }
+}
+
+/// The store of a database whose tables are up to date: opening one would change them, which is not for a tool to do.
+pub(super) async fn open(database: &Database) -> Result<Arc<dyn Store>, String> {
+    let text = |error: OpenError| error.to_string();
+    must_have_tables(database).await?;
+    Ok(match database {
+        Database::Sqlite(url) => Arc::new(SqliteStore::open(url).await.map_err(text)?),
+        Database::MySql(url) => Arc::new(MySqlStore::open(url).await.map_err(text)?),
+    })
 }

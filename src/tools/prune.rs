@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, IsTerminal},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,10 +23,8 @@ use crate::{
     server_url::shown,
     settings::{Database, Settings, tools::Prune},
     store::{
-        Deleted, OpenError, Store, StoreError,
-        mysql::MySqlStore,
+        Deleted, StoreError,
         retention::{Mode, Pass},
-        sqlite::SqliteStore,
     },
 };
 
@@ -42,7 +39,7 @@ pub(super) async fn run(settings: &Settings, arguments: Prune) -> Result<Finding
     let (Database::Sqlite(url) | Database::MySql(url)) = &database;
     let failed = |error: String| ToolError::Failed(format!("cannot prune {}: {error}", shown(url)));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let store = open(&database).await.map_err(failed)?;
+    let store = database::open(&database).await.map_err(failed)?;
     let began = Instant::now();
     let mode = if dry_run { Mode::Count } else { Mode::Delete };
     let mut pass = Pass::begin(&*store, before, mode).await.map_err(|error| failed(error.to_string()))?;
@@ -71,16 +68,6 @@ pub(super) async fn run(settings: &Settings, arguments: Prune) -> Result<Finding
         output::line(report.sentence())?;
     }
     Ok(if report.stopped { Finding::Some } else { Finding::None })
-}
-
-async fn open(database: &Database) -> Result<Arc<dyn Store>, String> {
-    let text = |error: OpenError| error.to_string();
-    // Opening a store brings its tables up to date, which is not for this tool to do.
-    database::must_have_tables(database).await?;
-    Ok(match database {
-        Database::Sqlite(url) => Arc::new(SqliteStore::open(url).await.map_err(text)?),
-        Database::MySql(url) => Arc::new(MySqlStore::open(url).await.map_err(text)?),
-    })
 }
 
 /// To the end of the pass.

@@ -43,7 +43,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "dotenv",
         ],
     ),
-    ("tools", &["domain", "store", "queue", "monitor", "settings"]),
+    ("tools", &["domain", "store", "queue", "service", "monitor", "settings"]),
     ("lib", &[]),
     ("main", &["app", "settings", "dotenv", "http", "rehearse", "tools"]),
 ];

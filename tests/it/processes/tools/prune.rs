@@ -56,6 +56,9 @@ async fn pruned_orders_are_gone_for_clients_and_books(pair: Pair) {
         assert_eq!(report[field], rows, "{report}");
     }
     assert_eq!(report["stopped"], false, "{report}");
+    let created_before: jiff::Timestamp = report["created_before"].as_str().unwrap().parse().unwrap();
+    let age = jiff::Timestamp::now().duration_since(created_before).as_hours();
+    assert!((90 * 24 - 1..=90 * 24 + 1).contains(&age), "{report}");
     let said = printed(&tool(&app, &["prune", "--before", "90d"]).await, 0);
     assert!(said.contains("deleted 0 final orders"), "{said}");
     let gone = app.get(&format!("/api/orders/{old}")).await;
