@@ -202,7 +202,7 @@ pub(super) struct ApiError {
     reason: Reason,
     message: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<String>,
+    field: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     product_id: Option<ProductId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,7 +218,7 @@ pub(super) struct ApiError {
     replayed: bool,
     /// For the log only.
     #[serde(skip)]
-    cause: Option<String>,
+    cause: Option<Box<str>>,
 }
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -233,7 +233,7 @@ pub(super) fn mark_replayed(mut answer: Response) -> Response {
 #[derive(Clone)]
 pub(super) struct ErrorReport {
     pub(super) reason: Reason,
-    pub(super) cause: Option<String>,
+    pub(super) cause: Option<Box<str>>,
 }
 
 /// A status as the envelope spells it.
@@ -281,7 +281,7 @@ impl ApiError {
     /// A field of the body or a parameter of the URL that is not what it must be.
     pub(super) fn field(
         reason: Reason,
-        field: impl Into<String>,
+        field: impl Into<Box<str>>,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self { field: Some(field.into()), ..Self::new(reason, message) }
@@ -290,7 +290,7 @@ impl ApiError {
     /// A bug. What it is goes to the log, not to the client.
     pub(super) fn internal(cause: impl Display) -> Self {
         let message = "something is wrong on our side; the log tells more under this x-request-id";
-        Self { cause: Some(cause.to_string()), ..Self::new(Reason::InternalError, message) }
+        Self { cause: Some(cause.to_string().into()), ..Self::new(Reason::InternalError, message) }
     }
 
     /// A part of the request that did not arrive within its time.
@@ -415,7 +415,7 @@ impl From<StoreError> for ApiError {
             return Self::new(Reason::Overloaded, message);
         }
         let message = "the database does not answer now; try again later";
-        Self { cause: Some(error.to_string()), ..Self::new(Reason::DatabaseUnavailable, message) }
+        Self { cause: Some(error.to_string().into()), ..Self::new(Reason::DatabaseUnavailable, message) }
     }
 }
 

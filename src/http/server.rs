@@ -307,7 +307,7 @@ impl Shared {
         let least = idle.first().map(|(rank, ..)| *rank);
         let max = self.max_connections / 32 + 1;
         let chosen = idle.iter().take_while(|(rank, ..)| Some(*rank) == least).take(max);
-        let closed = chosen.map(|(.., connection)| connection.direct(Directive::Close)).count();
+        let closed = chosen.filter(|(.., connection)| connection.direct(Directive::Close)).count();
         self.metrics().closed(Closed::Room, closed);
         closed
     }

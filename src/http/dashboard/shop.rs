@@ -398,7 +398,8 @@ fn row_id(product: &ProductView) -> String {
 
 /// Half, 95 % and 99 % of the verdicts took no longer.
 pub(super) fn percentiles(latency: Option<Percentiles>) -> Markup {
-    let figures: [(_, _, fn(&Percentiles) -> f64); 3] = [
+    type One = fn(&Percentiles) -> f64;
+    let figures: [(&str, &str, One); 3] = [
         ("p50", "half of the verdicts took no longer", |all| all.p50_ms),
         ("p95", "95 % of the verdicts took no longer", |all| all.p95_ms),
         ("p99", "99 % of the verdicts took no longer", |all| all.p99_ms),

@@ -119,7 +119,7 @@ mod tests {
         for (name, file) in files {
             let (plain, zipped) = file.bytes();
             let mut unpacked = Vec::new();
-            GzDecoder::new(&*zipped.unwrap()).read_to_end(&mut unpacked).unwrap();
+            GzDecoder::new(zipped.unwrap()).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked == plain && !plain.is_empty(), "{name}");
         }
     }

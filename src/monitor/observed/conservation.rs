@@ -142,9 +142,12 @@ mod tests {
     /// What each step answers; `None`: nothing, ever.
     type Answers = Arc<Mutex<VecDeque<Option<Result<Vec<Book>, StoreError>>>>>;
 
+    /// Behind which product each page began, and how many it was to have.
+    type Pages = Arc<Mutex<Vec<(Option<i64>, u32)>>>;
+
     struct Fake {
         answers: Answers,
-        asked: Arc<Mutex<Vec<(Option<i64>, u32)>>>,
+        asked: Pages,
     }
 
     #[async_trait]
