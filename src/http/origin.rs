@@ -1,4 +1,4 @@
-//! Which request a command comes from. [`site`](super::site) sees to it that each request has its id.
+//! Which request a command comes from. [`site`](mod@super::site) sees to it that each request has its id.
 
 use std::{convert::Infallible, sync::Arc};
 
