@@ -34,6 +34,7 @@ pub mod monitor;
 pub mod supervise;
 pub mod backoff;
 pub mod clock;
+pub mod digits;
 pub mod rehearse;
 pub mod settings;
 pub mod server_url;

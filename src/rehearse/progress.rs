@@ -8,10 +8,8 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{
-    journal::{Journal, Live},
-    text::thousands,
-};
+use super::journal::{Journal, Live};
+use crate::digits::thousands;
 
 /// Shows how it goes until it is dropped.
 pub(super) async fn show(journal: &Journal, buyers: u64) {

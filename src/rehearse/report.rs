@@ -15,8 +15,9 @@ use super::{
     assessment::Assessment,
     journal::Kind,
     percentiles::Percentiles,
-    text::{arrivals, milliseconds, notes, thousands},
+    text::{arrivals, milliseconds, notes},
 };
+use crate::digits::thousands;
 
 const STYLE: &str = include_str!("report/page.css");
 

@@ -3,19 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{assessment::Assessment, percentiles::Percentiles};
-
-/// 12345 as 12,345.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+use crate::digits::thousands;
 
 /// Milliseconds with their unit, three significant digits.
 pub fn milliseconds(ms: f64) -> String {
@@ -161,7 +149,6 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [0.5, 12.34, 123.4, 1_234.0, 12_340.0].map(milliseconds),
             ["0.50 ms", "12.3 ms", "123 ms", "1,234 ms", "12.3 s"]

@@ -176,6 +176,23 @@ fn links<Id: Clone>(rows: Vec<LinkRow<Id>>, limit: u32) -> Links<Id> {
     Links { examined, broken, next }
 }
 
+/// Parameters: the id behind which it begins, how many. Rows are [`ProductRow`]s.
+const PRODUCTS: &str = "SELECT id, stored_stock, available_stock, reserved_stock
+    FROM products LEFT JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?";
+
+/// Parameters: the key behind which it begins, how many. Rows are [`LinkRow`]s.
+const KEYS: &str = "SELECT idempotency_key, order_id, orders.id IS NOT NULL
+    FROM (
+        SELECT idempotency_key, order_id FROM idempotency_keys
+        WHERE idempotency_key > ? ORDER BY idempotency_key LIMIT ?
+    ) AS step
+    LEFT JOIN orders ON orders.id = order_id ORDER BY idempotency_key";
+
+/// Parameters: the alias behind which it begins, how many. Rows are [`LinkRow`]s.
+const ALIASES: &str = "SELECT step.id, order_id, orders.id IS NOT NULL
+    FROM (SELECT id, order_id FROM order_aliases WHERE id > ? ORDER BY id LIMIT ?) AS step
+    LEFT JOIN orders ON orders.id = order_id ORDER BY step.id";
+
 /// The four numbers of [`OrderSums`] of some rows of `orders`, as both databases read them.
 macro_rules! sums {
     () => {

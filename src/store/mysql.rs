@@ -32,7 +32,7 @@ use super::{
     },
     sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, inventory_found,
+        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due, inventory_found,
         product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
@@ -327,13 +327,7 @@ macro_rules! now_ms {
 }
 use now_ms;
 
-const DUE: &str = concat!(
-    "SELECT * FROM orders
-     WHERE status = 'reserved' AND expires_at <= ",
-    now_ms!(),
-    " AND expires_at >= ? AND (expires_at > ? OR id > ?)
-     ORDER BY expires_at, id LIMIT ?"
-);
+const DUE: &str = due!(now_ms!());
 
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;

@@ -25,6 +25,21 @@ pub(super) const PRODUCT_IDS: &str = "SELECT id FROM products ORDER BY id";
 pub(super) const INVENTORY: &str = "SELECT name, sku, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
 
+/// The reservations that are due by the database's clock, an expression. Parameters: the time behind which it begins, twice, the id
+/// of that time behind which it begins, how many.
+macro_rules! due {
+    ($($now:tt)+) => {
+        concat!(
+            "SELECT * FROM orders
+             WHERE status = 'reserved' AND expires_at <= ",
+            $($now)+,
+            " AND expires_at >= ? AND (expires_at > ? OR id > ?)
+             ORDER BY expires_at, id LIMIT ?"
+        )
+    };
+}
+pub(super) use due;
+
 /// Whether an order never changes again.
 macro_rules! is_final {
     () => {

@@ -8,13 +8,14 @@ use std::{fs, path::Path};
 use self::imports::{Crate, circles, imports};
 
 /// Small modules that every layer but the domain may use.
-const LEAVES: [&str; 5] = ["backoff", "clock", "server_url", "supervise", "telemetry"];
+const LEAVES: [&str; 6] = ["backoff", "clock", "digits", "server_url", "supervise", "telemetry"];
 
 /// What each module at the top of `src` may import, in addition to the [`LEAVES`].
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("domain", &[]),
     ("backoff", &[]),
     ("clock", &["domain"]),
+    ("digits", &[]),
     ("server_url", &[]),
     ("supervise", &[]),
     ("telemetry", &["domain"]),

@@ -131,13 +131,5 @@ fn color(variant: Variant) -> RGBColor {
 
 /// 23456.7 as 23,457.
 fn thousands(number: f64) -> String {
-    let digits = format!("{number:.0}");
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    antre::digits::thousands(number.round() as u64)
 }

@@ -3,11 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    super::text::{milliseconds, thousands},
-    html::escaped,
-    timeline::Timeline,
-};
+use super::{super::text::milliseconds, html::escaped, timeline::Timeline};
+use crate::digits::thousands;
 
 /// The drawing's own units.
 const WIDTH: f64 = 1000.0;

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use sqlx::{ConnectOptions, Executor, SqliteConnection, sqlite::SqliteConnectOptions};
 use uuid::Uuid;
 
-use super::{Audit, BookPage, Books, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, SumRow, links, sums};
+use super::{
+    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, PRODUCTS,
+    SumRow, links, sums,
+};
 use crate::store::{error::StoreError, open_error::OpenError};
 
 /// How long it waits for another process that keeps the whole file locked, which only recovery after a crash does.
@@ -28,12 +31,7 @@ impl SqliteAudit {
     async fn snapshot_of_books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, sqlx::Error> {
         // The snapshot is that of the first read, and writers go on beside it.
         self.0.execute("BEGIN").await?;
-        let products = sqlx::query_as(
-            "SELECT id, stored_stock, available_stock, reserved_stock
-             FROM products LEFT JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?",
-        )
-        .bind(after.unwrap_or(i64::MIN))
-        .bind(limit);
+        let products = sqlx::query_as(PRODUCTS).bind(after.unwrap_or(i64::MIN)).bind(limit);
         let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
         let mut range = OrderRange::new(after, books.to());
         loop {
@@ -72,31 +70,17 @@ impl Audit for SqliteAudit {
     }
 
     async fn keys(&mut self, after: Option<&str>, limit: u32) -> Result<Links<String>, StoreError> {
-        let rows: Vec<LinkRow<String>> = sqlx::query_as(
-            "SELECT idempotency_key, order_id, orders.id IS NOT NULL
-             FROM (
-                 SELECT idempotency_key, order_id FROM idempotency_keys
-                 WHERE idempotency_key > ? ORDER BY idempotency_key LIMIT ?
-             )
-             LEFT JOIN orders ON orders.id = order_id ORDER BY idempotency_key",
-        )
-        .bind(after.unwrap_or(""))
-        .bind(limit)
-        .fetch_all(&mut self.0)
-        .await?;
+        let rows: Vec<LinkRow<String>> =
+            sqlx::query_as(KEYS).bind(after.unwrap_or("")).bind(limit).fetch_all(&mut self.0).await?;
         Ok(links(rows, limit))
     }
 
     async fn aliases(&mut self, after: Option<Uuid>, limit: u32) -> Result<Links<Uuid>, StoreError> {
-        let rows: Vec<LinkRow<Uuid>> = sqlx::query_as(
-            "SELECT step.id, order_id, orders.id IS NOT NULL
-             FROM (SELECT id, order_id FROM order_aliases WHERE id > ? ORDER BY id LIMIT ?) AS step
-             LEFT JOIN orders ON orders.id = order_id ORDER BY step.id",
-        )
-        .bind(after.unwrap_or_default())
-        .bind(limit)
-        .fetch_all(&mut self.0)
-        .await?;
+        let rows: Vec<LinkRow<Uuid>> = sqlx::query_as(ALIASES)
+            .bind(after.unwrap_or_default())
+            .bind(limit)
+            .fetch_all(&mut self.0)
+            .await?;
         Ok(links(rows, limit))
     }
 }
