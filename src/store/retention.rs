@@ -21,9 +21,9 @@ const MAX_STEP: u32 = 1_000;
 /// How many it examines at least, whatever that takes.
 const MIN_STEP: u32 = 50;
 /// How long a step should take: an order that meets it waits as long.
-const STEP_TIME: Duration = Duration::from_millis(20);
+const STEP_TIME: Duration = Duration::from_millis(5);
 /// The pass rests this many times as long as its last step took, so that most of the database's time is left for orders.
-const REST: u32 = 1;
+const REST: u32 = 3;
 
 /// What a pass does with the orders that it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +106,8 @@ mod tests {
     #[test]
     fn a_slow_step_makes_the_next_one_smaller_and_a_quick_one_lets_it_grow() {
         let next = |last, ms| next_step(last, Duration::from_millis(ms));
-        assert_eq!(next(1_000, 40), 500);
-        assert_eq!(next(400, 20), 400);
+        assert_eq!(next(1_000, 10), 500);
+        assert_eq!(next(400, 5), 400);
         assert_eq!(next(400, 1), 500);
         assert_eq!(next(1_000, 0), MAX_STEP);
         assert_eq!(next(100, 10_000), MIN_STEP);
