@@ -1,5 +1,6 @@
 //! Wires a process together: the store, the queue, the roles. Starts it, and stops it in order.
 
+mod monitoring;
 mod watching;
 
 use std::{
@@ -16,7 +17,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::watching::Watching;
+use self::{
+    monitoring::{Monitoring, Servers},
+    watching::Watching,
+};
 use crate::{
     clock::{Clock, SystemClock},
     domain::lane_set::LaneSet,
@@ -29,9 +33,10 @@ use crate::{
             ObservedDecider, ObservedQueue,
             conservation::{Conservation, OpenAudit},
         },
+        report::ProcessRole,
     },
     queue::{
-        Queue,
+        Ping, Queue,
         memory::MemoryQueue,
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
@@ -149,15 +154,25 @@ async fn serve_embedded(
     watching.pools(move || pools.pool_use())?;
     let store: Arc<dyn Store> = Arc::new(store);
     let queue = MemoryQueue::new(LANE_CAPACITY, SystemClock.now());
+    let monitoring = Monitoring::new(ProcessRole::Serve);
     let worker = RunningWorker::start(
         settings,
         &store,
         Arc::new(queue.clone()),
         &watching,
+        &monitoring,
         sqlite_audit(database_url.to_owned()),
     )?;
-    let dispatcher = dispatcher(settings, &queue, &stop, &watching).await?;
-    let api = api(&store, &dispatcher, Some(worker.health.clone()), &watching, dashboard(&stop));
+    let dispatcher = dispatcher(settings, &queue, &stop, &watching, &monitoring).await?;
+    let health = Some(worker.health.clone());
+    let api = api(&store, &dispatcher, health, &watching, &monitoring, &stop);
+    let running = monitoring.start(Servers {
+        health: store.clone(),
+        catalogue: Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
+        ping: Arc::new(queue.clone()),
+        reports: Arc::new(queue.clone()),
+        depths: Arc::new(queue.clone()),
+    });
     let mut lines = vec![
         banner("API and worker in one process"),
         "  queue            in this process (for RabbitMQ and MySQL set AMQP_URL and DATABASE_URL)".into(),
@@ -171,6 +186,7 @@ async fn serve_embedded(
     worker.abort_helpers();
     let _ = timeout_at(deadline, queue.drain()).await;
     worker.stop(deadline).await;
+    running.stop().await;
     let _ = timeout_at(deadline, store.close()).await;
     Ok(())
 }
@@ -219,26 +235,41 @@ async fn run_on_servers(
     )
     .await;
     watching.broker(&queue)?;
+    let monitoring = Monitoring::new(match role {
+        Role::Api => ProcessRole::Api,
+        Role::Worker => ProcessRole::Worker,
+        _ => ProcessRole::Serve,
+    });
+    let (reports, depths) = (Arc::new(queue.clone()), Arc::new(queue.clone()));
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = match has_worker {
         true => {
             let audit = mysql_audit(database_url.to_owned());
-            Some(RunningWorker::start(settings, &store, queue.clone(), &watching, audit)?)
+            Some(RunningWorker::start(settings, &store, queue.clone(), &watching, &monitoring, audit)?)
         }
         false => None,
     };
     let health = worker.as_ref().map(|worker| worker.health.clone());
     let mut api_dispatcher = None;
-    let site = match role {
+    let (site, ping) = match role {
         Role::Worker => {
-            http::worker_site(Probes::new(store.clone(), queue, health), watching.metrics.clone())
+            let probes = Probes::new(store.clone(), queue.clone(), health, monitoring.progress());
+            (http::worker_site(probes, watching.metrics.clone()), queue as Arc<dyn Ping>)
         }
         _ => {
-            let dispatcher = dispatcher(settings, &*queue, &stop, &watching).await?;
+            let dispatcher = dispatcher(settings, &*queue, &stop, &watching, &monitoring).await?;
             let dispatcher = api_dispatcher.insert(dispatcher);
-            http::site(api(&store, dispatcher, health, &watching, dashboard(&stop)), links(settings))
+            let api = api(&store, dispatcher, health, &watching, &monitoring, &stop);
+            (http::site(api, links(settings)), dispatcher.health_check())
         }
     };
+    let running = monitoring.start(Servers {
+        health: store.clone(),
+        catalogue: Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
+        ping,
+        reports,
+        depths,
+    });
     let mut lines = vec![
         banner(match role {
             Role::Api => "the API; orders wait for a worker (antre worker)",
@@ -271,6 +302,7 @@ async fn run_on_servers(
     if let Some(worker) = worker {
         worker.stop(deadline).await;
     }
+    running.stop().await;
     let _ = timeout_at(deadline, store.close()).await;
     Ok(())
 }
@@ -280,32 +312,17 @@ fn api(
     dispatcher: &Arc<Dispatcher>,
     worker: Option<Arc<WorkerHealth>>,
     Watching { metrics }: &Watching,
-    dashboard: Dashboard,
+    monitoring: &Monitoring,
+    stop: &CancellationToken,
 ) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api::new(
         CatalogService::new(reads.clone(), dispatcher.clone()),
         OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
-        Probes::new(store.clone(), dispatcher.health_check(), worker),
+        Probes::new(store.clone(), dispatcher.health_check(), worker, monitoring.progress()),
         metrics.clone(),
-        dashboard,
+        Dashboard::new(monitoring.board.clone(), Arc::new(SystemClock), stop.clone()),
     )
-}
-
-fn dashboard(stop: &CancellationToken) -> Dashboard {
-    let board = Arc::new(Board::new(Arc::new(SystemClock)));
-    let ticking = board.clone();
-    tokio::spawn(async move {
-        supervise("board", || async {
-            let mut seconds = tokio::time::interval(Duration::from_secs(1));
-            loop {
-                seconds.tick().await;
-                ticking.tick();
-            }
-        })
-        .await;
-    });
-    Dashboard::new(board, Arc::new(SystemClock), stop.clone())
 }
 
 async fn dispatcher(
@@ -313,10 +330,11 @@ async fn dispatcher(
     queue: &dyn Queue,
     stop: &CancellationToken,
     watching: &Watching,
+    monitoring: &Monitoring,
 ) -> Result<Arc<Dispatcher>, AppError> {
     let (timeout, clock) = (settings.http.order_timeout, Arc::new(SystemClock));
-    let metrics = watching.metrics.api.clone();
-    let dispatcher = Dispatcher::new(queue, timeout, clock, stop.clone(), metrics).await;
+    let (metrics, activity) = (watching.metrics.api.clone(), monitoring.activity.clone());
+    let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop.clone(), metrics).await;
     let dispatcher = dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))?;
     watching.parked(&dispatcher)?;
     Ok(dispatcher)
@@ -336,6 +354,7 @@ impl RunningWorker {
         store: &Arc<dyn Store>,
         queue: Arc<dyn Queue>,
         watching: &Watching,
+        monitoring: &Monitoring,
         open_audit: OpenAudit,
     ) -> Result<Self, AppError> {
         let Watching { metrics } = watching;
@@ -358,8 +377,10 @@ impl RunningWorker {
             decider: Arc::new(ObservedDecider {
                 decider: store.clone(),
                 metrics: metrics.worker.clone(),
+                activity: monitoring.activity.clone(),
                 clock,
             }),
+            activity: monitoring.activity.clone(),
             reservation_ttl: settings.orders.reservation_ttl,
             stop: stop.clone(),
             health: Arc::default(),

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 
 use crate::domain::{
     command::Command,
@@ -32,6 +33,35 @@ use crate::domain::{
 pub trait Ping: Send + Sync {
     /// Whether commands and verdicts get through now.
     async fn ping(&self) -> Result<(), QueueError>;
+}
+
+/// The way on which processes tell each other what they do, for operators. What is told may be lost, and nothing waits for it.
+#[async_trait]
+pub trait Reports: Send + Sync {
+    /// Tells it to all that listen now, in this process too. Waits for a moment at most, and for nobody's answer.
+    async fn tell(&self, report: Vec<u8>) -> Result<(), QueueError>;
+
+    /// What is told from now on. Ends when the connection does.
+    async fn listen(&self) -> Result<BoxStream<'static, Vec<u8>>, QueueError>;
+}
+
+/// How much waits, as the queue itself says it, for operators.
+#[async_trait]
+pub trait Depths: Send + Sync {
+    /// How many dead letters there are.
+    async fn dead_letters(&self) -> Result<u64, QueueError>;
+
+    /// What waits in the lanes of this product.
+    async fn depth(&self, product_id: ProductId) -> Result<LaneDepth, QueueError>;
+}
+
+/// What waits in a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneDepth {
+    /// Messages, each of one or more commands, that no worker has taken.
+    pub messages: u64,
+    /// Workers that serve it; one of them at a time gets its messages.
+    pub workers: u32,
 }
 
 /// The lanes.

@@ -30,6 +30,7 @@ use self::{
 use crate::{
     backoff::backoff,
     domain::decide::BatchResult,
+    monitor::activity::Activity,
     queue::{Completion, Consumer, Delivery, Queue, QueueError},
     store::{Decider, Store, StoreError},
     telemetry::{LogLimiter, listed},
@@ -49,6 +50,7 @@ pub struct Worker {
     pub store: Arc<dyn Store>,
     /// Of the same store.
     pub decider: Arc<dyn Decider>,
+    pub activity: Arc<Activity>,
     /// How long a reservation lives unless it is paid.
     pub reservation_ttl: Duration,
     /// Finish the batch in hand, then end.
@@ -83,6 +85,7 @@ impl Worker {
         let lost = |has_worked| move |error| ConsumerLost { error, has_worked };
         let consumer = self.queue.consumer().await.map_err(lost(false))?;
         let _consuming = self.health.consuming();
+        let _holding = self.activity.undecided().session();
         let decider = BatchDecider { decider: self.decider.clone(), reservation_ttl: self.reservation_ttl };
         let stalled = Stalled::new(decider.clone());
         let mut session =
@@ -130,11 +133,15 @@ impl Session<'_> {
                 }
                 progress = self.stalled.progress() => match progress {
                     Progress::Decided(deliveries, result) => self.complete(deliveries, result).await?,
-                    Progress::Requeue(deliveries) => self.consumer.requeue(deliveries).await?,
+                    Progress::Requeue(deliveries) => {
+                        self.worker.activity.undecided().release(&deliveries);
+                        self.consumer.requeue(deliveries).await?;
+                    }
                 },
                 taken = self.consumer.take(MAX_BATCH) => {
                     let deliveries = taken?;
                     *has_worked = true;
+                    self.worker.activity.undecided().take(&deliveries);
                     let batch = self.stalled.hold_back(deliveries);
                     self.decide(batch).await?;
                 }
@@ -146,7 +153,6 @@ impl Session<'_> {
     /// while others can are stalled.
     async fn decide(&mut self, mut batch: Vec<Delivery>) -> Result<(), QueueError> {
         let worker = self.worker;
-        let _deciding = worker.health.deciding();
         let (mut delays, mut failures) = (backoff(MIN_DELAY, MAX_DELAY), 0);
         while !batch.is_empty() {
             let error = match self.decider.decide(&batch).await {
@@ -171,6 +177,7 @@ impl Session<'_> {
 
     /// Publishes replies and events of decided commands, then acknowledges the deliveries that are decided entirely.
     async fn complete(&mut self, decided: Vec<Delivery>, result: BatchResult) -> Result<(), QueueError> {
+        self.worker.activity.undecided().decide(&decided);
         if !result.undecidable.is_empty() {
             let dead = report_undecidable(&decided, &result.undecidable);
             self.consumer.dead_letter(dead).await?;
@@ -197,7 +204,10 @@ impl Session<'_> {
 
     async fn look_for_lanes(&mut self) -> Result<(), QueueError> {
         match self.worker.store.product_ids().await {
-            Ok(products) => self.consumer.serve(&products).await,
+            Ok(products) => {
+                self.worker.activity.serve(products.len());
+                self.consumer.serve(&products).await
+            }
             Err(error) => {
                 if let Some(suppressed) = self.failures.due() {
                     tracing::warn!(%error, suppressed, "could not look for new products");

@@ -212,7 +212,7 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    readiness: Option<Readiness>,
+    readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
     #[serde(skip)]
     replayed: bool,
@@ -328,7 +328,11 @@ impl ApiError {
     }
 
     pub(super) fn not_ready(readiness: Readiness) -> Self {
-        Self { readiness: Some(readiness), ..Self::new(Reason::NotReady, "not everything needed answers") }
+        let message = match readiness.stands_still {
+            true => "orders wait and none is decided; lanes says where, and since when",
+            false => "not everything needed answers",
+        };
+        Self { readiness: Some(Box::new(readiness)), ..Self::new(Reason::NotReady, message) }
     }
 
     pub(super) fn rejected(rejection: Rejection, product_id: ProductId) -> Self {

@@ -13,12 +13,19 @@ use super::{
     envelope::{ApiError, success},
     readiness::{Answer, Readiness},
 };
-use crate::{queue::Ping, store::Health, worker::health::WorkerHealth};
+use crate::{
+    monitor::{progress::Progress, standstill::WaitingLane},
+    queue::Ping,
+    store::Health,
+    worker::health::WorkerHealth,
+};
 
 /// How long the database and the broker may take to answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a result is reused, so that many requests are few statements.
 const CACHED_FOR: Duration = Duration::from_secs(1);
+/// How many lanes an answer names.
+const MAX_LANES: usize = 20;
 
 /// What a process needs to do its work.
 #[derive(Clone)]
@@ -28,6 +35,7 @@ struct Inner {
     store: Arc<dyn Health>,
     queue: Arc<dyn Ping>,
     worker: Option<Arc<WorkerHealth>>,
+    progress: Progress,
     /// Locked during a check: requests that arrive then get the same result.
     cached: Mutex<Option<(Instant, Readiness)>>,
 }
@@ -40,22 +48,33 @@ impl fmt::Debug for Probes {
 
 impl Probes {
     /// `worker`: of this process, if it has one.
-    pub fn new(store: Arc<dyn Health>, queue: Arc<dyn Ping>, worker: Option<Arc<WorkerHealth>>) -> Self {
-        Self(Arc::new(Inner { store, queue, worker, cached: Mutex::default() }))
+    pub fn new(
+        store: Arc<dyn Health>,
+        queue: Arc<dyn Ping>,
+        worker: Option<Arc<WorkerHealth>>,
+        progress: Progress,
+    ) -> Self {
+        Self(Arc::new(Inner { store, queue, worker, progress, cached: Mutex::default() }))
     }
 
     pub(super) async fn readiness(&self) -> Readiness {
-        let Inner { store, queue, worker, cached } = &*self.0;
+        let Inner { store, queue, worker, progress, cached } = &*self.0;
         let mut cached = cached.lock().await;
-        if let Some((checked_at, readiness)) = *cached
+        if let Some((checked_at, readiness)) = &*cached
             && checked_at.elapsed() < CACHED_FOR
         {
-            return readiness;
+            return readiness.clone();
         }
         let (database, queue) = tokio::join!(check(store.ping()), check(queue.ping()));
-        let worker = worker.as_ref().map(|worker| Answer::of(worker.is_well()));
-        let readiness = Readiness { database, queue, worker };
-        *cached = Some((Instant::now(), readiness));
+        let standstill = progress.standstill();
+        let stands_still = standstill.is_complete;
+        let worker = worker.as_ref().map(|worker| Answer::of(worker.is_consuming() && !stands_still));
+        let mut readiness = Readiness { database, queue, worker, stands_still, lanes: standstill.lanes };
+        if readiness.is_ready() {
+            readiness.lanes.retain(WaitingLane::is_stalled);
+        }
+        readiness.lanes.truncate(MAX_LANES);
+        *cached = Some((Instant::now(), readiness.clone()));
         readiness
     }
 }

@@ -22,7 +22,10 @@ use self::{
     product::{Moment, ProductRow},
     state::{Second, State},
 };
-use super::report::{Report, StockLevel};
+use super::{
+    report::{Report, StockLevel},
+    standstill::{LISTED_AFTER_MS, Standstill, WaitingLane, elapsed_ms},
+};
 use crate::{
     clock::Clock,
     domain::{ids::ProductId, inventory::Inventory, product::Product},
@@ -198,16 +201,29 @@ impl Board {
         Some(ProductDetail { product: products::view(&state, id, row, &lanes, now), series: row.points(now) })
     }
 
-    /// The lanes that stand still, the longest first, and whether nothing at all is decided.
+    /// The lanes in which nothing is decided.
     pub fn standstill(&self) -> Standstill {
         let state = self.state();
         let now = self.moment(&state).instant;
         let lanes = state.processes.lanes(now);
-        let mut stalled: Vec<_> = state.stalled(&lanes, now).collect();
-        stalled.sort_by_key(|(id, lane)| (std::cmp::Reverse(lane.undecided_ms), *id));
-        let nothing_decided =
-            state.decided_at.is_none_or(|at| now.duration_since(at) >= super::STALLED_AFTER);
-        Standstill { is_complete: nothing_decided && !stalled.is_empty(), lanes: stalled }
+        let waiting = lanes.iter().map(|(id, lane)| (*id, lane.view(state.decided_ago(*id, now))));
+        let waiting = waiting.filter(|(_, lane)| lane.waiting > 0 && lane.undecided_ms >= LISTED_AFTER_MS);
+        let waiting = waiting.map(|(product_id, lane)| WaitingLane {
+            product_id,
+            waiting: lane.waiting,
+            oldest_ms: lane.oldest_ms,
+            undecided_ms: lane.undecided_ms,
+            tries: lane.tries,
+            error: lane.error,
+        });
+        Standstill::new(waiting.collect(), state.decided_at.map(|at| elapsed_ms(now.duration_since(at))))
+    }
+
+    /// Whether a worker says that it holds commands of this product.
+    pub fn is_held(&self, id: ProductId) -> bool {
+        let state = self.state();
+        let lanes = state.processes.lanes(Instant::now());
+        lanes.get(&id).is_some_and(|lane| lane.is_held())
     }
 
     fn moment(&self, state: &State) -> Moment {
@@ -226,15 +242,6 @@ impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Lanes that stand still.
-#[derive(Clone, Debug, Default)]
-pub struct Standstill {
-    /// No lane goes on.
-    pub is_complete: bool,
-    /// The longest first.
-    pub lanes: Vec<(ProductId, LaneView)>,
 }
 
 #[cfg(test)]

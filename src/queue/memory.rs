@@ -1,6 +1,8 @@
 //! The queue contract within one process, for the embedded mode. All of it is one lock over one state, so it reads as the
 //! model of what the contract promises. Commands in lanes are lost with the process; no client was answered 201 for them.
 
+mod reports;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     mem,
@@ -30,6 +32,9 @@ use crate::{
 /// How many events the slowest receiver may be behind before it loses the oldest ones.
 const EVENT_BACKLOG: usize = 16_384;
 
+/// How many reports the slowest listener may be behind before it loses the oldest ones.
+const REPORT_BACKLOG: usize = 16;
+
 /// An order of this age is not pending: it may have been pruned, and no command waits as long.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(24);
 
@@ -42,6 +47,7 @@ struct Shared {
     lane_capacity: usize,
     opened_at: Timestamp,
     events: broadcast::Sender<Event>,
+    reports: broadcast::Sender<Vec<u8>>,
     state: Mutex<State>,
     /// A lane is ready.
     arrived: Notify,
@@ -57,6 +63,7 @@ struct State {
     reply_sinks: HashMap<Address, Arc<dyn ReplySink>>,
     /// Unsettled deliveries of all lanes.
     unsettled: usize,
+    consumers: u32,
     last_tag: u64,
 }
 
@@ -81,6 +88,7 @@ impl MemoryQueue {
             lane_capacity,
             opened_at,
             events: broadcast::channel(EVENT_BACKLOG).0,
+            reports: broadcast::channel(REPORT_BACKLOG).0,
             state: Mutex::default(),
             arrived: Notify::new(),
             drained: Notify::new(),
@@ -115,6 +123,7 @@ impl Queue for MemoryQueue {
     }
 
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
+        self.0.state().consumers += 1;
         Ok(Box::new(MemoryConsumer { shared: self.0.clone(), unsettled: BTreeMap::new() }))
     }
 }
@@ -369,6 +378,7 @@ impl MemoryConsumer {
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
         self.shared.requeue(mem::take(&mut self.unsettled).into_values().collect());
+        self.shared.state().consumers -= 1;
     }
 }
 

@@ -9,6 +9,8 @@
 //! 4. [`consumer`], the worker's end, takes the message from its [`worker_channels`], because [`opener`] has opened the lane;
 //! 5. [`settlement`] publishes the verdict and the events, awaits the confirms, and acknowledges the message;
 //! 6. [`replies`] receives the verdict in the API's reply queue, and [`outcomes`] delivers it.
+//!
+//! [`reports`] is for operators: what processes tell each other, and what waits.
 
 mod connection;
 mod consumer;
@@ -23,6 +25,7 @@ mod parked;
 mod publish_connection;
 mod publisher;
 mod replies;
+mod reports;
 mod settlement;
 mod submitter;
 mod topology;
@@ -34,17 +37,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use deadpool_lapin::Pool;
+use futures_util::stream::BoxStream;
 
 use self::{
     connection::{failed, with_timeout},
     consumer::RabbitMqConsumer,
     opener::LaneFailures,
     publish_connection::PublishConnections,
+    reports::ReportChannel,
     submitter::RabbitMqSubmitter,
     topology::Topology,
 };
-use super::{Consumer, Ping, Queue, QueueError, ReplySink, Submitter};
-use crate::domain::lane_set::LaneSet;
+use super::{Consumer, Depths, LaneDepth, Ping, Queue, QueueError, ReplySink, Reports, Submitter};
+use crate::domain::{ids::ProductId, lane_set::LaneSet};
 
 pub use topology::RabbitMqSettings;
 pub use traffic::Traffic;
@@ -57,6 +62,7 @@ pub struct RabbitMqQueue {
     /// For pings.
     connections: Arc<PublishConnections>,
     failures: Arc<LaneFailures>,
+    reports: Arc<ReportChannel>,
 }
 
 impl RabbitMqQueue {
@@ -68,7 +74,8 @@ impl RabbitMqQueue {
         let channel = with_timeout(connection.create_channel()).await?;
         with_timeout(topology.declare_shared(&channel)).await?;
         let connections = Arc::new(PublishConnections::new(topology.clone(), publish_pool.clone()));
-        Ok(Self { topology, publish_pool, connections, failures: Arc::default() })
+        let reports = Arc::new(ReportChannel::new(topology.clone()));
+        Ok(Self { topology, publish_pool, connections, failures: Arc::default(), reports })
     }
 
     /// What passes between this process and the broker.
@@ -106,5 +113,27 @@ impl Queue for RabbitMqQueue {
 
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
         Ok(Box::new(RabbitMqConsumer::start(self.topology.clone(), self.failures.clone()).await?))
+    }
+}
+
+#[async_trait]
+impl Reports for RabbitMqQueue {
+    async fn tell(&self, report: Vec<u8>) -> Result<(), QueueError> {
+        self.reports.tell(report).await
+    }
+
+    async fn listen(&self) -> Result<BoxStream<'static, Vec<u8>>, QueueError> {
+        self.reports.listen().await
+    }
+}
+
+#[async_trait]
+impl Depths for RabbitMqQueue {
+    async fn dead_letters(&self) -> Result<u64, QueueError> {
+        self.reports.dead_letters().await
+    }
+
+    async fn depth(&self, product_id: ProductId) -> Result<LaneDepth, QueueError> {
+        self.reports.depth(product_id).await
     }
 }

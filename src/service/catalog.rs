@@ -93,6 +93,7 @@ impl CatalogService {
     pub async fn recount(&self, id: ProductId, stock: Stock) -> Result<(Product, Inventory), RecountError> {
         match self.store.recount(id, stock).await? {
             Recount::Done(product, inventory) => {
+                self.dispatcher.activity().recount(id, inventory);
                 SoldOutCache::outlast_leases().await;
                 Ok((product, inventory))
             }

@@ -17,7 +17,7 @@ use crate::{
         time::from_millis,
         verdict::Verdict,
     },
-    monitor::metrics::ApiMetrics,
+    monitor::{activity::Activity, metrics::ApiMetrics},
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
     service::pending_replies::PendingReplies,
     telemetry::{ms, traces::CommandSpan},
@@ -41,6 +41,7 @@ pub struct Dispatcher {
     order_timeout: Duration,
     clock: Arc<dyn Clock>,
     metrics: Arc<ApiMetrics>,
+    activity: Arc<Activity>,
     _closing: AbortOnDropHandle<()>,
 }
 
@@ -50,6 +51,7 @@ impl Dispatcher {
         queue: &dyn Queue,
         order_timeout: Duration,
         clock: Arc<dyn Clock>,
+        activity: Arc<Activity>,
         stop: CancellationToken,
         metrics: Arc<ApiMetrics>,
     ) -> Result<Self, QueueError> {
@@ -64,11 +66,16 @@ impl Dispatcher {
             }
         });
         let closing = AbortOnDropHandle::new(closing);
-        Ok(Self { submitter, pending, order_timeout, clock, metrics, _closing: closing })
+        Ok(Self { submitter, pending, order_timeout, clock, metrics, activity, _closing: closing })
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
         &*self.clock
+    }
+
+    /// What operators see of this process.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// How long a client waits that prefers to wait this long: it may prefer less than the order timeout, not more.
@@ -80,7 +87,14 @@ impl Dispatcher {
     ///
     /// A detached command is waited for until it is queued. When the caller goes away, nothing of it is left here; the command
     /// stays in its lane.
-    pub(super) async fn dispatch(&self, mut command: Command, wait: Duration) -> Option<Outcome> {
+    pub(super) async fn dispatch(&self, command: Command, wait: Duration) -> Option<Outcome> {
+        let submitted = self.activity.submit(&command);
+        let outcome = self.submit_and_wait(command, wait).await;
+        submitted.answer(outcome.as_ref());
+        outcome
+    }
+
+    async fn submit_and_wait(&self, mut command: Command, wait: Duration) -> Option<Outcome> {
         let Some(reply) = self.pending.register(command.id()) else {
             return Some(Outcome::Refused(Refusal::Overloaded));
         };

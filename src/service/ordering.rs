@@ -120,6 +120,7 @@ impl OrderService {
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
         if key.is_none() && self.sold_out_cache.is_sold_out(product_id).await {
             self.metrics.refused_as_sold_out();
+            self.dispatcher.activity().refuse_sold_out(product_id);
             return rejected(SOLD_OUT);
         }
         if !self.is_product(product_id).await? {
@@ -306,7 +307,7 @@ mod tests {
     use crate::{
         clock::{Clock, SystemClock},
         domain::command::Command,
-        monitor::metrics::Metrics,
+        monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
         store::{Store, memory::MemoryStore},
@@ -318,8 +319,9 @@ mod tests {
         timeout: Duration,
         stop: CancellationToken,
     ) -> OrderService {
-        let metrics = Metrics::unwatched().api;
-        let dispatcher = Dispatcher::new(queue, timeout, Arc::new(SystemClock), stop, metrics.clone()).await;
+        let (metrics, clock) = (Metrics::unwatched().api, Arc::new(SystemClock));
+        let activity = Arc::new(Activity::new(clock.clone()));
+        let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
     }
 

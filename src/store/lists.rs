@@ -21,6 +21,7 @@ use super::{
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
+    inventory::Inventory,
     order::Order,
     product::Product,
 };
@@ -44,6 +45,21 @@ pub(super) fn page_of_products(rows: Vec<ProductRow>, limit: u32) -> Page<Produc
     let Page { rows, next } = Page::cut(rows, limit, None, |(id, ..)| *id);
     let products = readable(rows.into_iter().map(|(id, name, sku)| product(id, name, sku)));
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
+}
+
+/// A product, and the three columns of its inventory.
+pub(super) type InventoryRow = (i64, TextColumn, Option<TextColumn>, i64, i64, i64);
+
+pub(super) fn page_of_inventories(
+    rows: Vec<InventoryRow>,
+    limit: u32,
+) -> Page<(Product, Option<Inventory>), ProductId> {
+    let Page { rows, next } = Page::cut(rows, limit, None, |(id, ..)| *id);
+    let inventories = rows.into_iter().map(|(id, name, sku, stored, available, reserved)| {
+        let inventory = Inventory::from_columns(stored, available, reserved);
+        Ok((product(id, name, sku)?, inventory.ok()))
+    });
+    Page { rows: readable(inventories), next: next.and_then(|id| product_id(id).ok()) }
 }
 
 pub(super) fn page_of_orders(

@@ -135,6 +135,18 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.get(&id).cloned())
     }
 
+    async fn inventories(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
+        let data = self.data()?;
+        let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
+        let rows = rows.take(one_more_than(limit)).collect();
+        Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
+    }
+
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         let mut data = self.data()?;
         let Some((product, inventory)) = data.products.get_mut(&id) else {

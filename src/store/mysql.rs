@@ -18,7 +18,9 @@ use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
     lane_sets,
-    lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
+    lists::{
+        self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
+    },
     migrations::{self, Schema},
     mysql_url::connect_options,
     observed::{Observed, Observer},
@@ -32,8 +34,8 @@ use super::{
     },
     sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due, inventory_found,
-        product_found, product_ids, products,
+        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
+        inventory_found, product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -207,6 +209,16 @@ impl Catalog for MySqlStore {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn inventories(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
+        let _permit = self.list_permits.take().await?;
+        let query = sqlx::query_as(INVENTORIES).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        Ok(page_of_inventories(self.lists.fetch_all(query).await?, limit))
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {

@@ -63,6 +63,13 @@ pub trait Catalog: Send + Sync {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
+    /// Up to `limit` products with their inventories, in id order, beginning behind `after`. `None`: the inventory is invalid.
+    async fn inventories(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
+
     /// Sets `stored_stock` to what the seller counted. Takes the lock of the inventory, like a batch.
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
 }

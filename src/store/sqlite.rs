@@ -34,7 +34,10 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
-    lists::{self, ListPermits, OrdersById, page_of_due, page_of_orders, page_of_products},
+    lists::{
+        self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
+        page_of_products,
+    },
     migrations::{self, Schema},
     observed::{Observed, Observer},
     observer::TransactionObserver,
@@ -47,8 +50,8 @@ use super::{
     },
     slow_query::timed,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due, inventory_found,
-        product_found, product_ids, products,
+        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
+        inventory_found, product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -262,6 +265,20 @@ impl Catalog for SqliteStore {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn inventories(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
+        let _permit = self.list_permits.take().await?;
+        let rows: Vec<InventoryRow> = sqlx::query_as(INVENTORIES)
+            .bind(after.map_or(0, id_column))
+            .bind(i64::from(limit) + 1)
+            .fetch_all(&mut *self.listing().await?)
+            .await?;
+        Ok(page_of_inventories(rows, limit))
     }
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {

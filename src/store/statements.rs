@@ -52,6 +52,10 @@ pub(super) use is_final;
 pub(super) const INSERT_INVENTORY: &str =
     "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";
 
+/// Parameters: the id behind which it begins, how many.
+pub(super) const INVENTORIES: &str = "SELECT id, name, sku, stored_stock, available_stock, reserved_stock
+    FROM products JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?";
+
 pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
 
 pub(super) fn product_found(

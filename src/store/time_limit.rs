@@ -80,6 +80,14 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.inventory(id)).await
     }
 
+    async fn inventories(
+        &self,
+        after: Option<ProductId>,
+        limit: u32,
+    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
+        self.read(self.store.inventories(after, limit)).await
+    }
+
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         self.store.recount(id, stock).await
     }

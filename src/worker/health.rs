@@ -1,76 +1,44 @@
-//! Whether a worker works: it consumes, and no batch waits long for its verdicts.
+//! Whether a worker has its consumer. Whether it decides, [`crate::monitor::undecided`] knows.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use tokio::time::Instant;
-
-/// A worker is not healthy while a batch has no verdicts after this time.
-const MAX_DECIDING: Duration = Duration::from_secs(5);
-
 #[derive(Debug, Default)]
-pub struct WorkerHealth(Mutex<Now>);
-
-#[derive(Debug, Default)]
-struct Now {
-    is_consuming: bool,
-    deciding_since: Option<Instant>,
-}
+pub struct WorkerHealth(AtomicBool);
 
 impl WorkerHealth {
-    /// Whether it consumes and decides.
-    pub fn is_well(&self) -> bool {
-        let now = self.now();
-        now.is_consuming && now.deciding_since.is_none_or(|since| since.elapsed() <= MAX_DECIDING)
+    pub fn is_consuming(&self) -> bool {
+        self.0.load(Relaxed)
     }
 
     /// It consumes until this is dropped.
     pub(super) fn consuming(self: &Arc<Self>) -> impl Drop + use<> {
-        self.now().is_consuming = true;
-        Until(self.clone(), |now| now.is_consuming = false)
-    }
-
-    /// It decides a batch until this is dropped.
-    pub(super) fn deciding(self: &Arc<Self>) -> impl Drop + use<> {
-        self.now().deciding_since = Some(Instant::now());
-        Until(self.clone(), |now| now.deciding_since = None)
-    }
-
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.store(true, Relaxed);
+        Consuming(self.clone())
     }
 }
 
-struct Until(Arc<WorkerHealth>, fn(&mut Now));
+struct Consuming(Arc<WorkerHealth>);
 
-impl Drop for Until {
+impl Drop for Consuming {
     fn drop(&mut self) {
-        self.1(&mut self.0.now());
+        self.0.0.store(false, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
-
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn it_is_well_while_it_consumes_and_decides() {
+    #[test]
+    fn it_consumes_until_its_consumer_ends() {
         let health = Arc::new(WorkerHealth::default());
-        assert!(!health.is_well());
+        assert!(!health.is_consuming());
         let consuming = health.consuming();
-        assert!(health.is_well());
-        let deciding = health.deciding();
-        advance(MAX_DECIDING).await;
-        assert!(health.is_well());
-        advance(Duration::from_millis(1)).await;
-        assert!(!health.is_well());
-        drop(deciding);
-        assert!(health.is_well());
+        assert!(health.is_consuming());
         drop(consuming);
-        assert!(!health.is_well());
+        assert!(!health.is_consuming());
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{
-    super::{STALLED_AFTER, report::LaneReport},
+    super::{STALLED_AFTER, report::LaneReport, standstill::elapsed_ms},
     view::LaneView,
 };
 use crate::domain::ids::ProductId;
@@ -26,7 +26,7 @@ pub(super) struct LaneSum {
 impl LaneSum {
     /// What a process told this long ago.
     pub(super) fn add(&mut self, report: &LaneReport, ago: Duration) {
-        let ago_ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        let ago_ms = elapsed_ms(ago);
         self.unanswered = self.unanswered.saturating_add(report.unanswered);
         self.held = self.held.saturating_add(report.held);
         self.oldest_ms = self.oldest_ms.max(report.oldest_ms.saturating_add(ago_ms));
@@ -41,6 +41,10 @@ impl LaneSum {
     /// given up.
     pub(super) fn waiting(&self) -> u64 {
         self.unanswered.max(self.held)
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held > 0
     }
 
     /// `decided_ago`: of the last decision in this lane that any process told.

@@ -1,4 +1,4 @@
-//! Measures batches.
+//! Measures batches, and counts what they do.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::{
     clock::Clock,
     domain::{command::Command, decide::BatchResult, ids::ProductId},
-    monitor::metrics::WorkerMetrics,
+    monitor::{activity::Activity, metrics::WorkerMetrics},
     store::{Decider, StoreError},
 };
 
@@ -19,6 +19,7 @@ use crate::{
 pub struct ObservedDecider {
     pub decider: Arc<dyn Decider>,
     pub metrics: Arc<WorkerMetrics>,
+    pub activity: Arc<Activity>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -35,8 +36,12 @@ impl Decider for ObservedDecider {
             Ok(result) => {
                 self.metrics.decided(commands.len(), began.elapsed(), &result.outcomes);
                 commands.iter().for_each(|command| self.metrics.waited(age(command, began_at)));
+                self.activity.decide(commands, result);
             }
-            Err(error) => self.metrics.failed(error),
+            Err(error) => {
+                self.metrics.failed(error);
+                self.activity.fail(commands, &error.to_string());
+            }
         }
         decided
     }

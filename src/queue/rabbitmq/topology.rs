@@ -9,7 +9,7 @@ use std::{
 
 use lapin::{
     Channel, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueDeclareOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use uuid::Uuid;
@@ -141,6 +141,36 @@ impl Topology {
         self.name("antre.events")
     }
 
+    /// The fanout exchange of what processes tell each other, for operators.
+    pub(super) fn reports_name(&self) -> ShortString {
+        self.name("antre.reports")
+    }
+
+    /// The queue of one listener.
+    pub(super) fn report_queue_name(&self) -> ShortString {
+        self.name(&format!("reports.{}", Uuid::now_v7().simple()))
+    }
+
+    /// Declares the queue of one listener, and binds it.
+    pub(super) async fn declare_report_queue(
+        &self,
+        channel: &Channel,
+        name: ShortString,
+    ) -> Result<(), lapin::Error> {
+        let arguments = table([
+            // A listener that is slow loses the oldest: they are of no use any more.
+            ("x-max-length", AMQPValue::LongLongInt(1_000)),
+            ("x-overflow", text("drop-head")),
+            ("x-message-ttl", AMQPValue::LongLongInt(10_000)),
+        ]);
+        // It is deleted with its connection.
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.clone(), options, arguments).await?;
+        let binding = QueueBindOptions::default();
+        channel.queue_bind(name, self.reports_name(), "".into(), binding, FieldTable::default()).await
+    }
+
     /// Whether workers publish events.
     pub(super) fn events_are_on(&self) -> bool {
         self.settings.events
@@ -162,8 +192,11 @@ impl Topology {
 
     /// Declares what all lanes share. Must be done before the first lane is declared.
     pub(super) async fn declare_shared(&self, channel: &Channel) -> Result<(), lapin::Error> {
-        let exchanges =
-            [(self.new_products_name(), ExchangeKind::Fanout), (self.events_name(), ExchangeKind::Topic)];
+        let exchanges = [
+            (self.new_products_name(), ExchangeKind::Fanout),
+            (self.events_name(), ExchangeKind::Topic),
+            (self.reports_name(), ExchangeKind::Fanout),
+        ];
         for (name, kind) in exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             channel.exchange_declare(name, kind, options, FieldTable::default()).await?;

@@ -7,6 +7,7 @@ suite! {
         a_new_product_has_no_pieces,
         a_name_is_read_as_it_was_written,
         products_are_paged_by_id,
+        inventories_are_paged_by_id,
         after_a_recount_unreserved_pieces_are_available,
         a_recount_below_what_is_reserved_changes_nothing,
         unknown_ids_find_nothing,
@@ -83,6 +84,24 @@ async fn products_are_paged_by_id(database: Database) {
     assert_eq!(page(None, 25).await, (all.clone(), None));
     assert_eq!(page(None, u32::MAX).await, (all.clone(), None));
     assert_eq!(page(None, 0).await.0, []);
+}
+
+async fn inventories_are_paged_by_id(database: Database) {
+    let store = &database.store;
+    let mut all = Vec::new();
+    for number in 0..5 {
+        let product = store.create_product(name(&format!("Product {number}"))).await.unwrap();
+        let (product, inventory) = store.recount(product.id, stock(number)).await.unwrap().done().unwrap();
+        all.push((product, Some(inventory)));
+    }
+    let page = async |after, limit| {
+        let page = store.inventories(after, limit).await.unwrap();
+        (page.rows, page.next)
+    };
+    let id = |index: usize| Some(all[index].0.id);
+    assert_eq!(page(None, 3).await, (all[..3].to_vec(), id(2)));
+    assert_eq!(page(id(2), 3).await, (all[3..].to_vec(), None));
+    assert_eq!(page(id(4), 3).await, (vec![], None));
 }
 
 async fn after_a_recount_unreserved_pieces_are_available(database: Database) {
