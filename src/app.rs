@@ -27,7 +27,6 @@ use crate::{
     http::{self, Api, Dashboard, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
     monitor::{
-        board::Board,
         metrics::{MetricsError, Parts},
         observed::{
             ObservedDecider, ObservedQueue,

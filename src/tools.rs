@@ -8,6 +8,7 @@ mod dead;
 mod healthcheck;
 mod import;
 mod manual;
+mod lanes;
 mod outcome;
 mod output;
 mod prune;
@@ -25,6 +26,7 @@ pub async fn run(settings: &Settings, tool: Tool) -> Result<Finding, ToolError> 
         Tool::Import(arguments) => import::run(settings, arguments).await,
         Tool::Completions { shell } => manual::completions(shell),
         Tool::Man(arguments) => manual::man(&arguments),
+        Tool::Lanes(output) => lanes::run(settings, output).await,
         Tool::Prune(arguments) => prune::run(settings, arguments).await,
         Tool::Healthcheck(arguments) => healthcheck::run(settings, arguments).await,
     }

@@ -22,6 +22,11 @@ pub enum Tool {
     ///
     /// For containers without a shell. Asks where LISTEN_ADDR says, unless --url says otherwise.
     Healthcheck(HealthCheck),
+    /// Show what waits in the lanes of RabbitMQ; exit with 1 if a lane stands still
+    ///
+    /// Listens for some seconds to what the processes tell each other, and asks the broker for lanes of which nobody tells:
+    /// commands that wait, the age of the oldest, the worker, and how many are decided a second. Changes nothing.
+    Lanes(Output),
     /// Delete orders that are final and old, with their keys, while antre serves
     ///
     /// Final are orders that are paid, cancelled, expired or rejected. Works in small steps and rests between them. It may be
@@ -143,7 +148,7 @@ pub struct Output {
 
 impl Tool {
     /// Which settings each tool reads, by the ids of their arguments. `--help` of the tool shows only these.
-    pub const SETTINGS: [(&str, &[&str]); 8] = [
+    pub const SETTINGS: [(&str, &[&str]); 9] = [
         ("audit", &["database_url"]),
         ("check", &["database_url", "amqp_url", "queue_prefix", "lanes", "order_timeout", "reservation_ttl"]),
         ("healthcheck", &["listen_addr"]),
@@ -151,6 +156,7 @@ impl Tool {
         ("import", &["database_url"]),
         ("completions", &[]),
         ("man", &[]),
+        ("lanes", &["database_url", "amqp_url", "queue_prefix", "lanes"]),
         ("dead", &["database_url", "amqp_url", "queue_prefix", "lanes"]),
     ];
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    rows::{OrderRow, ProductRow, id_column, product, product_id, readable},
+    rows::{OrderRow, ProductRow, TextColumn, id_column, product, product_id, readable},
 };
 use crate::domain::{
     ids::{OrderId, ProductId},

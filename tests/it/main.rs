@@ -42,6 +42,7 @@ mod processes {
     mod logs;
     mod rehearse;
     mod secrets;
+    mod standstill;
     mod tools;
     #[cfg(feature = "otel")]
     mod traces;

@@ -40,6 +40,7 @@ use crate::support::servers::{Place, servers};
 mod broker;
 mod memory;
 mod redelivery;
+mod reports;
 mod support;
 
 /// One test for each function and adapter, so that a failure names both. A function that is not in the list is dead code,

@@ -6,6 +6,7 @@ mod dead;
 mod healthcheck;
 mod import;
 mod manual;
+mod lanes;
 mod prune;
 
 use std::process::Output;
@@ -78,6 +79,7 @@ async fn the_help_of_a_tool_shows_its_own_flags() {
         (&["migrate"], &["DATABASE_URL", "--status"], &["AMQP_URL", "LISTEN_ADDR", "EVENTS"]),
         (&["import"], &["DATABASE_URL", "--recount", "FILE"], &["AMQP_URL", "LISTEN_ADDR"]),
         (&["prune"], &["DATABASE_URL", "--before"], &["AMQP_URL", "RETENTION"]),
+        (&["lanes"], &["DATABASE_URL", "AMQP_URL", "LANES", "--json"], &["LISTEN_ADDR", "EVENTS"]),
         (&["dead", "requeue"], &["AMQP_URL", "QUEUE_PREFIX", "--all"], &["LISTEN_ADDR", "RESERVATION_TTL"]),
     ] {
         for arguments in [&[tool, &["--help"]].concat(), &[&["help"], tool].concat()] {
