@@ -12,7 +12,7 @@ use super::{
     output::{self, count},
 };
 use crate::{
-    clock::{Clock, SystemClock},
+    clock::SystemClock,
     domain::{ids::ProductId, lane_set::LaneSet},
     monitor::{
         board::{Board, ProductFilter, ProductQuery, ProductSort, ProductView},

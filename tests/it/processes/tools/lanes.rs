@@ -22,7 +22,8 @@ async fn in_the_embedded_mode_there_is_no_broker_to_ask() {
 async fn all_processes_tell_what_they_do() {
     let place = servers().await.fresh().await;
     let start = |role| App::start_role(role, &place, &[("ORDER_TIMEOUT", "2s")]);
-    let (one, other, first, second) = tokio::join!(start("api"), start("api"), start("worker"), start("worker"));
+    let (one, other, first, second) =
+        tokio::join!(start("api"), start("api"), start("worker"), start("worker"));
     let product = one.create_stocked("Kaos Polos", 10_000).await;
     let found = eventually("not all of them tell", async || {
         for api in [&one, &other] {
