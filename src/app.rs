@@ -154,6 +154,7 @@ async fn serve_embedded(
     let store: Arc<dyn Store> = Arc::new(store);
     let queue = MemoryQueue::new(LANE_CAPACITY, SystemClock.now());
     let monitoring = Monitoring::new(ProcessRole::Serve);
+    watching.undecided(&monitoring.activity)?;
     let worker = RunningWorker::start(
         settings,
         &store,
@@ -239,6 +240,7 @@ async fn run_on_servers(
         Role::Worker => ProcessRole::Worker,
         _ => ProcessRole::Serve,
     });
+    watching.undecided(&monitoring.activity)?;
     let (reports, depths) = (Arc::new(queue.clone()), Arc::new(queue.clone()));
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = match has_worker {
@@ -269,6 +271,7 @@ async fn run_on_servers(
         reports,
         depths,
     });
+    watching.dead_letters(running.reporter())?;
     let mut lines = vec![
         banner(match role {
             Role::Api => "the API; orders wait for a worker (antre worker)",

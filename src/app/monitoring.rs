@@ -89,6 +89,10 @@ impl Monitoring {
 }
 
 impl RunningMonitoring {
+    pub(super) fn reporter(&self) -> &Arc<Reporter> {
+        &self.reporter
+    }
+
     /// Says that the process ends, so that no one waits for it to fall silent.
     pub(super) async fn stop(self) {
         let Self { reporter, _tasks } = self;

@@ -1,10 +1,16 @@
 //! Connects the metrics of a process with the parts that they are read from.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Clock,
-    monitor::metrics::{Metrics, MetricsError, Parts, Sample, table},
+    monitor::{
+        STALLED_AFTER,
+        activity::Activity,
+        metrics::{Metrics, MetricsError, Parts, Sample, table},
+        report::LaneReport,
+        reporter::Reporter,
+    },
     queue::rabbitmq::RabbitMqQueue,
     service::dispatcher::Dispatcher,
     store::PoolUse,
@@ -87,6 +93,37 @@ impl Watching {
         })
     }
 
+    /// The commands that this process knows to be undecided, and the lanes that its worker serves.
+    pub(super) fn undecided(&self, activity: &Arc<Activity>) -> Result<(), MetricsError> {
+        let of = |read: fn(&[LaneReport]) -> f64| {
+            let activity = activity.clone();
+            move || Sample::of(read(&activity.lanes()))
+        };
+        self.metrics.pull(
+            &table::OLDEST_UNDECIDED,
+            of(|lanes| lanes.iter().map(|lane| lane.oldest_ms).max().unwrap_or(0) as f64 / 1_000.0),
+        )?;
+        self.metrics.pull(
+            &table::UNDECIDED_COMMANDS,
+            // What a worker holds is a part of what the API of the same process waits for.
+            of(|lanes| lanes.iter().map(|lane| lane.held.max(lane.unanswered)).sum::<u64>() as f64),
+        )?;
+        self.metrics.pull(
+            &table::STALLED_LANES,
+            of(|lanes| lanes.iter().filter(|lane| is_stalled(lane)).count() as f64),
+        )?;
+        let activity = activity.clone();
+        self.metrics.pull(&table::LANES_SERVED, move || Sample::of(f64::from(activity.lanes_served())))
+    }
+
+    /// The dead letters, while the broker says how many there are.
+    pub(super) fn dead_letters(&self, reporter: &Arc<Reporter>) -> Result<(), MetricsError> {
+        let reporter = reporter.clone();
+        self.metrics.pull(&table::DEAD_LETTERS, move || {
+            reporter.dead_letters().map_or_else(Vec::new, |count| Sample::of(count as f64))
+        })
+    }
+
     /// The commands of an API that are parked.
     pub(super) fn parked(&self, dispatcher: &Arc<Dispatcher>) -> Result<(), MetricsError> {
         let dispatcher = dispatcher.clone();
@@ -98,6 +135,10 @@ impl Watching {
         let expiry = self.metrics.worker.expiry.clone();
         self.metrics.pull(&table::EXPIRY_LAG, move || Sample::of(expiry.lag_seconds(clock.now())))
     }
+}
+
+fn is_stalled(lane: &LaneReport) -> bool {
+    Duration::from_millis(lane.undecided_ms) >= STALLED_AFTER
 }
 
 fn sample<const N: usize>(labels: [&'static str; N], value: f64) -> Sample {

@@ -176,26 +176,33 @@ impl Activity {
         self.undecided.standstill(self.clock.now().as_millisecond())
     }
 
-    /// What happened since the last call. Forgets products that are idle.
-    pub fn take_report(&self) -> (Vec<ProductReport>, Vec<LaneReport>) {
-        let (now, now_ms) = (Instant::now(), self.clock.now().as_millisecond());
+    /// The lanes with undecided commands that this process knows of.
+    pub fn lanes(&self) -> Vec<LaneReport> {
+        let now_ms = self.clock.now().as_millisecond();
         let mut lanes: HashMap<_, _> =
             self.undecided.lanes(now_ms).into_iter().map(|lane| (lane.product_id, lane)).collect();
+        for (product_id, product) in &*self.products.read().unwrap_or_else(PoisonError::into_inner) {
+            let Some(waiting) = product.lane(*product_id, now_ms) else { continue };
+            match lanes.get_mut(product_id) {
+                Some(lane) => {
+                    lane.unanswered = waiting.unanswered;
+                    lane.oldest_ms = lane.oldest_ms.max(waiting.oldest_ms);
+                    lane.undecided_ms = lane.undecided_ms.min(waiting.undecided_ms);
+                }
+                None => drop(lanes.insert(*product_id, waiting)),
+            }
+        }
+        lanes.into_values().collect()
+    }
+
+    /// What happened since the last call. Forgets products that are idle.
+    pub fn take_report(&self) -> (Vec<ProductReport>, Vec<LaneReport>) {
+        let now = Instant::now();
         let mut reports = Vec::new();
         let mut has_idle = false;
         for (product_id, product) in &*self.products.read().unwrap_or_else(PoisonError::into_inner) {
             if reports.len() < MAX_REPORTED && product.is_changed.swap(false, Relaxed) {
                 reports.push(product.take_report(*product_id, now));
-            }
-            if let Some(waiting) = product.lane(*product_id, now_ms) {
-                match lanes.get_mut(product_id) {
-                    Some(lane) => {
-                        lane.unanswered = waiting.unanswered;
-                        lane.oldest_ms = lane.oldest_ms.max(waiting.oldest_ms);
-                        lane.undecided_ms = lane.undecided_ms.min(waiting.undecided_ms);
-                    }
-                    None => drop(lanes.insert(*product_id, waiting)),
-                }
             }
             has_idle |= product.is_idle(now);
         }
@@ -203,7 +210,7 @@ impl Activity {
             let mut products = self.products.write().unwrap_or_else(PoisonError::into_inner);
             products.retain(|_, product| !product.is_idle(now) || Arc::strong_count(product) > 1);
         }
-        let mut lanes: Vec<_> = lanes.into_values().collect();
+        let mut lanes = self.lanes();
         if lanes.len() > MAX_REPORTED {
             lanes.sort_by_key(|lane| std::cmp::Reverse(lane.undecided_ms));
             lanes.truncate(MAX_REPORTED);

@@ -62,6 +62,11 @@ impl Reporter {
         Self { identity, activity, vitals, reports, depths, board, sequence, dead_letters }
     }
 
+    /// How many dead letters the broker holds; `None`: not known.
+    pub fn dead_letters(&self) -> Option<u64> {
+        self.dead_letters.load(Relaxed).checked_sub(1)
+    }
+
     /// Tells, for ever.
     pub async fn tell_forever(&self) {
         let (mut ticks, mut log) = (interval(TELL_EVERY), StandstillLog::default());
@@ -164,7 +169,7 @@ impl Reporter {
             database: self.vitals.database(),
             broker: self.vitals.broker(),
             lanes_served: self.activity.lanes_served(),
-            dead_letters: self.dead_letters.load(Relaxed).checked_sub(1),
+            dead_letters: self.dead_letters(),
             products,
             lanes,
         }

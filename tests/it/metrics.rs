@@ -131,6 +131,34 @@ async fn what_clients_send_makes_no_series() {
     assert!(scrape.samples.len() <= before + 5, "{} {before}", scrape.samples.len());
 }
 
+on_both_pairs!(a_lane_that_stands_still_is_told_with_its_age_and_forgotten_afterwards);
+
+async fn a_lane_that_stands_still_is_told_with_its_age_and_forgotten_afterwards(pair: Pair) {
+    let app = App::start(pair).await;
+    let product = app.create_stocked("Kaos Polos", 5).await;
+    app.lane_served(product).await;
+    let idle = Scrape::of(&app).await;
+    assert_eq!((idle.get("antre_undecided_commands"), idle.get("antre_stalled_lanes")), (0.0, 0.0));
+    let hold = app.hold_decisions().await;
+    let pending = app.order_with(product, 1, &[("prefer", "wait=0")]).await;
+    assert_eq!(pending.status, 202);
+    let stalled = eventually("no lane is stalled", async || {
+        let scrape = Scrape::of(&app).await;
+        (scrape.get("antre_stalled_lanes") > 0.0).then_some(scrape)
+    })
+    .await;
+    assert_eq!((stalled.get("antre_stalled_lanes"), stalled.get("antre_undecided_commands")), (1.0, 1.0));
+    assert!(stalled.get("antre_oldest_undecided_command_seconds") >= 3.0, "{}", stalled.text);
+    hold.end().await;
+    eventually("the lane stays stalled", async || {
+        let scrape = Scrape::of(&app).await;
+        let names = ["stalled_lanes", "undecided_commands", "oldest_undecided_command_seconds"];
+        names.iter().all(|name| scrape.get(&format!("antre_{name}")) == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(Scrape::of(&app).await.decided("reserved", ""), 1.0);
+}
+
 /// A piece that was moved by hand.
 #[tokio::test]
 async fn a_piece_that_was_moved_shows_in_the_conservation_gauge() {
