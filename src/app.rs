@@ -1,6 +1,7 @@
 //! Wires a process together: the store, the queue, the roles. Starts it, and stops it in order.
 
 mod monitoring;
+mod running_worker;
 mod watching;
 
 use std::{
@@ -12,13 +13,13 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
-    task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     monitoring::{Monitoring, Servers},
+    running_worker::{RunningWorker, mysql_audit, sqlite_audit},
     watching::Watching,
 };
 use crate::{
@@ -28,10 +29,6 @@ use crate::{
     lane_watch::LaneWatch,
     monitor::{
         metrics::{MetricsError, Parts},
-        observed::{
-            ObservedDecider, ObservedQueue,
-            conservation::{Conservation, OpenAudit},
-        },
         report::ProcessRole,
     },
     queue::{
@@ -42,15 +39,9 @@ use crate::{
     server_url::{self, shown},
     service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
-    store::{
-        Store, TimeLimited, Usability,
-        audit::{Audit, mysql::MySqlAudit, sqlite::SqliteAudit},
-        mysql::MySqlStore,
-        sqlite::SqliteStore,
-    },
-    supervise::supervise,
+    store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},
     telemetry::LogFormat,
-    worker::{Worker, expiry::Expiry, health::WorkerHealth, pruning::Pruning},
+    worker::health::WorkerHealth,
 };
 
 /// How long an API, and the watch for lanes, wait for a read of the database.
@@ -340,93 +331,6 @@ async fn dispatcher(
     let dispatcher = dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))?;
     watching.parked(&dispatcher)?;
     Ok(dispatcher)
-}
-
-struct RunningWorker {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-    /// Tasks that may be aborted at any time.
-    helpers: Vec<AbortOnDropHandle<()>>,
-    health: Arc<WorkerHealth>,
-}
-
-impl RunningWorker {
-    fn start(
-        settings: &Settings,
-        store: &Arc<dyn Store>,
-        queue: Arc<dyn Queue>,
-        watching: &Watching,
-        monitoring: &Monitoring,
-        open_audit: OpenAudit,
-    ) -> Result<Self, AppError> {
-        let Watching { metrics } = watching;
-        let (stop, clock) = (CancellationToken::new(), Arc::new(SystemClock));
-        watching.expiry(SystemClock)?;
-        let expiry = Expiry {
-            queue: queue.clone(),
-            store: store.clone(),
-            clock: clock.clone(),
-            metrics: metrics.worker.expiry.clone(),
-        };
-        let conservation = Conservation {
-            catalog: Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
-            open: open_audit,
-            metrics: metrics.worker.conservation.clone(),
-        };
-        let worker = Worker {
-            queue: Arc::new(ObservedQueue { queue, metrics: metrics.worker.clone() }),
-            store: store.clone(),
-            decider: Arc::new(ObservedDecider {
-                decider: store.clone(),
-                metrics: metrics.worker.clone(),
-                activity: monitoring.activity.clone(),
-                clock,
-            }),
-            activity: monitoring.activity.clone(),
-            reservation_ttl: settings.orders.reservation_ttl,
-            stop: stop.clone(),
-            health: Arc::default(),
-        };
-        let health = worker.health.clone();
-        let task = tokio::spawn(async move { supervise("worker", || worker.run()).await });
-        let mut helpers = vec![
-            tokio::spawn(async move { supervise("expiry", || expiry.run()).await }),
-            tokio::spawn(async move { supervise("conservation", || conservation.run()).await }),
-        ];
-        helpers.extend(settings.orders.retention.0.map(|retention| {
-            let pruning = Pruning { store: store.clone(), retention };
-            tokio::spawn(async move { supervise("pruning", || pruning.run()).await })
-        }));
-        let helpers = helpers.into_iter().map(AbortOnDropHandle::new).collect();
-        Ok(Self { stop, task, helpers, health })
-    }
-
-    /// No reservation expires any more, no order is deleted, and no inventory is compared.
-    fn abort_helpers(&self) {
-        self.helpers.iter().for_each(|task| task.abort());
-    }
-
-    /// Lets it finish its batch.
-    async fn stop(self, deadline: Instant) {
-        self.abort_helpers();
-        self.stop.cancel();
-        let _ = timeout_at(deadline, self.task).await;
-    }
-}
-
-/// Opens a connection of its own for the comparison of inventories with orders.
-fn sqlite_audit(url: String) -> OpenAudit {
-    Arc::new(move || {
-        let url = url.clone();
-        Box::pin(async move { Ok(Box::new(SqliteAudit::open(&url).await?) as Box<dyn Audit>) })
-    })
-}
-
-fn mysql_audit(url: String) -> OpenAudit {
-    Arc::new(move || {
-        let url = url.clone();
-        Box::pin(async move { Ok(Box::new(MySqlAudit::open(&url).await?) as Box<dyn Audit>) })
-    })
 }
 
 /// Answers requests until `stop`, then finishes those in flight. Returns the deadline of the rest of the process.
