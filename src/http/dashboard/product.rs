@@ -38,7 +38,7 @@ impl ProductPage {
     }
 
     pub(super) fn is_known(&self) -> bool {
-        self.detail.is_some()
+        self.detail.as_ref().is_some_and(|detail| detail.product.name.is_some())
     }
 
     pub(super) fn name(&self) -> String {

@@ -86,7 +86,7 @@ async fn a_sale_is_seen_while_it_runs() {
         let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-{name}.png"));
         browser.screenshot(&picture).await.unwrap();
 
-        browser.find(By::LinkText("Kaos Polos")).await.unwrap().click().await.unwrap();
+        browser.find(By::Css(format!("#product-{hot} a"))).await.unwrap().click().await.unwrap();
         browser.shows("#connection", "Live").await;
         assert_eq!(browser.text("#title").await.unwrap(), format!("Kaos Polos #{hot}"));
         let bar = browser.run("return document.querySelector('#stock svg').getAttribute('aria-label')").await;
