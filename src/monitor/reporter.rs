@@ -74,9 +74,6 @@ impl Reporter {
         let (failures, mut fails_since) = (LogLimiter::every(Duration::from_secs(60)), None::<Instant>);
         loop {
             ticks.tick().await;
-            if self.identity.role.is_worker() {
-                log.update(&self.activity.standstill());
-            }
             let report = self.report(false);
             let bytes = report.encode();
             // Directly, so that an API without a broker shows itself.
@@ -84,6 +81,10 @@ impl Reporter {
                 board.receive(report);
                 board.tick();
             }
+            // A worker knows of the commands that it has taken; an API of all that were submitted.
+            log.update(
+                &self.board.as_ref().map_or_else(|| self.activity.standstill(), |board| board.standstill()),
+            );
             match self.reports.tell(bytes).await {
                 Ok(()) => {
                     if let Some(since) = fails_since.take() {

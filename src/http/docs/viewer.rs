@@ -23,6 +23,7 @@ static FILES: LazyLock<Result<Vec<(&'static str, Asset)>, ZipError>> = LazyLock:
         ("swagger-ui-bundle.js", vendored("text/javascript; charset=utf-8", "swagger-ui-bundle.js")?),
         ("viewer.css", Asset::new("text/css; charset=utf-8", include_bytes!("viewer.css"))),
         ("viewer.js", Asset::new("text/javascript; charset=utf-8", include_bytes!("viewer.js"))),
+        ("icon.svg", Asset::new("image/svg+xml", include_bytes!("../dashboard/icon.svg"))),
     ])
 });
 
@@ -47,6 +48,7 @@ pub(in crate::http) async fn show() -> Result<Response, ApiError> {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { "antre: the API" }
+                link rel="icon" href=[href("icon.svg")];
                 @for name in ["swagger-ui.css", "viewer.css"] {
                     link rel="stylesheet" href=[href(name)];
                 }

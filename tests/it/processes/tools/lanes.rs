@@ -47,7 +47,12 @@ async fn all_processes_tell_what_they_do() {
     assert_eq!((&lane["product_id"], &lane["is_stalled"]), (&product.into(), &true.into()), "{found}");
     assert!(lane["waiting"].as_u64().is_some_and(|waiting| waiting >= 1), "{found}");
     let said = printed(&tool(&one, &["lanes"]).await, 1);
-    assert!(said.contains(&format!("lane {product}  1 waiting")) && said.contains("STANDS STILL"), "{said}");
+    assert!(
+        said.contains(&format!("lane {product}  "))
+            && said.contains(" waiting  oldest ")
+            && said.contains("STANDS STILL"),
+        "{said}"
+    );
     // Nobody tells of it any more, and the broker knows.
     let settings = one.settings().to_vec();
     drop((one, other));
