@@ -110,7 +110,7 @@ async fn the_contract_is_shown_by_a_viewer_that_comes_with_the_binary() {
     let app = App::start(Pair::Embedded).await;
     let css = "text/css; charset=utf-8";
     let script = "text/javascript; charset=utf-8";
-    assert_files(&app, "/docs", &[css, css, script, script]).await;
+    assert_files(&app, "/docs", &["image/svg+xml", css, css, script, script]).await;
     assert!(page(&app, "/docs").await.contains("data-contract=\"apispec.json\""));
     assert_reads_only(&app, "/docs").await;
     assert_reads_only(&app, "/docs/viewer.js").await;
