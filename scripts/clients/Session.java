@@ -155,7 +155,7 @@ public class Session {
         int count = 0;
         Long behind = null;
         do {
-            ProductList page = products.listProducts(2, behind);
+            ProductList page = products.listProducts(2, behind, null);
             count += page.getData().size();
             behind = page.getNext();
         } while (behind != null);
