@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn the_files_of_the_viewer_are_there_and_unpack() {
         let files = files().unwrap();
-        assert_eq!(files.len(), 4);
+        assert_eq!(files.len(), 5);
         for (name, file) in files {
             let (plain, zipped) = file.bytes();
             let mut unpacked = Vec::new();
