@@ -24,7 +24,6 @@ use self::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    domain::lane_set::LaneSet,
     http::{self, Api, Dashboard, Links, Probes, Server, Site},
     lane_watch::LaneWatch,
     monitor::{
@@ -222,7 +221,7 @@ async fn run_on_servers(
     let _lane_watch = LaneWatch::start(
         Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
         queue.clone(),
-        lane_set(settings),
+        settings.backends.lane_set(),
     )
     .await;
     watching.broker(&queue)?;
@@ -411,7 +410,7 @@ async fn open_rabbitmq(settings: &Settings, url: &str, store: &dyn Store) -> Res
     let database = store.installation_id().await;
     let settings = RabbitMqSettings {
         url: url.to_owned(),
-        lanes: lane_set(settings),
+        lanes: settings.backends.lane_set(),
         database: database.map_err(|error| AppError::Start(format!("cannot read the database: {error}")))?,
         lane_capacity: RabbitMqSettings::LANE_CAPACITY,
         events: settings.orders.events == Switch::On,
@@ -423,10 +422,6 @@ async fn open_rabbitmq(settings: &Settings, url: &str, store: &dyn Store) -> Res
             shown(url)
         ))
     })
-}
-
-fn lane_set(settings: &Settings) -> LaneSet {
-    LaneSet { prefix: settings.backends.queue_prefix.clone(), mode: settings.backends.lanes }
 }
 
 fn banner(what: &str) -> String {

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::{retention::Retention, tools::Tool};
 use crate::{
-    domain::lane_set::LaneMode,
+    domain::lane_set::{LaneMode, LaneSet},
     http::{PublicUrl, TrustedProxies},
     rehearse::args::RehearseArgs,
     server_url,
@@ -236,6 +236,11 @@ pub enum Database {
 pub struct SettingsError(pub String);
 
 impl BackendSettings {
+    /// The lanes of this process.
+    pub fn lane_set(&self) -> LaneSet {
+        LaneSet { prefix: self.queue_prefix.clone(), mode: self.lanes }
+    }
+
     /// The default SQLite file.
     pub const DEFAULT_DATABASE_URL: &str = "sqlite://antre.db";
 

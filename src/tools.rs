@@ -2,13 +2,14 @@
 //! something or could not do it, and with 2 when the command line is wrong.
 
 mod audit;
+mod broker;
 mod check;
 mod database;
 mod dead;
 mod healthcheck;
 mod import;
-mod manual;
 mod lanes;
+mod manual;
 mod outcome;
 mod output;
 mod prune;

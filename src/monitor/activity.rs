@@ -121,10 +121,13 @@ impl Activity {
     /// A batch is decided and committed.
     pub fn decide(&self, commands: &[Command], result: &BatchResult) {
         let seen_ms = self.clock.now().as_millisecond();
+        // One pass, however many products there are: of each, the time of its last command.
+        let runs = commands.chunk_by(|a, b| a.product_id() == b.product_id());
+        let last = runs.filter_map(<[Command]>::last).map(|one| (one.product_id(), time_of(one)));
+        let last: HashMap<_, _> = last.collect();
         for (product_id, outcome) in &result.outcomes {
             let Some(product) = self.product(*product_id) else { continue };
-            let last = commands.iter().rev().find(|command| command.product_id() == *product_id);
-            let until_ms = last.map_or(0, time_of);
+            let until_ms = last.get(product_id).copied().unwrap_or_default();
             let mut decided = product.decided();
             decided.counts += counts_of(outcome);
             decided.stock =

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::{
     activity::Activity,
     board::Board,
+    progress::Progress,
     report::{ProcessIdentity, Report},
     standstill::{StandstillLog, elapsed_ms},
     vitals::Vitals,
@@ -70,6 +71,7 @@ impl Reporter {
     /// Tells, for ever.
     pub async fn tell_forever(&self) {
         let (mut ticks, mut log) = (interval(TELL_EVERY), StandstillLog::default());
+        let progress = Progress::new(self.activity.clone(), self.board.clone());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (failures, mut fails_since) = (LogLimiter::every(Duration::from_secs(60)), None::<Instant>);
         loop {
@@ -81,10 +83,7 @@ impl Reporter {
                 board.receive(report);
                 board.tick();
             }
-            // A worker knows of the commands that it has taken; an API of all that were submitted.
-            log.update(
-                &self.board.as_ref().map_or_else(|| self.activity.standstill(), |board| board.standstill()),
-            );
+            log.update(&progress.standstill());
             match self.reports.tell(bytes).await {
                 Ok(()) => {
                     if let Some(since) = fails_since.take() {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::STALLED_AFTER;
-use crate::domain::ids::ProductId;
+use crate::{digits::thousands, domain::ids::ProductId};
 
 /// Lanes without a decision for this long are listed when something does not work, though they do not stand still yet.
 pub(super) const LISTED_AFTER_MS: u64 = 1_000;
@@ -120,7 +120,7 @@ fn sentence(standstill: &Standstill) -> String {
     let mut text = String::new();
     for (index, lane) in standstill.stalled().take(NAMED).enumerate() {
         let separator = if index == 0 { "" } else { "; " };
-        let (id, waiting, seconds) = (lane.product_id, grouped(lane.waiting), lane.oldest_ms / 1_000);
+        let (id, waiting, seconds) = (lane.product_id, thousands(lane.waiting), lane.oldest_ms / 1_000);
         let _ = write!(text, "{separator}lane {id}: {waiting} waiting, oldest {seconds} s");
         if lane.tries > 0 {
             let _ = write!(text, ", try {}", lane.tries);
@@ -132,19 +132,6 @@ fn sentence(standstill: &Standstill) -> String {
     match standstill.stalled().count().saturating_sub(NAMED) {
         0 => {}
         others => drop(write!(text, "; and {others} more lanes")),
-    }
-    text
-}
-
-/// `1203` as `1,203`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
     }
     text
 }
@@ -181,6 +168,6 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 }

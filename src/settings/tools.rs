@@ -30,7 +30,7 @@ pub enum Tool {
     /// Delete orders that are final and old, with their keys, while antre serves
     ///
     /// Final are orders that are paid, cancelled, expired or rejected. Works in small steps and rests between them. It may be
-    /// interrupted and repeated at any time. A deleted order is 404, and its idempotency key orders anew. Needs DATABASE_URL.
+    /// interrupted and repeated at any time. A deleted order is 404, and its idempotency key is free again. Needs DATABASE_URL.
     Prune(Prune),
     /// Create the products of a CSV file with their stock
     ///

@@ -10,18 +10,16 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
+    broker,
     outcome::{Finding, ToolError},
     output,
 };
 use crate::{
     clock::{Clock, SystemClock},
-    domain::{command::Command, lane_set::LaneSet, origin::RequestId},
+    domain::{command::Command, origin::RequestId},
     queue::{
         QueueError,
-        rabbitmq::{
-            RabbitMqSettings,
-            dead_letters::{DeadLetter, DeadLetters},
-        },
+        rabbitmq::dead_letters::{DeadLetter, DeadLetters},
     },
     server_url::shown,
     settings::{
@@ -56,7 +54,7 @@ pub(super) async fn run(settings: &Settings, what: Dead) -> Result<Finding, Tool
         .map(signal)
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
-    let letters = DeadLetters::open(rabbitmq_settings(settings, &amqp_url)).await.map_err(failed)?;
+    let letters = DeadLetters::open(broker::settings(&settings.backends, &amqp_url)).await.map_err(failed)?;
     let worked = work(&letters, &what, &mut stop).await;
     let closed = letters.close().await;
     let report = worked.map_err(failed)?;
@@ -79,18 +77,6 @@ pub(super) async fn run(settings: &Settings, what: Dead) -> Result<Finding, Tool
         _ => report.letters.iter().any(|letter| letter.error.is_some()),
     };
     Ok(if has_found || report.stopped { Finding::Some } else { Finding::None })
-}
-
-fn rabbitmq_settings(settings: &Settings, url: &str) -> RabbitMqSettings {
-    RabbitMqSettings {
-        url: url.to_owned(),
-        lanes: LaneSet { prefix: settings.backends.queue_prefix.clone(), mode: settings.backends.lanes },
-        // Letters keep the id that they have.
-        database: uuid::Uuid::nil(),
-        lane_capacity: RabbitMqSettings::LANE_CAPACITY,
-        events: false,
-        consumer_timeout: RabbitMqSettings::CONSUMER_TIMEOUT,
-    }
 }
 
 /// What was done with which letters.

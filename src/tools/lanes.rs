@@ -7,21 +7,18 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    database,
+    broker, database,
     outcome::{Finding, ToolError},
     output::{self, count},
 };
 use crate::{
     clock::SystemClock,
-    domain::{ids::ProductId, lane_set::LaneSet},
+    domain::ids::ProductId,
     monitor::{
         board::{Board, ProductFilter, ProductQuery, ProductSort, ProductView},
         report::Report,
     },
-    queue::{
-        Depths, QueueError, Reports,
-        rabbitmq::{RabbitMqQueue, RabbitMqSettings},
-    },
+    queue::{Depths, QueueError, Reports, rabbitmq::RabbitMqQueue},
     server_url::shown,
     settings::{Backends, Database, Settings, tools::Output},
     store::{Catalog, mysql::MySqlStore},
@@ -51,7 +48,8 @@ pub(super) async fn run(settings: &Settings, output: Output) -> Result<Finding, 
             shown(&amqp_url)
         ))
     };
-    let queue = RabbitMqQueue::connect(rabbitmq_settings(settings, &amqp_url)).await.map_err(failed)?;
+    let queue =
+        RabbitMqQueue::connect(broker::settings(&settings.backends, &amqp_url)).await.map_err(failed)?;
     let board = Board::new(Arc::new(SystemClock));
     let (listened, products) = tokio::join!(listen(&queue, &board), known_products(&database_url));
     listened.map_err(failed)?;
@@ -200,16 +198,4 @@ async fn known_products(url: &str) -> Result<Vec<ProductId>, String> {
         Ok(page.rows.into_iter().map(|product| product.id).collect())
     };
     timeout(DATABASE_LIMIT, read).await.unwrap_or_else(|_| Err("the database does not answer".to_owned()))
-}
-
-fn rabbitmq_settings(settings: &Settings, url: &str) -> RabbitMqSettings {
-    RabbitMqSettings {
-        url: url.to_owned(),
-        lanes: LaneSet { prefix: settings.backends.queue_prefix.clone(), mode: settings.backends.lanes },
-        // It submits and decides nothing.
-        database: uuid::Uuid::nil(),
-        lane_capacity: RabbitMqSettings::LANE_CAPACITY,
-        events: false,
-        consumer_timeout: RabbitMqSettings::CONSUMER_TIMEOUT,
-    }
 }

@@ -85,7 +85,7 @@ async fn old_final_orders_are_deleted_with_all_that_names_them(database: Databas
     let keys = [1, 2, 3, 4, 5].map(|number| key(&format!("buyer-{number}")));
     let known = database.store.orders_by_key(&keys).await.unwrap();
     assert_eq!(known.into_keys().collect::<Vec<_>>(), [key("buyer-5")]);
-    // Its key orders anew, and a change finds no order.
+    // Its key places a new order, and a change finds no order.
     let again = keyed(order(id, 1), "buyer-1");
     assert_eq!(accepted(&database.decide(&[again]).await), [true]);
     assert_eq!(database.change(&paid, Change::Pay).await, Verdict::OrderNotFound);
@@ -181,7 +181,7 @@ async fn a_key_that_is_repeated_while_its_order_is_deleted_leaves_nothing_behind
         };
         let (pruned, ()) = tokio::join!(patient_pass(database.store.clone(), MIN_AGE), repeat);
         assert_eq!(pruned.orders, 20);
-        // Each was placed anew, or was answered with the old order, which is gone with its alias.
+        // Each was placed again, or was answered with the old order, which is gone with its alias.
         let left = pass_over_aliases(&database, &again).await;
         assert!(left.iter().all(|(asked, found)| asked == found), "{left:?}");
         let known = database

@@ -65,7 +65,7 @@ async fn pruned_orders_are_gone_for_clients_and_books(pair: Pair) {
     assert_eq!((gone.status, gone.reason()), (404, "order_not_found"), "{gone:?}");
     assert_eq!(app.get(&format!("/api/orders/{newer}")).await.status, 200);
     assert_eq!(app.get(&format!("/api/orders/{}", recent.id())).await.status, 200);
-    // The key of the old one orders anew, that of the other does not.
+    // The key of the old one places a new order, that of the other does not.
     let again = app.order_with(product, 1, &[("Idempotency-Key", &format!("key-of-{old}"))]).await;
     assert_eq!(again.status, 201, "{again:?}");
     let again = app.order_with(product, 1, &[("Idempotency-Key", &format!("key-of-{newer}"))]).await;
