@@ -236,8 +236,8 @@ mod tests {
                 let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
                 Command::from(NewOrder {
                     id,
-                    product_id,
-                    total,
+                    lines: Lines::one(product_id, total),
+                    buyer: None,
                     reply: ReplyMode::Until(SystemClock.now()),
                     key: None,
                     origin: Origin::default(),
@@ -274,6 +274,7 @@ mod tests {
                         id,
                         order_id: order.id,
                         product_id,
+                        other_products: [].into(),
                         change,
                         reply,
                         origin: Origin::default(),

@@ -200,8 +200,8 @@ mod tests {
         Entry::new(
             NewOrder {
                 id,
-                product_id,
-                total,
+                lines: Lines::one(product_id, total),
+                buyer: None,
                 reply: ReplyMode::Detached,
                 key: None,
                 origin: Origin::default(),

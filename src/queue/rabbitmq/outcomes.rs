@@ -127,8 +127,8 @@ mod tests {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         NewOrder {
             id: SystemClock.order_id(),
-            product_id,
-            total,
+            lines: Lines::one(product_id, total),
+            buyer: None,
             reply,
             key: None,
             origin: Origin::default(),

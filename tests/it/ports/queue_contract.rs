@@ -177,12 +177,27 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
         let (id, order_id) = (SystemClock.command_id(), SystemClock.order_id());
-        ChangeOrder { id, order_id, product_id: product(1), change, reply, origin: Origin::default() }.into()
+        ChangeOrder {
+            id,
+            order_id,
+            product_id: product(1),
+            other_products: [].into(),
+            change,
+            reply,
+            origin: Origin::default(),
+        }
+        .into()
     };
     let paid = |change: &ChangeOrder| {
         let expires_at = change.order_id.created_at();
         let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at };
-        Order { id: change.order_id, product_id: product(1), total: Quantity::new(2).unwrap(), state }
+        Order {
+            id: change.order_id,
+            lines: Some(Lines::one(product(1), Quantity::new(2).unwrap())),
+            buyer: None,
+            payment: None,
+            state,
+        }
     };
     let key = |text: String| Some(text.try_into().unwrap());
     let submitted: Vec<Command> = vec![

@@ -261,8 +261,8 @@ fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(SystemClock.now());
     NewOrder {
         id: SystemClock.order_id(),
-        product_id,
-        total: Quantity::new(total).unwrap(),
+        lines: Lines::one(product_id, Quantity::new(total).unwrap()),
+        buyer: None,
         reply,
         key: None,
         origin: Origin::default(),
@@ -322,6 +322,7 @@ fn change_of(order: &NewOrder, change: Change) -> Command {
         id,
         order_id: order.id,
         product_id: order.product_id,
+        other_products: [].into(),
         change,
         reply,
         origin: Origin::default(),

@@ -48,8 +48,8 @@ pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     NewOrder {
         id: SystemClock.order_id(),
-        product_id,
-        total: Quantity::new(total).unwrap(),
+        lines: Lines::one(product_id, Quantity::new(total).unwrap()),
+        buyer: None,
         reply,
         key: None,
         origin: Origin::default(),

@@ -38,7 +38,8 @@ async fn a_stored_order_has_what_was_ordered(database: Database) {
     let ttl = SignedDuration::try_from(TTL).unwrap();
     assert!((before + ttl..=after + ttl).contains(&expires_at), "{expires_at}");
     let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
-    let expected = Order { id: new.id, product_id: id, total: new.total, state };
+    let expected =
+        Order { id: new.id, lines: Some(Lines::one(id, new.total)), buyer: None, payment: None, state };
     assert_eq!(database.store.order(new.id).await.unwrap(), Some(expected));
     assert_eq!(database.orders_of(id).await, [expected]);
 }

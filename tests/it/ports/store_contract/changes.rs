@@ -112,6 +112,7 @@ async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
         id: SystemClock.command_id(),
         order_id: rejected.id,
         product_id: id,
+        other_products: [].into(),
         change: Change::Pay,
         reply: ReplyMode::Until(SystemClock.now()),
         origin: Origin::default(),

@@ -100,7 +100,8 @@ async fn a_detached_rejection_is_stored(database: Database) {
     assert_eq!(database.decide(&[in_time.clone(), late.clone()]).await, [rejected(3); 2]);
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
     let state = OrderState::Rejected(Rejection::InsufficientStock { available: 3 });
-    let expected = Order { id: late.id, product_id: id, total: late.total, state };
+    let expected =
+        Order { id: late.id, lines: Some(Lines::one(id, late.total)), buyer: None, payment: None, state };
     assert_eq!(database.store.order(late.id).await.unwrap(), Some(expected));
     assert_eq!(database.pieces(id).await, [3, 3, 0]);
     // It stays rejected with the same reason, although now there are enough pieces.
