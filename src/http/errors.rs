@@ -2,12 +2,28 @@
 
 use super::envelope::{ApiError, Reason};
 use crate::{
-    domain::order::{Order, OrderStatus},
+    domain::{
+        lines::{InvalidLines, Lines},
+        order::{Order, OrderStatus},
+    },
     service::{
         catalog::{CreateError, RecountError},
         ordering::{ChangeError, PlaceError},
     },
 };
+
+impl From<InvalidLines> for ApiError {
+    fn from(invalid: InvalidLines) -> Self {
+        match invalid {
+            InvalidLines::Count => {
+                Self::field(Reason::InvalidLines, "lines", format!("lines must be {}", Lines::EXPECTED))
+            }
+            InvalidLines::Duplicate(product_id) => {
+                Self::field(Reason::DuplicateProduct, "lines", invalid.to_string()).of_product(product_id)
+            }
+        }
+    }
+}
 
 impl From<PlaceError> for ApiError {
     fn from(error: PlaceError) -> Self {
