@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
-    page::{Due, OrderPage, Page},
+    page::{Direction, Due, OrderPage, Page},
     rows::{OrderRow, ProductRow, TextColumn, id_column, product, product_id, readable},
 };
 use crate::domain::{
@@ -77,24 +77,45 @@ pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
-/// The table of orders, with the index by which it is read in id order. Without an index hint, the database sometimes reads
-/// all orders of one status and sorts them.
+/// Where each list of orders reads their ids in order: a table, with the index that it must use. Without an index hint, the
+/// database sometimes reads all orders of one status and sorts them.
 pub(super) struct OrdersById {
     pub(super) all: &'static str,
     pub(super) of_product: &'static str,
 }
 
+/// The part of an index that a page walks along.
+struct Source {
+    tables: &'static str,
+    /// The column that has the ids of orders, in order.
+    id: &'static str,
+    /// Only the rows with this product.
+    product_id: Option<ProductId>,
+}
+
 impl OrdersById {
-    /// Finds the last order that the page may examine, if its filter may skip orders.
+    /// One index for each page. Whatever it does not serve passes over rows, and is a filter of [`OrdersById::orders`] and
+    /// [`passes_over_rows`].
+    fn source(&self, page: &OrderPage) -> Source {
+        match page.product_id {
+            Some(id) => Source { tables: self.of_product, id: "id", product_id: Some(id) },
+            None => Source { tables: self.all, id: "id", product_id: None },
+        }
+    }
+
+    /// Finds the last order that the page may examine, if its filters may pass over orders.
     pub(super) fn last_examined<DB>(&self, page: &OrderPage) -> Option<QueryBuilder<'static, DB>>
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
     {
-        page.status?;
-        let mut query = self.behind("SELECT id", page);
-        query.push(" ORDER BY id LIMIT 1 OFFSET ").push_bind(MAX_EXAMINED - 1);
+        if !passes_over_rows(page) {
+            return None;
+        }
+        let source = self.source(page);
+        let mut query = source.between(&format!("SELECT {}", source.id), page);
+        query.push(source.in_order(page.direction)).push(" LIMIT 1 OFFSET ").push_bind(MAX_EXAMINED - 1);
         Some(query)
     }
 
@@ -110,30 +131,53 @@ impl OrdersById {
         Uuid: Encode<'static, DB> + Type<DB>,
         &'static str: Encode<'static, DB> + Type<DB>,
     {
-        let mut query = self.behind("SELECT *", page);
+        let source = self.source(page);
+        let mut query = source.between("SELECT orders.*", page);
         if let Some(last_examined) = last_examined {
-            query.push(" AND id <= ").push_bind(last_examined);
+            let up_to = match page.direction {
+                Direction::OldestFirst => " <= ",
+                Direction::NewestFirst => " >= ",
+            };
+            query.push(format_args!(" AND {}{up_to}", source.id)).push_bind(last_examined);
         }
         if let Some(status) = page.status {
             query.push(" AND status = ").push_bind(status.as_str());
         }
-        query.push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit) + 1);
+        query.push(source.in_order(page.direction)).push(" LIMIT ").push_bind(i64::from(page.limit) + 1);
         query
     }
+}
 
-    fn behind<DB>(&self, select: &str, page: &OrderPage) -> QueryBuilder<'static, DB>
+/// Whether the page may examine more orders than it lists.
+fn passes_over_rows(page: &OrderPage) -> bool {
+    page.status.is_some()
+}
+
+impl Source {
+    /// The rows of the page and all behind them, up to its end.
+    fn between<DB>(&self, select: &str, page: &OrderPage) -> QueryBuilder<'static, DB>
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
     {
-        let table = if page.product_id.is_some() { self.of_product } else { self.all };
-        let mut query = QueryBuilder::new(format!("{select} FROM {table} WHERE id > "));
-        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
-        if let Some(id) = page.product_id {
-            query.push(" AND product_id = ").push_bind(id_column(id));
+        let (greater_than, less_than) = page.bounds();
+        let Self { tables, id, product_id } = self;
+        // Both bounds, always: few texts, so that all statements stay prepared.
+        let mut query = QueryBuilder::new(format!("{select} FROM {tables} WHERE {id} > "));
+        query.push_bind(greater_than.uuid());
+        query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
+        if let Some(product_id) = product_id {
+            query.push(" AND product_id = ").push_bind(id_column(*product_id));
         }
         query
+    }
+
+    fn in_order(&self, direction: Direction) -> String {
+        match direction {
+            Direction::OldestFirst => format!(" ORDER BY {}", self.id),
+            Direction::NewestFirst => format!(" ORDER BY {} DESC", self.id),
+        }
     }
 }
 

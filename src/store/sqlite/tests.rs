@@ -97,3 +97,33 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
         "the second time it is stored"
     );
 }
+
+/// Every page is a walk along one index, between two of its entries: nothing is sorted, and no row is read that is not on it.
+#[tokio::test]
+async fn each_list_of_orders_walks_along_its_index() {
+    use crate::{domain::order::OrderStatus, store::page::Direction};
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+    let store = SqliteStore::open(&url).await.unwrap();
+    let mut connection = store.reads.acquire().await.unwrap();
+    for (product, index) in [
+        (None, "SEARCH orders USING PRIMARY KEY (id>? AND id<?)"),
+        (ProductId::new(1), "SEARCH orders USING INDEX orders_of_product (product_id=? AND id>? AND id<?)"),
+    ] {
+        for direction in [Direction::OldestFirst, Direction::NewestFirst] {
+            for status in [None, Some(OrderStatus::Paid)] {
+                let page = OrderPage { product_id: product, status, direction, ..OrderPage::first(20) };
+                let last_examined = status.map(|_| Uuid::nil());
+                let mut statements = vec![BY_ID.orders::<Sqlite>(&page, last_examined)];
+                statements.extend(BY_ID.last_examined(&page));
+                for statement in statements {
+                    let plan = format!("EXPLAIN QUERY PLAN {}", statement.sql());
+                    let plan: Vec<(i64, i64, i64, String)> =
+                        sqlx::query_as(&plan).fetch_all(&mut *connection).await.unwrap();
+                    let plan: Vec<_> = plan.into_iter().map(|(.., step)| step.replace("COVERING ", "")).collect();
+                    assert_eq!(plan, [index], "{}", statement.sql());
+                }
+            }
+        }
+    }
+}
