@@ -22,7 +22,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKeyHeader {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let mut given = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(value) = given.next() else { return Ok(Self(None)) };
-        let key = value.to_str().ok().filter(|_| given.next().is_none()).and_then(|text| idempotency_key(text.trim()));
+        let key = value
+            .to_str()
+            .ok()
+            .filter(|_| given.next().is_none())
+            .and_then(|text| idempotency_key(text.trim()));
         let key = key.ok_or_else(|| {
             let message = format!("Idempotency-Key must be {}", IdempotencyKey::EXPECTED);
             ApiError::field(Reason::InvalidIdempotencyKey, "Idempotency-Key", message)

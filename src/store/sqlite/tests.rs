@@ -120,7 +120,8 @@ async fn each_list_of_orders_walks_along_its_index() {
                     let plan = format!("EXPLAIN QUERY PLAN {}", statement.sql());
                     let plan: Vec<(i64, i64, i64, String)> =
                         sqlx::query_as(&plan).fetch_all(&mut *connection).await.unwrap();
-                    let plan: Vec<_> = plan.into_iter().map(|(.., step)| step.replace("COVERING ", "")).collect();
+                    let plan: Vec<_> =
+                        plan.into_iter().map(|(.., step)| step.replace("COVERING ", "")).collect();
                     assert_eq!(plan, [index], "{}", statement.sql());
                 }
             }

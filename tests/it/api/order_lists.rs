@@ -16,8 +16,7 @@ const NONE: [Value; 0] = [];
 
 /// Orders of two products by turns, the oldest first.
 async fn place(app: &App, count: usize) -> ([u64; 2], Vec<Value>) {
-    let products =
-        [app.create_stocked("Kaos Polos", 100).await, app.create_stocked("Kaos Garis", 100).await];
+    let products = [app.create_stocked("Kaos Polos", 100).await, app.create_stocked("Kaos Garis", 100).await];
     let mut placed = Vec::new();
     for number in 0..count {
         placed.push(app.order(products[number % 2], 1).await.data().clone());

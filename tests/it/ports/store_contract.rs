@@ -27,8 +27,8 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Creation, Direction, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
-        sqlite::SqliteStore,
+        Creation, Direction, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
+        mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;

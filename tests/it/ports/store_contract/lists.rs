@@ -198,8 +198,7 @@ async fn a_page_examines_a_bounded_number_of_orders(database: Database) {
         // The same from the newest on, down to a time.
         let newest = async |after, status, newer_than| {
             let direction = Direction::NewestFirst;
-            let page =
-                OrderPage { product_id, status, after, newer_than, direction, ..OrderPage::first(10) };
+            let page = OrderPage { product_id, status, after, newer_than, direction, ..OrderPage::first(10) };
             let page = database.store.orders(page).await.unwrap();
             (page.rows.iter().map(|order| order.id).collect::<Vec<_>>(), page.next)
         };
@@ -270,8 +269,10 @@ async fn a_page_reads_few_rows() {
     fill(&database, shirt, 4 * EXAMINED).await;
     let mut counter = MySqlConnection::connect(&alone.place.database_url).await.unwrap();
     let mut count = async || -> i64 {
-        let counts: Vec<(String, String)> =
-            sqlx::query_as("SHOW GLOBAL STATUS LIKE 'Handler\\_read\\_%'").fetch_all(&mut counter).await.unwrap();
+        let counts: Vec<(String, String)> = sqlx::query_as("SHOW GLOBAL STATUS LIKE 'Handler\\_read\\_%'")
+            .fetch_all(&mut counter)
+            .await
+            .unwrap();
         assert!(counts.len() >= 7, "{counts:?}");
         counts.iter().map(|(_, count)| count.parse::<i64>().unwrap()).sum()
     };
