@@ -70,6 +70,14 @@ pub enum ChangeError {
     Store(#[from] StoreError),
 }
 
+/// What is known of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderLookup {
+    Stored(Order),
+    /// It is not stored, and may be in its lane.
+    Pending(OrderId),
+}
+
 /// Why nothing is said of an order.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {

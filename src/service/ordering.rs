@@ -32,7 +32,7 @@ use crate::{
     store::{Catalog, Orders, Page, StoreError},
 };
 
-pub use super::answers::{ChangeError, LookupError, OrderChange, PlaceError, Placement};
+pub use super::answers::{ChangeError, LookupError, OrderChange, OrderLookup, PlaceError, Placement};
 pub use crate::store::{Direction, OrderPage};
 
 /// The shortest wait that is left after lookups.
@@ -46,14 +46,6 @@ pub struct Call {
     /// How long its client prefers to wait for the verdict. `None`: the order timeout.
     pub wait: Option<Duration>,
     pub origin: Origin,
-}
-
-/// What is known of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OrderLookup {
-    Stored(Order),
-    /// It is not stored, and may be in its lane.
-    Pending(OrderId),
 }
 
 /// Which orders are listed.
@@ -269,7 +261,7 @@ impl OrderService {
         wait: Duration,
     ) -> Result<Option<OrderLookup>, LookupError> {
         let (wait, stop) = (self.waiting_time(Some(wait)), self.dispatcher.stop());
-        self.verdict_waits.until_decided(wait, stop, async || self.status(id).await).await
+        self.verdict_waits.until_decided(wait, stop, || self.status(id)).await
     }
 
     /// A page of the stored orders.

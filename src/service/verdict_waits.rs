@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{answers::LookupError, ordering::OrderLookup};
+use super::answers::{LookupError, OrderLookup};
 use crate::store::StoreError;
 
 /// How many clients of one process may wait.
@@ -42,12 +42,15 @@ impl Default for VerdictWaits {
 impl VerdictWaits {
     /// Looks until the order is not pending any more, or until `wait` is over: what was seen last. Ends at once when the process
     /// is asked to stop, because another one can answer the client then. Dropping it leaves nothing behind.
-    pub(super) async fn until_decided(
+    pub(super) async fn until_decided<L>(
         &self,
         wait: Duration,
         stop: &CancellationToken,
-        look: impl AsyncFn() -> Looked,
-    ) -> Result<Option<OrderLookup>, LookupError> {
+        look: impl Fn() -> L,
+    ) -> Result<Option<OrderLookup>, LookupError>
+    where
+        L: Future<Output = Looked>,
+    {
         let deadline = Instant::now() + wait;
         let first = look().await?;
         if wait.is_zero() || !is_pending(first.as_ref()) {
@@ -58,7 +61,11 @@ impl VerdictWaits {
         Ok(looked.transpose()?.unwrap_or(first))
     }
 
-    async fn look_again(&self, deadline: Instant, look: impl AsyncFn() -> Looked) -> Looked {
+    async fn look_again<L: Future<Output = Looked>>(
+        &self,
+        deadline: Instant,
+        look: impl Fn() -> L,
+    ) -> Looked {
         let mut pause = FIRST_PAUSE;
         loop {
             let next = self.tick_after(pause).min(deadline);
@@ -111,7 +118,7 @@ mod tests {
     async fn a_client_looks_less_and_less_often_and_once_more_at_the_end() {
         let (waits, began, id) = (VerdictWaits::default(), Instant::now(), id());
         let looks = Mutex::new(Vec::new());
-        let look = async || {
+        let look = || async {
             looks.lock().unwrap().push(began.elapsed().as_millis());
             pending(id)
         };
@@ -128,13 +135,13 @@ mod tests {
     async fn what_is_decided_or_unknown_is_answered_at_once() {
         let (waits, began, stop) = (VerdictWaits::default(), Instant::now(), CancellationToken::new());
         let long = Duration::from_secs(60);
-        assert_eq!(waits.until_decided(long, &stop, async || Ok(None)).await.unwrap(), None);
-        let away = async || Err(StoreError::Unavailable("by a test".to_owned()));
+        assert_eq!(waits.until_decided(long, &stop, || async { Ok(None) }).await.unwrap(), None);
+        let away = || async { Err(StoreError::Unavailable("by a test".to_owned())) };
         assert!(matches!(waits.until_decided(long, &stop, away).await, Err(LookupError::Store(_))));
         assert!(began.elapsed().is_zero());
         // The same in the middle of the wait.
         let looks = Cell::new(0);
-        let look = async || {
+        let look = || async {
             looks.set(looks.get() + 1);
             if looks.get() < 3 { pending(id()) } else { Ok(None) }
         };
@@ -149,7 +156,7 @@ mod tests {
         let (waits, began) = (VerdictWaits::default(), Instant::now());
         let (moments, looks) = (Mutex::new(BTreeSet::new()), AtomicUsize::new(0));
         let (is_decided, stop) = (AtomicBool::new(false), CancellationToken::new());
-        let look = async || {
+        let look = || async {
             looks.fetch_add(1, Ordering::Relaxed);
             moments.lock().unwrap().insert(began.elapsed());
             if is_decided.load(Ordering::Relaxed) { Ok(None) } else { pending(id()) }
@@ -177,7 +184,7 @@ mod tests {
         let (waits, stop) = (Arc::new(VerdictWaits::default()), CancellationToken::new());
         let (began, id) = (Instant::now(), id());
         let looks = Cell::new(0);
-        let hanging = async || {
+        let hanging = || async {
             looks.set(looks.get() + 1);
             if looks.get() > 1 {
                 std::future::pending::<()>().await;
@@ -189,7 +196,7 @@ mod tests {
             stop.cancel();
         };
         let long = Duration::from_secs(60);
-        let quick = async || pending(id);
+        let quick = || async { pending(id) };
         let (hung, waited, ()) = tokio::join!(
             waits.until_decided(long, &stop, hanging),
             waits.until_decided(long, &stop, quick),
@@ -204,7 +211,7 @@ mod tests {
     async fn so_many_may_wait_and_one_that_leaves_makes_room() {
         let waits = VerdictWaits { permits: Semaphore::new(1), ..VerdictWaits::default() };
         let stop = CancellationToken::new();
-        let wait = || waits.until_decided(Duration::from_secs(60), &stop, async || pending(id()));
+        let wait = || waits.until_decided(Duration::from_secs(60), &stop, || async { pending(id()) });
         {
             let mut first = Box::pin(wait());
             assert!(tokio::time::timeout(Duration::from_secs(1), &mut first).await.is_err());

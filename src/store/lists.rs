@@ -77,29 +77,30 @@ pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
-/// Where each list of orders reads their ids in order: a table, with the index that it must use. Without an index hint, the
-/// database sometimes reads all orders of one status and sorts them.
+/// The tables from which orders are listed, each with the index that it must use: without an index hint, the database sometimes
+/// reads all orders of one status and sorts them.
 pub(super) struct OrdersById {
     pub(super) all: &'static str,
     pub(super) of_product: &'static str,
 }
 
-/// The part of an index that a page walks along.
-struct Source {
+/// The part of one index in which a page finds orders, in the order of their ids.
+struct Walk {
+    /// With the orders that the index leads to.
     tables: &'static str,
-    /// The column that has the ids of orders, in order.
+    /// The column of the index that has the ids of orders.
     id: &'static str,
-    /// Only the rows with this product.
+    /// Only the rows of this product.
     product_id: Option<ProductId>,
 }
 
 impl OrdersById {
-    /// One index for each page. Whatever it does not serve passes over rows, and is a filter of [`OrdersById::orders`] and
-    /// [`passes_over_rows`].
-    fn source(&self, page: &OrderPage) -> Source {
+    /// The walks that find all orders of a page, none of them twice. A filter that shortens no walk passes over orders: see
+    /// [`passes_over_orders`] and [`OrdersById::orders`].
+    fn walks(&self, page: &OrderPage) -> Vec<Walk> {
         match page.product_id {
-            Some(id) => Source { tables: self.of_product, id: "id", product_id: Some(id) },
-            None => Source { tables: self.all, id: "id", product_id: None },
+            Some(id) => vec![Walk { tables: self.of_product, id: "orders.id", product_id: Some(id) }],
+            None => vec![Walk { tables: self.all, id: "orders.id", product_id: None }],
         }
     }
 
@@ -110,13 +111,12 @@ impl OrdersById {
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
     {
-        if !passes_over_rows(page) {
-            return None;
-        }
-        let source = self.source(page);
-        let mut query = source.between(&format!("SELECT {}", source.id), page);
-        query.push(source.in_order(page.direction)).push(" LIMIT 1 OFFSET ").push_bind(MAX_EXAMINED - 1);
-        Some(query)
+        passes_over_orders(page).then(|| {
+            let last = Part { skip: MAX_EXAMINED - 1, take: 1 };
+            merged(&self.walks(page), page.direction, last, |query, walk| {
+                walk.push_rows(query, &format!("{} AS id", walk.id), page);
+            })
+        })
     }
 
     /// Finds the orders of the page, and one more.
@@ -131,31 +131,31 @@ impl OrdersById {
         Uuid: Encode<'static, DB> + Type<DB>,
         &'static str: Encode<'static, DB> + Type<DB>,
     {
-        let source = self.source(page);
-        let mut query = source.between("SELECT orders.*", page);
-        if let Some(last_examined) = last_examined {
-            let up_to = match page.direction {
-                Direction::OldestFirst => " <= ",
-                Direction::NewestFirst => " >= ",
-            };
-            query.push(format_args!(" AND {}{up_to}", source.id)).push_bind(last_examined);
-        }
-        if let Some(status) = page.status {
-            query.push(" AND status = ").push_bind(status.as_str());
-        }
-        query.push(source.in_order(page.direction)).push(" LIMIT ").push_bind(i64::from(page.limit) + 1);
-        query
+        let first = Part { skip: 0, take: i64::from(page.limit) + 1 };
+        merged(&self.walks(page), page.direction, first, |query, walk| {
+            walk.push_rows(query, "orders.*", page);
+            if let Some(last_examined) = last_examined {
+                let up_to = match page.direction {
+                    Direction::OldestFirst => "<=",
+                    Direction::NewestFirst => ">=",
+                };
+                query.push(format_args!(" AND {} {up_to} ", walk.id)).push_bind(last_examined);
+            }
+            if let Some(status) = page.status {
+                query.push(" AND status = ").push_bind(status.as_str());
+            }
+        })
     }
 }
 
 /// Whether the page may examine more orders than it lists.
-fn passes_over_rows(page: &OrderPage) -> bool {
+fn passes_over_orders(page: &OrderPage) -> bool {
     page.status.is_some()
 }
 
-impl Source {
-    /// The rows of the page and all behind them, up to its end.
-    fn between<DB>(&self, select: &str, page: &OrderPage) -> QueryBuilder<'static, DB>
+impl Walk {
+    /// The rows behind the beginning of the page, up to the end of the list.
+    fn push_rows<DB>(&self, query: &mut QueryBuilder<'static, DB>, columns: &str, page: &OrderPage)
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
@@ -164,21 +164,56 @@ impl Source {
         let (greater_than, less_than) = page.bounds();
         let Self { tables, id, product_id } = self;
         // Both bounds, always: few texts, so that all statements stay prepared.
-        let mut query = QueryBuilder::new(format!("{select} FROM {tables} WHERE {id} > "));
-        query.push_bind(greater_than.uuid());
+        query
+            .push(format_args!("SELECT {columns} FROM {tables} WHERE {id} > "))
+            .push_bind(greater_than.uuid());
         query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
         if let Some(product_id) = product_id {
             query.push(" AND product_id = ").push_bind(id_column(*product_id));
         }
-        query
     }
+}
 
-    fn in_order(&self, direction: Direction) -> String {
-        match direction {
-            Direction::OldestFirst => format!(" ORDER BY {}", self.id),
-            Direction::NewestFirst => format!(" ORDER BY {} DESC", self.id),
-        }
+/// Some of the rows that a list has.
+#[derive(Clone, Copy)]
+struct Part {
+    skip: i64,
+    take: i64,
+}
+
+/// A part of the rows of these walks, as if they were one. No walk is longer than it would have to be alone.
+fn merged<DB>(
+    walks: &[Walk],
+    direction: Direction,
+    Part { skip, take }: Part,
+    push_rows: impl Fn(&mut QueryBuilder<'static, DB>, &Walk),
+) -> QueryBuilder<'static, DB>
+where
+    DB: Database,
+    i64: Encode<'static, DB> + Type<DB>,
+{
+    let descending = match direction {
+        Direction::OldestFirst => "",
+        Direction::NewestFirst => " DESC",
+    };
+    let mut query = QueryBuilder::new("");
+    let order = |query: &mut QueryBuilder<'static, DB>, id: &str, take: i64, skip: i64| {
+        query.push(format_args!(" ORDER BY {id}{descending} LIMIT ")).push_bind(take);
+        query.push(" OFFSET ").push_bind(skip);
+    };
+    if let [walk] = walks {
+        push_rows(&mut query, walk);
+        order(&mut query, walk.id, take, skip);
+        return query;
     }
+    for (number, walk) in walks.iter().enumerate() {
+        query.push(if number == 0 { "SELECT * FROM (" } else { " UNION ALL SELECT * FROM (" });
+        push_rows(&mut query, walk);
+        order(&mut query, walk.id, skip + take, 0);
+        query.push(format_args!(") AS walk_{number}"));
+    }
+    order(&mut query, "id", take, skip);
+    query
 }
 
 /// Permits for [`CONCURRENT_LISTS`] lists at a time, given in the order of arrival.

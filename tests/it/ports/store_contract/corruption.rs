@@ -189,7 +189,7 @@ async fn corrupt_rows_stop_no_other_command(database: Database) {
     let everything = OrderPage::first(1);
     let (mut listed, mut page) = (Vec::new(), everything);
     loop {
-        let Page { rows, next } = store.orders(page).await.unwrap();
+        let Page { rows, next } = store.orders(page.clone()).await.unwrap();
         listed.extend(rows.iter().map(|order| order.id));
         let Some(next) = next else { break };
         page.after = Some(next);
