@@ -2,7 +2,7 @@
 //!
 //! No message tells an API of such a verdict, so it looks into the database again and again. All clients look at the same
 //! moments, the ticks of one clock: [`batch_loader`](super::batch_loader) makes one statement of up to a thousand looks, and
-//! 5,000 clients are a few dozen statements a second. A client that waits costs a timer.
+//! 5,000 clients are some 150 statements a second. A client that waits costs a timer.
 
 use std::time::Duration;
 
@@ -93,18 +93,26 @@ fn is_pending(looked: Option<&OrderLookup>) -> bool {
 mod tests {
     use std::{
         cell::Cell,
-        collections::BTreeSet,
+        collections::{BTreeSet, HashMap},
         sync::{
             Arc, Mutex,
             atomic::{AtomicBool, AtomicUsize, Ordering},
         },
     };
 
+    use async_trait::async_trait;
     use futures_util::future::join_all;
     use tokio::time::sleep;
 
     use super::*;
-    use crate::domain::ids::OrderId;
+    use crate::{
+        domain::{
+            ids::{IdempotencyKey, OrderId},
+            order::Order,
+        },
+        service::batch_loader::BatchLoader,
+        store::{Due, OrderPage, Orders, Page},
+    };
 
     fn id() -> OrderId {
         uuid::Uuid::now_v7().into()
@@ -177,6 +185,56 @@ mod tests {
         let ticks = moments.lock().unwrap().iter().filter(|at| at.as_millis() >= 1_000).count();
         assert!(ticks <= 371, "{ticks}");
         assert!(looks.into_inner() <= CLIENTS as usize * 45);
+    }
+
+    /// A database without orders that counts the statements.
+    #[derive(Default)]
+    struct CountedReads(AtomicUsize);
+
+    #[async_trait]
+    impl Orders for CountedReads {
+        async fn orders_by_id(&self, _: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_millis(2)).await;
+            Ok(HashMap::new())
+        }
+
+        async fn orders_by_key(
+            &self,
+            _: &[IdempotencyKey],
+        ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
+            unreachable!("only ids are read")
+        }
+
+        async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            unreachable!("only ids are read")
+        }
+
+        async fn due(&self, _: Option<Due>, _: u32) -> Result<Page<Order, Due>, StoreError> {
+            unreachable!("only ids are read")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thousands_of_clients_are_few_statements() {
+        const CLIENTS: u64 = 5_000;
+        const SECONDS: u64 = 10;
+        let (waits, reads) = (VerdictWaits::default(), Arc::new(CountedReads::default()));
+        let loader = Arc::new(BatchLoader::<OrderId>::new(reads.clone()));
+        let (looks, stop) = (AtomicUsize::new(0), CancellationToken::new());
+        let look = || async {
+            looks.fetch_add(1, Ordering::Relaxed);
+            let id = id();
+            Ok(loader.load(id).await?.map_or(Some(OrderLookup::Pending(id)), |_| None))
+        };
+        let clients = (0..CLIENTS).map(async |number| {
+            sleep(Duration::from_millis(number % 1_000)).await;
+            waits.until_decided(Duration::from_secs(SECONDS), &stop, look).await.unwrap()
+        });
+        join_all(clients).await;
+        let (looks, statements) = (looks.into_inner() as u64, reads.0.load(Ordering::Relaxed) as u64);
+        assert!(looks > CLIENTS * 4 * (SECONDS - 1), "{looks}");
+        assert!(100 * statements < looks, "{statements} statements for {looks} looks");
     }
 
     #[tokio::test(start_paused = true)]
