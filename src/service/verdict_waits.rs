@@ -260,7 +260,9 @@ mod tests {
             waits.until_decided(long, &stop, quick),
             stopping
         );
-        assert_eq!([hung.unwrap(), waited.unwrap()], [Some(OrderLookup::Pending(id)); 2]);
+        for answer in [hung, waited] {
+            assert_eq!(answer.unwrap(), Some(OrderLookup::Pending(id)));
+        }
         waits.until_decided(long, &stop, quick).await.unwrap();
         assert_eq!(began.elapsed(), Duration::from_secs(5), "nor does one begin that comes later");
     }

@@ -81,7 +81,10 @@ pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
 /// reads all orders of one status and sorts them.
 pub(super) struct OrdersById {
     pub(super) all: &'static str,
+    /// By the product of the first line.
     pub(super) of_product: &'static str,
+    /// `basket_lines` with the orders that it leads to: by the products of the other lines.
+    pub(super) of_other_lines: &'static str,
 }
 
 /// The part of one index in which a page finds orders, in the order of their ids.
@@ -90,8 +93,8 @@ struct Walk {
     tables: &'static str,
     /// The column of the index that has the ids of orders.
     id: &'static str,
-    /// Only the rows of this product.
-    product_id: Option<ProductId>,
+    /// Only the rows of this product: the column of the index.
+    product: Option<(&'static str, ProductId)>,
 }
 
 impl OrdersById {
@@ -99,8 +102,15 @@ impl OrdersById {
     /// [`passes_over_orders`] and [`OrdersById::orders`].
     fn walks(&self, page: &OrderPage) -> Vec<Walk> {
         match page.product_id {
-            Some(id) => vec![Walk { tables: self.of_product, id: "orders.id", product_id: Some(id) }],
-            None => vec![Walk { tables: self.all, id: "orders.id", product_id: None }],
+            Some(id) => vec![
+                Walk { tables: self.of_product, id: "orders.id", product: Some(("orders.product_id", id)) },
+                Walk {
+                    tables: self.of_other_lines,
+                    id: "order_id",
+                    product: Some(("basket_lines.product_id", id)),
+                },
+            ],
+            None => vec![Walk { tables: self.all, id: "orders.id", product: None }],
         }
     }
 
@@ -162,14 +172,14 @@ impl Walk {
         Uuid: Encode<'static, DB> + Type<DB>,
     {
         let (greater_than, less_than) = page.bounds();
-        let Self { tables, id, product_id } = self;
+        let Self { tables, id, product } = self;
         // Both bounds, always: few texts, so that all statements stay prepared.
         query
             .push(format_args!("SELECT {columns} FROM {tables} WHERE {id} > "))
             .push_bind(greater_than.uuid());
         query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
-        if let Some(product_id) = product_id {
-            query.push(" AND product_id = ").push_bind(id_column(*product_id));
+        if let Some((column, product_id)) = product {
+            query.push(format_args!(" AND {column} = ")).push_bind(id_column(*product_id));
         }
     }
 }

@@ -25,9 +25,9 @@ use super::{
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
+    decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventory, Stock},
+    inventory::{Inventories, Inventory, Stock},
     lane_set::LaneSet,
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
@@ -163,7 +163,7 @@ impl Catalog for MemoryStore {
 impl Orders for MemoryStore {
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
         let data = self.data()?;
-        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).copied();
+        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).cloned();
         Ok(ids.iter().filter_map(|id| Some((*id, find(id)?))).collect())
     }
 
@@ -172,14 +172,14 @@ impl Orders for MemoryStore {
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
         let data = self.data()?;
-        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).copied();
+        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).cloned();
         Ok(keys.iter().filter_map(|key| Some((key.clone(), find(key)?))).collect())
     }
 
     /// Examines all orders: memory is quick.
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
         let data = self.data()?;
-        let matching = data.orders.values().copied().filter(|order| page.has(order));
+        let matching = data.orders.values().filter(|order| page.has(order)).cloned();
         let (count, mut rows) = (one_more_than(page.limit), Vec::new());
         match page.direction {
             Direction::OldestFirst => rows.extend(matching.take(count)),
@@ -199,7 +199,7 @@ impl Orders for MemoryStore {
         places.sort_unstable();
         places.truncate(one_more_than(limit));
         let Page { rows, next } = Page::cut(places, limit, None, |place| *place);
-        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id]).collect(), next })
+        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id].clone()).collect(), next })
     }
 }
 
@@ -240,7 +240,7 @@ impl Data {
     }
 
     fn inventories_of(&self, commands: &[Command]) -> Inventories {
-        let products = commands.iter().map(Command::product_id);
+        let products = commands.iter().flat_map(Command::products);
         products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
     }
 
@@ -253,10 +253,10 @@ impl Data {
                 Command::Place(order) => (order.id, order.key.as_ref()),
                 Command::Change(change) => (change.order_id, None),
             };
-            stored.orders.extend(self.orders.get(&id).map(|order| (id, *order)));
+            stored.orders.extend(self.orders.get(&id).map(|order| (id, order.clone())));
             if let Some((key, id)) = key.and_then(|key| self.keys.get_key_value(key)) {
                 stored.keys.insert(key.clone(), *id);
-                stored.orders.insert(*id, self.orders[id]);
+                stored.orders.insert(*id, self.orders[id].clone());
             }
         }
         stored
@@ -270,12 +270,12 @@ impl Data {
             }
         }
         for (order, key) in orders {
-            self.orders.insert(order.id, order);
             self.keys.extend(key.map(|key| (key, order.id)));
+            self.orders.insert(order.id, order);
         }
         for (id, status) in statuses {
             if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.with_status(status);
+                *order = order.clone().with_status(status);
             }
         }
         for (id, order_id) in aliases {
@@ -372,6 +372,7 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::CommandId,
         lane_set::LaneMode,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
@@ -409,7 +410,8 @@ mod tests {
         for (number, seconds) in [(1_u128, 30), (2, 10), (3, 20), (4, 10), (5, 40)] {
             let id = Uuid::from_u128(number).into();
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order = NewOrder { id, product_id, total, reply, key: None, origin: Origin::default() };
+            let lines = Lines::one(product_id, total);
+            let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
             store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
             ids.push(id);
         }

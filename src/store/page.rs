@@ -87,7 +87,7 @@ impl OrderPage {
         let (greater_than, less_than) = self.bounds();
         greater_than < order.id
             && order.id < less_than
-            && self.product_id.is_none_or(|wanted| order.product_id == wanted)
+            && self.product_id.is_none_or(|wanted| order.has_product(wanted))
             && self.status.is_none_or(|wanted| order.status() == wanted)
     }
 }

@@ -3,6 +3,7 @@ use crate::{
     clock::{Clock, SystemClock},
     domain::{
         command::{NewOrder, ReplyMode},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
@@ -82,8 +83,8 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
     assert!(seen.0.lock().unwrap().is_empty(), "only batches count");
     let order = Command::from(NewOrder {
         id: SystemClock.order_id(),
-        product_id: product.id,
-        total: Quantity::new(1).unwrap(),
+        lines: Lines::one(product.id, Quantity::new(1).unwrap()),
+        buyer: None,
         reply: ReplyMode::Detached,
         key: None,
         origin: Origin::default(),
@@ -98,21 +99,24 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
     );
 }
 
-/// Every page is a walk along one index, between two of its entries: nothing is sorted, and no row is read that is not on it.
+/// Every page is a walk along an index, between two of its entries: no table is read from its beginning to its end.
 #[tokio::test]
-async fn each_list_of_orders_walks_along_its_index() {
+async fn each_list_of_orders_walks_along_its_indexes() {
     use crate::{domain::order::OrderStatus, store::page::Direction};
+    const ALL: &[&str] = &["SEARCH orders USING PRIMARY KEY (id>? AND id<?)"];
+    const OF_PRODUCT: &[&str] = &[
+        "SEARCH orders USING INDEX orders_of_product (product_id=? AND id>? AND id<?)",
+        "SEARCH basket_lines USING PRIMARY KEY (product_id=? AND order_id>? AND order_id<?)",
+        "SEARCH orders USING PRIMARY KEY (id=?)",
+    ];
     let directory = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", directory.path().join("antre.db").display());
     let store = SqliteStore::open(&url).await.unwrap();
     let mut connection = store.reads.acquire().await.unwrap();
-    for (product, index) in [
-        (None, "SEARCH orders USING PRIMARY KEY (id>? AND id<?)"),
-        (ProductId::new(1), "SEARCH orders USING INDEX orders_of_product (product_id=? AND id>? AND id<?)"),
-    ] {
+    for (product_id, expected) in [(None, ALL), (ProductId::new(1), OF_PRODUCT)] {
         for direction in [Direction::OldestFirst, Direction::NewestFirst] {
             for status in [None, Some(OrderStatus::Paid)] {
-                let page = OrderPage { product_id: product, status, direction, ..OrderPage::first(20) };
+                let page = OrderPage { product_id, status, direction, ..OrderPage::first(20) };
                 let last_examined = status.map(|_| Uuid::nil());
                 let mut statements = vec![BY_ID.orders::<Sqlite>(&page, last_examined)];
                 statements.extend(BY_ID.last_examined(&page));
@@ -120,9 +124,13 @@ async fn each_list_of_orders_walks_along_its_index() {
                     let plan = format!("EXPLAIN QUERY PLAN {}", statement.sql());
                     let plan: Vec<(i64, i64, i64, String)> =
                         sqlx::query_as(&plan).fetch_all(&mut *connection).await.unwrap();
-                    let plan: Vec<_> =
-                        plan.into_iter().map(|(.., step)| step.replace("COVERING ", "")).collect();
-                    assert_eq!(plan, [index], "{}", statement.sql());
+                    let steps = plan.into_iter().map(|(.., step)| step.replace("COVERING ", ""));
+                    // What is read again are the few rows of a walk.
+                    let reads = steps.filter(|step| {
+                        step.starts_with("SEARCH ")
+                            || step.starts_with("SCAN ") && !step.starts_with("SCAN walk_")
+                    });
+                    assert_eq!(reads.collect::<Vec<_>>(), expected, "{}", statement.sql());
                 }
             }
         }
