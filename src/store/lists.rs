@@ -173,11 +173,12 @@ impl Walk {
     {
         let (greater_than, less_than) = page.bounds();
         let Self { tables, id, product } = self;
-        // Both bounds, always: few texts, so that all statements stay prepared.
         query
             .push(format_args!("SELECT {columns} FROM {tables} WHERE {id} > "))
             .push_bind(greater_than.uuid());
-        query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
+        if let Some(less_than) = less_than {
+            query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
+        }
         if let Some((column, product_id)) = product {
             query.push(format_args!(" AND {column} = ")).push_bind(id_column(*product_id));
         }

@@ -72,13 +72,13 @@ impl OrderPage {
         }
     }
 
-    /// The two ids between which all orders of this page are, neither of them included.
-    pub(super) fn bounds(&self) -> (OrderId, OrderId) {
-        let (least, greatest) = (OrderId::from(Uuid::nil()), OrderId::from(Uuid::max()));
+    /// The ids between which all orders of this page are: greater than the first, and less than the second, if there is one.
+    pub(super) fn bounds(&self) -> (OrderId, Option<OrderId>) {
+        let least = OrderId::from(Uuid::nil());
         let newer_than = self.newer_than.unwrap_or(least);
         match self.direction {
-            Direction::OldestFirst => (newer_than.max(self.after.unwrap_or(least)), greatest),
-            Direction::NewestFirst => (newer_than, self.after.unwrap_or(greatest)),
+            Direction::OldestFirst => (newer_than.max(self.after.unwrap_or(least)), None),
+            Direction::NewestFirst => (newer_than, self.after),
         }
     }
 
@@ -86,7 +86,7 @@ impl OrderPage {
     pub fn has(&self, order: &Order) -> bool {
         let (greater_than, less_than) = self.bounds();
         greater_than < order.id
-            && order.id < less_than
+            && less_than.is_none_or(|less_than| order.id < less_than)
             && self.product_id.is_none_or(|wanted| order.has_product(wanted))
             && self.status.is_none_or(|wanted| order.status() == wanted)
     }
