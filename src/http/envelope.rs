@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{body::Field, readiness::Readiness, time::Time};
+use super::{readiness::Readiness, time::Time};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -310,11 +310,6 @@ impl ApiError {
 
     pub(super) fn of_product(self, product_id: ProductId) -> Self {
         Self { product_id: Some(product_id), ..self }
-    }
-
-    /// A field of the body that is required and not there.
-    pub(super) fn missing((name, reason, expected): Field) -> Self {
-        Self::field(reason, name, format!("{name} is missing; it must be {expected}"))
     }
 
     /// A bug. What it is goes to the log, not to the client.

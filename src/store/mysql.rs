@@ -17,6 +17,7 @@ use uuid::Uuid;
 use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
+    json::json,
     lane_sets,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
@@ -37,7 +38,7 @@ use super::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,

@@ -34,6 +34,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
+    json::json,
     lists::{
         self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
         page_of_products,
@@ -53,7 +54,7 @@ use super::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,

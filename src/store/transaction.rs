@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{
     error::StoreError,
+    json::json,
     observer::RetryCause,
     ports::{Catalog, Recount},
     rows::{ReadOrder, product_id, stored_lines},
@@ -442,11 +443,6 @@ fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize>
             )
         })
         .collect()
-}
-
-#[expect(clippy::expect_used, reason = "lists of numbers and texts always serialize")]
-pub(super) fn json(list: &impl Serialize) -> String {
-    serde_json::to_string(list).expect("a list of numbers and texts")
 }
 
 impl From<CommitError> for StoreError {

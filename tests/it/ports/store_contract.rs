@@ -88,6 +88,7 @@ macro_rules! suite {
     };
 }
 
+mod baskets;
 mod batches;
 mod cancellation;
 mod catalog;
