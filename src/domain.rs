@@ -1,5 +1,6 @@
 //! The words of the shop and the one decision, pure: no database, no network, no runtime.
 
+mod text;
 mod word;
 pub mod time;
 pub mod ids;
@@ -7,6 +8,7 @@ pub mod sku;
 pub mod product;
 pub mod quantity;
 pub mod inventory;
+pub mod movement;
 pub mod order;
 pub mod rejection;
 pub mod lane_set;

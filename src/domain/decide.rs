@@ -11,7 +11,8 @@ use crate::domain::{
     event::Event,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventory},
-    order::{Order, OrderState, OrderStatus},
+    movement::{BatchMovements, Movement},
+    order::{Change, Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
     verdict::Verdict,
@@ -126,6 +127,8 @@ pub struct Writes {
     pub aliases: Vec<(OrderId, OrderId)>,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// What the seller's ledger says of this batch.
+    pub movements: Vec<Movement>,
 }
 
 /// First come, first served: each order gets all its pieces if as many are available when its turn comes, and
@@ -136,7 +139,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     let Snapshot { inventories, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
+    let (placed, movements) = (HashMap::new(), BatchMovements::default());
+    let mut batch = Batch { decision, stored, times, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -150,7 +154,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
         result.verdicts.push(verdict);
         result.outcomes.entry(command.product_id()).or_default().count(effect);
     }
-    let Batch { mut decision, stored, .. } = batch;
+    let Batch { mut decision, stored, movements, .. } = batch;
+    decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -170,6 +175,7 @@ struct Batch {
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
+    movements: BatchMovements,
 }
 
 impl Batch {
@@ -291,12 +297,21 @@ impl Batch {
         let order = *order;
         if changed {
             self.decision.writes.statuses.insert(order.id, order.status());
+            self.record(&order, command.change);
         }
         if changed || order.status() == command.change.leads_to() {
             self.emit(order);
         }
         let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
         Ok((Verdict::Current(order), effect))
+    }
+
+    /// Notes what a change of an order does to the stored pieces.
+    fn record(&mut self, order: &Order, change: Change) {
+        match change {
+            Change::Pay => self.movements.sold(order.product_id, order.total),
+            Change::Cancel | Change::Expire => {} // available again, and never left the stock
+        }
     }
 
     fn emit(&mut self, order: Order) {

@@ -13,7 +13,7 @@ use super::readiness::Readiness;
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
-        inventory::StockBelowReserved,
+        inventory::{Stock, StockAboveMaximum, StockBelowReserved},
         rejection::{Rejection, RejectionReason},
     },
     queue::Refusal,
@@ -112,6 +112,8 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidChange "invalid_change",
+        InvalidReason "invalid_reason",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidOrderId "invalid_order_id",
@@ -133,6 +135,8 @@ reasons! {
     CONFLICT {
         SkuTaken "sku_taken",
         StockBelowReserved "stock_below_reserved",
+        StockChanged "stock_changed",
+        StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
     }
@@ -210,6 +214,8 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    stored_stock: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
@@ -251,6 +257,7 @@ impl ApiError {
             product_id: None,
             available_stock: None,
             reserved_stock: None,
+            stored_stock: None,
             order_status: None,
             readiness: None,
             replayed: false,
@@ -406,6 +413,48 @@ impl From<StockBelowReserved> for ApiError {
             pieces_are(below.reserved)
         );
         Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
+    }
+}
+
+impl ApiError {
+    /// Not what the seller expected, but this many pieces are stored.
+    pub(super) fn stock_changed(stored: u32) -> Self {
+        let message = format!(
+            "{} stored, not as many as expected_stock: something moved in between; nothing was changed, read the inventory \
+             and count again",
+            pieces_are(stored)
+        );
+        Self { stored_stock: Some(stored), ..Self::new(Reason::StockChanged, message) }
+    }
+
+    /// The key of an adjustment belongs to another one.
+    pub(super) fn adjustment_key_reused() -> Self {
+        Self::new(
+            Reason::Rejected(RejectionReason::KeyReused),
+            "this Idempotency-Key belongs to an adjustment of another product, change or reason; nothing was changed, use a \
+             new key for a new adjustment",
+        )
+    }
+
+    /// Whether the stock was adjusted is not known.
+    pub(super) fn adjustment_unknown(error: StoreError) -> Self {
+        let message = "the database does not answer now, and whether the stock was changed is not known: send it again with \
+                       the same Idempotency-Key, or look at the movements first";
+        match Self::from(error) {
+            error if matches!(error.reason, Reason::DatabaseUnavailable) => Self { message: message.into(), ..error },
+            error => error,
+        }
+    }
+}
+
+impl From<StockAboveMaximum> for ApiError {
+    fn from(above: StockAboveMaximum) -> Self {
+        let message = format!(
+            "{} stored: with this change it would be more than {}; nothing was changed",
+            pieces_are(above.stored),
+            Stock::MAX
+        );
+        Self { stored_stock: Some(above.stored), ..Self::new(Reason::StockAboveMaximum, message) }
     }
 }
 

@@ -18,7 +18,10 @@ use antre::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         event::Event,
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
+        inventory::{
+            InvalidAdjustment, Inventory, Stock, StockAboveMaximum, StockBelowReserved, StockChange,
+        },
+        movement::{Adjustment, LedgerEntry, Movement, MovementKind, MovementReason, MovementSeq},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
         product::{NewProduct, Product, ProductName},
@@ -27,7 +30,7 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
+        Adjusted, Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
         sqlite::SqliteStore,
     },
 };
@@ -95,6 +98,7 @@ mod concurrency;
 mod corruption;
 mod history;
 mod keys;
+mod ledger;
 mod life;
 mod lists;
 mod redelivery;
@@ -162,7 +166,8 @@ impl Database {
         }
     }
 
-    /// Asserts for every product that its reserved pieces are the sum of its reserved orders. The store itself checks with
+    /// Asserts for every product that its reserved pieces are the sum of its reserved orders, and its stored pieces that of its
+    /// movements. The store itself checks with
     /// every inventory that it reads that stored is available plus reserved.
     #[track_caller]
     fn assert_balanced(&self) -> impl Future<Output = ()> {
@@ -177,6 +182,7 @@ impl Database {
                     .map(|order| u64::from(order.total.get()))
                     .sum();
                 assert_eq!(u64::from(reserved), ordered, "of product {id}, seen from {caller}");
+                self.assert_ledger(id).await;
             }
         }
     }
