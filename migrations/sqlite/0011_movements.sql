@@ -23,6 +23,3 @@ CREATE TABLE adjustment_keys (
 INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
 SELECT product_id, CAST(round(unixepoch('subsec') * 1000) AS INTEGER), 'recount', stored_stock, 0, stored_stock, 'opening balance'
 FROM inventories WHERE stored_stock <> 0 ORDER BY product_id;
-
--- An older antre takes payments without a movement: it must not use this file.
-UPDATE schema_compatibility SET min_version = 11;

@@ -266,9 +266,15 @@ mod tests {
         let below = Err(InvalidAdjustment::BelowReserved(StockBelowReserved { reserved: 4 }));
         let above = Err(InvalidAdjustment::AboveMaximum(StockAboveMaximum { stored: 10 }));
         let max = i64::from(Stock::MAX);
-        for (change, expected) in
-            [(-6, Ok(())), (-7, below), (-11, below), (-max, below), (max - 10, Ok(())), (max - 9, above), (max, above)]
-        {
+        for (change, expected) in [
+            (-6, Ok(())),
+            (-7, below),
+            (-11, below),
+            (-max, below),
+            (max - 10, Ok(())),
+            (max - 9, above),
+            (max, above),
+        ] {
             assert_eq!(adjusted(change), expected, "{change}");
         }
         for change in [0, max + 1, -max - 1, i64::MIN, i64::MAX] {

@@ -64,7 +64,12 @@ pub struct Movement {
 
 impl Movement {
     /// The seller counted; `None` when the stored pieces are as many as before.
-    pub fn recount(product_id: ProductId, at: Timestamp, before: Inventory, after: Inventory) -> Option<Self> {
+    pub fn recount(
+        product_id: ProductId,
+        at: Timestamp,
+        before: Inventory,
+        after: Inventory,
+    ) -> Option<Self> {
         let stored_stock = i64::from(after.stored());
         let change = stored_stock - i64::from(before.stored());
         let kind = MovementKind::Recount;
@@ -78,7 +83,12 @@ impl Movement {
     }
 
     /// The seller added or removed pieces.
-    pub fn adjustment(product_id: ProductId, at: Timestamp, adjustment: &Adjustment, after: Inventory) -> Self {
+    pub fn adjustment(
+        product_id: ProductId,
+        at: Timestamp,
+        adjustment: &Adjustment,
+        after: Inventory,
+    ) -> Self {
         Self {
             product_id,
             at,

@@ -441,7 +441,9 @@ impl ApiError {
         let message = "the database does not answer now, and whether the stock was changed is not known: send it again with \
                        the same Idempotency-Key, or look at the movements first";
         match Self::from(error) {
-            error if matches!(error.reason, Reason::DatabaseUnavailable) => Self { message: message.into(), ..error },
+            error if matches!(error.reason, Reason::DatabaseUnavailable) => {
+                Self { message: message.into(), ..error }
+            }
             error => error,
         }
     }

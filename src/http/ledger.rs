@@ -1,10 +1,6 @@
 //! Changes of stock by a difference, and the movements of a product's stock.
 
-use axum::{
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
+use axum::{extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -136,7 +136,11 @@ impl CatalogService {
 
     /// Changes the stored stock by a difference. Returns when every API takes orders of pieces that were added, also where another
     /// request with the same key added them: its API may have died in between.
-    pub async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<AdjustmentDone, AdjustError> {
+    pub async fn adjust(
+        &self,
+        id: ProductId,
+        adjustment: &Adjustment,
+    ) -> Result<AdjustmentDone, AdjustError> {
         let (entry, is_replayed) = match self.ledger.adjust(id, adjustment).await? {
             Adjusted::Done(entry, inventory) => {
                 self.dispatcher.activity().recount(id, inventory);

@@ -370,7 +370,6 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::domain::inventory::Stock;
-    use crate::store::Ledger;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -379,6 +378,7 @@ mod tests {
         origin::Origin,
         product::ProductName,
     };
+    use crate::store::Ledger;
 
     /// A clock that the test sets.
     struct TestClock(AtomicI64);

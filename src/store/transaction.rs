@@ -348,12 +348,12 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
 
 /// As [`Changes::movements`] takes them.
 pub(super) fn movement_rows(movements: &[Movement]) -> Option<String> {
-    let row = |movement: &Movement| {
+    let rows = movements.iter().map(|movement| {
         let Movement { product_id, at, kind, change, orders, stored_stock, reason } = movement;
         let reason = reason.as_ref().map(MovementReason::as_str);
         (*product_id, at.as_millisecond(), kind.as_str(), *change, *orders, *stored_stock, reason)
-    };
-    list(&movements.iter().map(row).collect::<Vec<_>>())
+    });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn list(rows: &[impl Serialize]) -> Option<String> {

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, MovementRow, PRODUCTS, ROWS_PER_STATEMENT,
-    Range, SumRow, links, movement_sums, sums,
+    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, MovementRow, PRODUCTS, ROWS_PER_STATEMENT, Range,
+    SumRow, links, movement_sums, sums,
 };
 use crate::store::{error::StoreError, mysql_url::connect_options, open_error::OpenError, rows::TextColumn};
 

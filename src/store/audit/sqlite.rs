@@ -7,8 +7,8 @@ use sqlx::{ConnectOptions, Executor, SqliteConnection, sqlite::SqliteConnectOpti
 use uuid::Uuid;
 
 use super::{
-    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, MovementRow, PRODUCTS, ROWS_PER_STATEMENT,
-    Range, SumRow, links, movement_sums, sums,
+    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, MovementRow, PRODUCTS, ROWS_PER_STATEMENT, Range,
+    SumRow, links, movement_sums, sums,
 };
 use crate::store::{error::StoreError, open_error::OpenError};
 

@@ -11,7 +11,10 @@ use crate::{
     },
     store::{
         error::StoreError,
-        ledger::{self, LedgerRow, LedgerTransaction, ledger_columns, ledger_entry, page_of_movements, seq, seq_column},
+        ledger::{
+            self, LedgerRow, LedgerTransaction, ledger_columns, ledger_entry, page_of_movements, seq,
+            seq_column,
+        },
         page::Page,
         ports::{Adjusted, Ledger, Recount},
         rows::id_column,

@@ -91,7 +91,8 @@ async fn a_count_that_expects_another_stock_is_refused(pair: Pair) {
     let anyway = app.put(&path, json!({"stock": 20, "expected_stock": null})).await;
     assert_eq!((anyway.status, &anyway.data()["available_stock"]), (200, &json!(18)), "{anyway:?}");
     for value in ["-1", "2147483648", "1.5", "\"7\"", "true"] {
-        let body: Value = serde_json::from_str(&format!("{{\"stock\": 1, \"expected_stock\": {value}}}")).unwrap();
+        let body: Value =
+            serde_json::from_str(&format!("{{\"stock\": 1, \"expected_stock\": {value}}}")).unwrap();
         let invalid = app.put(&path, body).await;
         is_refused(&invalid, 400, "invalid_stock");
         assert_eq!(invalid.data()["field"], "expected_stock", "{invalid:?}");
@@ -163,12 +164,22 @@ async fn invalid_bodies_of_an_adjustment(pair: Pair) {
         is_refused(&answer, 400, reason);
         assert_eq!(answer.data()["field"].as_str(), field, "{answer:?}");
     };
-    for value in ["0", "-0", "null", "0.5", "1e1", "\"1\"", "true", "[1]", "2147483648", "-2147483648", "1e400"] {
+    for value in
+        ["0", "-0", "null", "0.5", "1e1", "\"1\"", "true", "[1]", "2147483648", "-2147483648", "1e400"]
+    {
         refuses(&format!("{{\"change\":{value}}}"), "invalid_change", Some("change")).await;
     }
     refuses("{}", "invalid_change", Some("change")).await;
     refuses("{\"reason\":\"damaged\"}", "invalid_change", Some("change")).await;
-    for value in ["\"\"", "\" \"", "7", "\"\\u200b\"", "\"a\\u202eb\"", "\"a\\u0000\"", &format!("{:?}", "x".repeat(101))] {
+    for value in [
+        "\"\"",
+        "\" \"",
+        "7",
+        "\"\\u200b\"",
+        "\"a\\u202eb\"",
+        "\"a\\u0000\"",
+        &format!("{:?}", "x".repeat(101)),
+    ] {
         refuses(&format!("{{\"change\":1,\"reason\":{value}}}"), "invalid_reason", Some("reason")).await;
     }
     refuses("{\"change\":1,\"stock\":7}", "invalid_field", Some("stock")).await;
@@ -179,7 +190,11 @@ async fn invalid_bodies_of_an_adjustment(pair: Pair) {
         let answer = adjust_with_key(&app, product, json!({"change": 1}), key).await;
         is_refused(&answer, 400, "invalid_idempotency_key");
     }
-    is_refused(&app.post("/api/products/x/inventory/adjustments", json!({"change": 1})).await, 400, "invalid_product_id");
+    is_refused(
+        &app.post("/api/products/x/inventory/adjustments", json!({"change": 1})).await,
+        400,
+        "invalid_product_id",
+    );
     assert_eq!(app.inventory(product).await, [5, 5, 0]);
     assert_eq!(movements(&app, product).await.len(), 1);
 }
@@ -346,7 +361,8 @@ pub(crate) async fn restock_during_a_sale(apis: &[&Client]) {
         // As after a lost connection: once more, at another API.
         for n in 0..2 {
             let api = &clients[(round + n) % clients.len()];
-            let answer = adjust_with_key(api, product, json!({"change": change}), &format!("{product}-{round}")).await;
+            let answer =
+                adjust_with_key(api, product, json!({"change": change}), &format!("{product}-{round}")).await;
             match answer.status {
                 201 if answer.headers.contains_key("idempotent-replayed") => assert_eq!(n, 1),
                 201 => added += change,

@@ -30,8 +30,8 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Adjusted, Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
-        sqlite::SqliteStore,
+        Adjusted, Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
+        mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;

@@ -250,7 +250,7 @@ async fn payments_are_one_movement_for_each_product_and_batch(database: Database
 
 async fn the_opening_stock_is_a_movement(database: Database) {
     let new = |pieces| NewProduct { name: name("Kaos Polos"), sku: None, stock: stock(pieces) };
-    for (pieces, expected) in [(7, &[("recount", 7, 0, 7)] as &[_]), (0, &[])] {
+    for (pieces, expected) in [(7, vec![("recount", 7, 0, 7)]), (0, vec![])] {
         let Creation::Done(product) = database.store.create(new(pieces)).await.unwrap() else {
             panic!("a product without a SKU")
         };
