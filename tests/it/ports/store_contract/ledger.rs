@@ -393,7 +393,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 async fn any_operations_keep_the_ledger_equal_to_the_stock(database: Database) {
-    let config = ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
     let runtime = tokio::runtime::Handle::current();
     let round = std::cell::Cell::new(0_u32);
     block_in_place(|| {
