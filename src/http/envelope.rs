@@ -113,7 +113,7 @@ reasons! {
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
         InvalidChange "invalid_change",
-        InvalidReason "invalid_reason",
+        InvalidReasonText "invalid_reason",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidOrderId "invalid_order_id",
@@ -209,12 +209,8 @@ pub(super) struct ApiError {
     field: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     product_id: Option<ProductId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available_stock: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reserved_stock: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stored_stock: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    stock: Option<StockDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -225,6 +221,15 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// The pieces that an error is about: a field with one of these names.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum StockDetail {
+    AvailableStock(u32),
+    ReservedStock(u32),
+    StoredStock(u32),
 }
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -255,9 +260,7 @@ impl ApiError {
             message: message.into(),
             field: None,
             product_id: None,
-            available_stock: None,
-            reserved_stock: None,
-            stored_stock: None,
+            stock: None,
             order_status: None,
             readiness: None,
             replayed: false,
@@ -346,9 +349,10 @@ impl ApiError {
         let reason = Reason::Rejected(rejection.reason());
         match rejection {
             Rejection::ProductNotFound => Self::product_not_found(product_id),
-            Rejection::InsufficientStock { available } => {
-                Self { available_stock: Some(available), ..Self::new(reason, insufficient_stock(available)) }
-            }
+            Rejection::InsufficientStock { available } => Self {
+                stock: Some(StockDetail::AvailableStock(available)),
+                ..Self::new(reason, insufficient_stock(available))
+            },
             Rejection::KeyReused => Self::new(
                 reason,
                 "this Idempotency-Key belongs to an order of another product or total; nothing was reserved, use a \
@@ -412,7 +416,10 @@ impl From<StockBelowReserved> for ApiError {
             "{} reserved by buyers: the stock cannot be less; nothing was changed",
             pieces_are(below.reserved)
         );
-        Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
+        Self {
+            stock: Some(StockDetail::ReservedStock(below.reserved)),
+            ..Self::new(Reason::StockBelowReserved, message)
+        }
     }
 }
 
@@ -424,7 +431,7 @@ impl ApiError {
              and count again",
             pieces_are(stored)
         );
-        Self { stored_stock: Some(stored), ..Self::new(Reason::StockChanged, message) }
+        Self { stock: Some(StockDetail::StoredStock(stored)), ..Self::new(Reason::StockChanged, message) }
     }
 
     /// The key of an adjustment belongs to another one.
@@ -456,7 +463,10 @@ impl From<StockAboveMaximum> for ApiError {
             pieces_are(above.stored),
             Stock::MAX
         );
-        Self { stored_stock: Some(above.stored), ..Self::new(Reason::StockAboveMaximum, message) }
+        Self {
+            stock: Some(StockDetail::StoredStock(above.stored)),
+            ..Self::new(Reason::StockAboveMaximum, message)
+        }
     }
 }
 

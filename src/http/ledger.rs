@@ -25,7 +25,7 @@ pub(super) struct AdjustmentRequest {
 
 impl Fields for AdjustmentRequest {
     const FIELDS: &'static [Field] = &[("change", Reason::InvalidChange, StockChange::EXPECTED)];
-    const OPTIONAL: &'static [Field] = &[("reason", Reason::InvalidReason, MovementReason::EXPECTED)];
+    const OPTIONAL: &'static [Field] = &[("reason", Reason::InvalidReasonText, MovementReason::EXPECTED)];
 }
 
 /// `POST /api/products/{productId}/inventory/adjustments`
