@@ -225,11 +225,13 @@ pub(super) struct ApiError {
 
 /// The pieces that an error is about: a field with one of these names.
 #[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
 enum StockDetail {
-    AvailableStock(u32),
-    ReservedStock(u32),
-    StoredStock(u32),
+    #[serde(rename = "available_stock")]
+    Available(u32),
+    #[serde(rename = "reserved_stock")]
+    Reserved(u32),
+    #[serde(rename = "stored_stock")]
+    Stored(u32),
 }
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -350,7 +352,7 @@ impl ApiError {
         match rejection {
             Rejection::ProductNotFound => Self::product_not_found(product_id),
             Rejection::InsufficientStock { available } => Self {
-                stock: Some(StockDetail::AvailableStock(available)),
+                stock: Some(StockDetail::Available(available)),
                 ..Self::new(reason, insufficient_stock(available))
             },
             Rejection::KeyReused => Self::new(
@@ -417,7 +419,7 @@ impl From<StockBelowReserved> for ApiError {
             pieces_are(below.reserved)
         );
         Self {
-            stock: Some(StockDetail::ReservedStock(below.reserved)),
+            stock: Some(StockDetail::Reserved(below.reserved)),
             ..Self::new(Reason::StockBelowReserved, message)
         }
     }
@@ -431,7 +433,7 @@ impl ApiError {
              and count again",
             pieces_are(stored)
         );
-        Self { stock: Some(StockDetail::StoredStock(stored)), ..Self::new(Reason::StockChanged, message) }
+        Self { stock: Some(StockDetail::Stored(stored)), ..Self::new(Reason::StockChanged, message) }
     }
 
     /// The key of an adjustment belongs to another one.
@@ -464,7 +466,7 @@ impl From<StockAboveMaximum> for ApiError {
             Stock::MAX
         );
         Self {
-            stock: Some(StockDetail::StoredStock(above.stored)),
+            stock: Some(StockDetail::Stored(above.stored)),
             ..Self::new(Reason::StockAboveMaximum, message)
         }
     }
