@@ -7,6 +7,8 @@ pub mod ids;
 pub mod sku;
 pub mod product;
 pub mod quantity;
+pub mod lines;
+pub mod names;
 pub mod inventory;
 pub mod movement;
 pub mod order;

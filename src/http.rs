@@ -23,6 +23,7 @@ mod route_names;
 mod server;
 mod site;
 mod socket;
+mod time;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     ids::{IdempotencyKey, ProductId},
-    inventory::{Inventory, StockChange},
+    inventory::{Inventories, Inventory, StockChange},
     quantity::Quantity,
     text::{is_readable, trimmed},
 };
@@ -225,7 +225,7 @@ impl BatchMovements {
     }
 
     /// Of a batch after which the inventories are these. In the order of products.
-    pub fn finish(self, after: &BTreeMap<ProductId, Inventory>, at: Timestamp) -> Vec<Movement> {
+    pub fn finish(self, after: &Inventories, at: Timestamp) -> Vec<Movement> {
         let mut movements: Vec<Movement> = Vec::with_capacity(self.0.len());
         // From the last one of each product, after which its stored pieces are known, to the first.
         for ((product_id, kind), Sum { pieces: change, orders }) in self.0.into_iter().rev() {

@@ -7,9 +7,9 @@ use super::{
     api::Api,
     body::{Field, Fields, JsonBody, PartsAndBody},
     envelope::{ApiError, Reason, mark_replayed, page, success},
-    orders::Time,
     preferences::IdempotencyKeyHeader,
     query::{ListQuery, ProductPath},
+    time::Time,
 };
 use crate::domain::{
     inventory::StockChange,

@@ -11,9 +11,8 @@ use super::{
     },
 };
 use crate::domain::{
-    decide::Inventories,
     ids::{IdempotencyKey, ProductId},
-    inventory::{Inventory, Stock},
+    inventory::{Inventories, Inventory, Stock},
     movement::{Adjustment, LedgerEntry, Movement, MovementKind, MovementReason, MovementSeq},
     product::Product,
     time::from_millis,

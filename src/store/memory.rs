@@ -27,9 +27,9 @@ use super::{
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
+    decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::Inventory,
+    inventory::{Inventories, Inventory},
     lane_set::LaneSet,
     movement::{LedgerEntry, Movement, MovementSeq},
     order::{Order, OrderStatus},
@@ -161,7 +161,7 @@ impl Catalog for MemoryStore {
 impl Orders for MemoryStore {
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
         let data = self.data()?;
-        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).copied();
+        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).cloned();
         Ok(ids.iter().filter_map(|id| Some((*id, find(id)?))).collect())
     }
 
@@ -170,7 +170,7 @@ impl Orders for MemoryStore {
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
         let data = self.data()?;
-        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).copied();
+        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).cloned();
         Ok(keys.iter().filter_map(|key| Some((key.clone(), find(key)?))).collect())
     }
 
@@ -180,10 +180,11 @@ impl Orders for MemoryStore {
         let data = self.data()?;
         let behind = data.orders.range((after.map_or(Unbounded, Excluded), Unbounded));
         let rows = behind
-            .map(|(_, order)| *order)
-            .filter(|order| product_id.is_none_or(|wanted| order.product_id == wanted))
+            .map(|(_, order)| order)
+            .filter(|order| product_id.is_none_or(|wanted| is_of(order, wanted)))
             .filter(|order| status.is_none_or(|wanted| order.status() == wanted))
             .take(one_more_than(limit))
+            .cloned()
             .collect();
         Ok(Page::cut(rows, limit, None, |order| order.id))
     }
@@ -199,8 +200,13 @@ impl Orders for MemoryStore {
         places.sort_unstable();
         places.truncate(one_more_than(limit));
         let Page { rows, next } = Page::cut(places, limit, None, |place| *place);
-        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id]).collect(), next })
+        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id].clone()).collect(), next })
     }
+}
+
+/// Whether a line of the order is of this product.
+fn is_of(order: &Order, product_id: ProductId) -> bool {
+    order.lines.as_ref().is_some_and(|lines| lines.products().any(|id| id == product_id))
 }
 
 /// How many rows say whether a page is the last one.
@@ -240,7 +246,7 @@ impl Data {
     }
 
     fn inventories_of(&self, commands: &[Command]) -> Inventories {
-        let products = commands.iter().map(Command::product_id);
+        let products = commands.iter().flat_map(Command::products);
         products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
     }
 
@@ -253,10 +259,10 @@ impl Data {
                 Command::Place(order) => (order.id, order.key.as_ref()),
                 Command::Change(change) => (change.order_id, None),
             };
-            stored.orders.extend(self.orders.get(&id).map(|order| (id, *order)));
+            stored.orders.extend(self.orders.get(&id).map(|order| (id, order.clone())));
             if let Some((key, id)) = key.and_then(|key| self.keys.get_key_value(key)) {
                 stored.keys.insert(key.clone(), *id);
-                stored.orders.insert(*id, self.orders[id]);
+                stored.orders.insert(*id, self.orders[id].clone());
             }
         }
         stored
@@ -270,12 +276,12 @@ impl Data {
             }
         }
         for (order, key) in orders {
-            self.orders.insert(order.id, order);
             self.keys.extend(key.map(|key| (key, order.id)));
+            self.orders.insert(order.id, order);
         }
         for (id, status) in statuses {
             if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.with_status(status);
+                *order = order.clone().with_status(status);
             }
         }
         for (id, order_id) in aliases {
@@ -374,6 +380,7 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::CommandId,
         lane_set::LaneMode,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
@@ -412,7 +419,8 @@ mod tests {
         for (number, seconds) in [(1_u128, 30), (2, 10), (3, 20), (4, 10), (5, 40)] {
             let id = Uuid::from_u128(number).into();
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order = NewOrder { id, product_id, total, reply, key: None, origin: Origin::default() };
+            let lines = Lines::one(product_id, total);
+            let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
             store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
             ids.push(id);
         }

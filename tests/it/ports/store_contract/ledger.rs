@@ -335,7 +335,8 @@ async fn restocking_during_a_sale_agrees_to_the_piece(database: Database) {
                     assert!(error.is_transient() && Instant::now() < deadline, "{error}");
                 }
                 if change == Change::Pay {
-                    paid += reserved.iter().map(|(order, _)| i64::from(order.total.get())).sum::<i64>();
+                    let lines = reserved.iter().flat_map(|(order, _)| order.lines.as_slice());
+                    paid += lines.map(|line| i64::from(line.total.get())).sum::<i64>();
                 }
             }
             paid
