@@ -11,6 +11,7 @@ suite! {
         an_adjustment_with_a_key_has_one_effect,
         parallel_adjustments_with_one_key_move_once,
         payments_are_one_movement_for_each_product_and_batch,
+        a_paid_basket_is_a_movement_of_each_product,
         the_opening_stock_is_a_movement,
         movements_are_paged_the_newest_first,
         restocking_during_a_sale_agrees_to_the_piece,
@@ -248,6 +249,24 @@ async fn payments_are_one_movement_for_each_product_and_batch(database: Database
     database.assert_balanced().await;
 }
 
+/// An order with these lines.
+fn basket<const N: usize>(lines: [(ProductId, u32); N]) -> NewOrder {
+    let line = |(product_id, total)| Line { product_id, total: Quantity::new(total).unwrap() };
+    let lines: Vec<_> = lines.into_iter().map(line).collect();
+    NewOrder { lines: lines.try_into().unwrap(), ..order(stranger(), 1) }
+}
+
+async fn a_paid_basket_is_a_movement_of_each_product(database: Database) {
+    let (shirt, hat) = (database.product_of(20).await, database.product_of(20).await);
+    let orders = [basket([(shirt, 1), (hat, 2)]), basket([(hat, 3), (shirt, 4)]), order(hat, 5)];
+    assert_eq!(accepted(&database.decide(&orders).await), [true; 3]);
+    let pay: Vec<_> = orders.iter().map(|order| change_of(order, Change::Pay)).collect();
+    database.settle(&pay).await;
+    assert_eq!(database.facts_of(shirt).await, [("recount", 20, 0, 20), ("sale", -5, 2, 15)]);
+    assert_eq!(database.facts_of(hat).await, [("recount", 20, 0, 20), ("sale", -10, 3, 10)]);
+    database.assert_balanced().await;
+}
+
 async fn the_opening_stock_is_a_movement(database: Database) {
     let new = |pieces| NewProduct { name: name("Kaos Polos"), sku: None, stock: stock(pieces) };
     for (pieces, expected) in [(7, vec![("recount", 7, 0, 7)]), (0, vec![])] {
@@ -368,7 +387,7 @@ enum Step {
 
 #[derive(Clone, Debug)]
 enum Pick {
-    Place { product: usize, total: u32, key: Option<u8> },
+    Place { product: usize, total: u32, key: Option<u8>, is_basket: bool },
     Change(Index, Change),
 }
 
@@ -376,7 +395,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = || prop_oneof![2 => Just(None), 1 => (0_u8..5).prop_map(Some)];
     let change = prop_oneof![3 => Just(Change::Pay), 1 => Just(Change::Cancel), 1 => Just(Change::Expire)];
     let pick = prop_oneof![
-        1 => (0..2_usize, 1_u32..8, key()).prop_map(|(product, total, key)| Pick::Place { product, total, key }),
+        1 => (0..2_usize, 1_u32..8, key(), any::<bool>())
+            .prop_map(|(product, total, key, is_basket)| Pick::Place { product, total, key, is_basket }),
         1 => (any::<Index>(), change).prop_map(|(index, change)| Pick::Change(index, change)),
     ];
     let expected = prop_oneof![2 => Just(None), 1 => (0_u32..30).prop_map(Some)];
@@ -429,9 +449,12 @@ async fn operate(database: &Database, round: u32, steps: Vec<Step>) {
                 let mut batch: Vec<Command> = Vec::new();
                 for pick in picks {
                     batch.push(match pick {
-                        Pick::Place { product, total, key } => {
+                        Pick::Place { product, total, key, is_basket } => {
                             let key = key.map(|key| self::key(&format!("{round}-{key}")));
-                            placed.push(NewOrder { key, ..order(products[product], total) });
+                            let (id, other) = (products[product], products[1 - product]);
+                            let order =
+                                if is_basket { basket([(id, total), (other, 1)]) } else { order(id, total) };
+                            placed.push(NewOrder { key, ..order });
                             placed[placed.len() - 1].clone().into()
                         }
                         Pick::Change(..) if placed.is_empty() => continue,
