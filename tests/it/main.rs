@@ -26,6 +26,7 @@ mod api {
     mod routes;
     mod schemathesis;
     mod skus;
+    pub(crate) mod stock;
     mod waiting;
 }
 
