@@ -29,7 +29,7 @@ pub enum PlaceError {
     Rejected { rejection: Rejection, replayed: bool },
     /// The order of this idempotency key was placed earlier, and holds no pieces any more.
     #[error("the order of this key is {}", .0.status().as_str())]
-    NotReserved(Order),
+    NotReserved(Box<Order>),
     /// It was not queued: sending it again is safe.
     #[error("refused: {0:?}")]
     Refused(Refusal),

@@ -302,7 +302,7 @@ fn replay(order: Order) -> Result<Placement, PlaceError> {
     match (order.status(), order.state) {
         (_, OrderState::Rejected(rejection)) => Err(PlaceError::Rejected { rejection, replayed: true }),
         (OrderStatus::Reserved | OrderStatus::Paid, _) => Ok(Placement::Accepted { order, replayed: true }),
-        _ => Err(PlaceError::NotReserved(order)),
+        _ => Err(PlaceError::NotReserved(Box::new(order))),
     }
 }
 
