@@ -8,6 +8,7 @@ pub mod product;
 pub mod quantity;
 pub mod lines;
 pub mod names;
+pub mod terms;
 pub mod inventory;
 pub mod order;
 pub mod rejection;

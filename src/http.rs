@@ -22,6 +22,7 @@ mod route_names;
 mod server;
 mod site;
 mod socket;
+mod terms;
 mod time;
 
 use std::sync::Arc;
@@ -54,6 +55,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/products", get(products::list).post(products::create)),
         ("/api/products/{productId}", get(products::show)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
+        ("/api/products/{productId}/terms", get(terms::show).put(terms::set)),
         ("/api/orders", post(orders::place).get(orders::list)),
         ("/api/orders/{orderId}", get(orders::show)),
         ("/api/orders/{orderId}/payment", post(orders::pay)),

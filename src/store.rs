@@ -26,6 +26,7 @@ mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
 mod statements;
+mod terms;
 mod time_limit;
 mod transaction;
 

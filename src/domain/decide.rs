@@ -15,14 +15,19 @@ use crate::domain::{
     order::{Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
+    terms::Terms,
     verdict::Verdict,
 };
+
+/// The terms of those products of a batch that have other terms than the default.
+pub type SpecialTerms = BTreeMap<ProductId, Terms>;
 
 /// What a transaction reads, under its locks, before it decides.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Of all products of the batch that have one. A product without an inventory does not exist.
     pub inventories: Inventories,
+    pub terms: SpecialTerms,
     /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
     pub stored: Option<StoredOrders>,
     pub times: Times,
@@ -131,10 +136,10 @@ pub struct Writes {
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, stored, times } = snapshot;
+    let Snapshot { inventories, terms, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
+    let mut batch = Batch { decision, terms, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -170,6 +175,7 @@ type Decided = Result<(Verdict, Effect), String>;
 
 struct Batch {
     decision: Decision,
+    terms: SpecialTerms,
     stored: Option<StoredOrders>,
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
@@ -210,7 +216,7 @@ impl Batch {
         let (verdict, effect) = match self.reserve(order) {
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
             Ok(()) => {
-                let expires_at = self.times.expires_at.max(order.id.created_at());
+                let expires_at = self.hold_ends_at(order).max(order.id.created_at());
                 (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
             Err(rejection) => rejected(rejection),
@@ -223,6 +229,7 @@ impl Batch {
 
     /// Reserves the pieces of all lines, or none.
     fn reserve(&mut self, order: &NewOrder) -> Result<(), Rejection> {
+        self.check_terms(order)?;
         let inventories = &mut self.decision.inventories;
         if let Some(line) = order.lines.only() {
             return reserve(inventories, line);
@@ -231,6 +238,34 @@ impl Batch {
             order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
         let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
         reserved.inspect_err(|_| inventories.extend(before))
+    }
+
+    /// Whether the terms of sale of all its products allow the order. What is in stock does not matter yet.
+    fn check_terms(&self, order: &NewOrder) -> Result<(), Rejection> {
+        if self.terms.is_empty() {
+            return Ok(()); // as most batches are
+        }
+        let unknown = order.lines.products().find(|id| !self.decision.inventories.contains_key(id));
+        if let Some(product_id) = unknown {
+            return Err(Rejection::ProductNotFound { product_id });
+        }
+        let mut lines = order.lines.as_slice().iter();
+        lines.try_for_each(|line| match self.terms.get(&line.product_id) {
+            Some(terms) => terms.check(*line, self.times.decided_at),
+            None => Ok(()),
+        })
+    }
+
+    /// When a reservation of this order ends: with the shortest hold of its products.
+    fn hold_ends_at(&self, order: &NewOrder) -> Timestamp {
+        let Times { decided_at, expires_at } = self.times;
+        if self.terms.is_empty() {
+            return expires_at;
+        }
+        let hold = |id| self.terms.get(&id).and_then(|terms| terms.hold);
+        let ends =
+            order.lines.products().map(|id| hold(id).map_or(expires_at, |hold| hold.ends_at(decided_at)));
+        ends.min().unwrap_or(expires_at)
     }
 
     /// The verdict on an order that was decided before, under its own id or its key.

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::{body::Field, readiness::Readiness, time::Time};
@@ -112,6 +113,7 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidTerms "invalid_terms",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
@@ -198,6 +200,14 @@ impl Reason {
 
 /// Seconds after which a 503 is worth another try.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Whole seconds until a sale opens, as `Retry-After` says it. At least one, and no more than an hour: the seller may change the
+/// opening. A hint by the clock of this process; the database's decides.
+fn seconds_until(opens_at: Timestamp, now: Timestamp) -> u64 {
+    const MAX: u64 = 3_600;
+    let millis = opens_at.duration_since(now).as_millis();
+    u64::try_from(millis).map_or(1, |millis| millis.div_ceil(1_000).clamp(1, MAX))
+}
 
 /// An error as it is answered: what is wrong and what to do.
 #[derive(Debug, Serialize)]
@@ -491,6 +501,10 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
+        if let Some(Time(opens_at)) = self.terms.as_ref().and_then(|terms| terms.opens_at) {
+            let seconds = seconds_until(opens_at, Timestamp::now());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         if status == StatusCode::REQUEST_TIMEOUT {
             // What may still come of the body is no request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -503,6 +517,22 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_waits_for_the_opening_but_no_longer_than_an_hour() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        for (opens_at, now, seconds) in [
+            (10_000, 0, 10),
+            (10_001, 0, 11),
+            (10_000, 9_999, 1),
+            (10_000, 10_000, 1),
+            (10_000, 99_999, 1),
+            (3_600_000, 0, 3_600),
+            (253_402_128_000_000, 0, 3_600),
+        ] {
+            assert_eq!(seconds_until(at(opens_at), at(now)), seconds, "{opens_at} {now}");
+        }
+    }
 
     #[test]
     fn one_piece_is_one_piece() {

@@ -21,17 +21,20 @@ use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
     ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
+    terms,
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+    decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventories, Inventory, Stock},
     lane_set::LaneSet,
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
     time::from_millis,
 };
 
@@ -47,6 +50,7 @@ pub struct MemoryStore {
 struct Data {
     installation_id: Uuid,
     products: BTreeMap<ProductId, (Product, Inventory)>,
+    terms: SpecialTerms,
     orders: BTreeMap<OrderId, Order>,
     keys: HashMap<IdempotencyKey, OrderId>,
     /// Other ids of stored orders.
@@ -124,11 +128,19 @@ impl Catalog for MemoryStore {
         Ok(ids.iter().copied().filter(|id| data.products.contains_key(id)).collect())
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let data = self.data()?;
-        let is_sold_out =
-            |id: &ProductId| data.products.get(id).is_some_and(|(_, inventory)| inventory.available() == 0);
-        Ok(ids.iter().copied().filter(is_sold_out).collect())
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let (now, data) = (self.now(), self.data()?);
+        let closed = |id: &ProductId| {
+            let (_, inventory) = data.products.get(id)?;
+            let terms = data.terms.get(id).copied().unwrap_or_default();
+            let rejection = terms::closed(*id, inventory.available().into(), &terms, now, opening_margin)?;
+            Some((*id, rejection))
+        };
+        Ok(ids.iter().filter_map(closed).collect())
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -156,6 +168,21 @@ impl Catalog for MemoryStore {
             Ok(()) => Recount::Done(product.clone(), *inventory),
             Err(below) => Recount::BelowReserved(below),
         })
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        let data = self.data()?;
+        Ok(data.products.get(&id).map(|_| data.terms.get(&id).copied().unwrap_or_default()))
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        let mut data = self.data()?;
+        if !data.products.contains_key(&id) {
+            return Ok(false);
+        }
+        data.terms.remove(&id);
+        data.terms.extend((!terms.is_default()).then_some((id, terms)));
+        Ok(true)
     }
 }
 
@@ -229,8 +256,9 @@ impl Decider for MemoryStore {
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
+        let terms = data.terms.clone();
         let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, stored: Some(stored), times }, commands);
+            decide::decide(Snapshot { inventories, terms, stored: Some(stored), times }, commands);
         data.write(inventories, writes);
         Ok(result)
     }
@@ -384,6 +412,7 @@ mod tests {
         order::Quantity,
         origin::Origin,
         product::ProductName,
+        terms::SalePeriod,
     };
 
     /// A clock that the test sets.
@@ -435,6 +464,33 @@ mod tests {
             }
         }
         assert_eq!(found, [ids[1], ids[3], ids[2], ids[0]], "two of the same time are on two pages");
+    }
+
+    /// The clock of the process, two years later, takes no part.
+    #[tokio::test]
+    async fn a_sale_opens_by_the_clock_that_was_handed_in() {
+        let (store, clock) = store();
+        let name = ProductName::stored("Kaos Polos".to_owned()).unwrap();
+        let id = store.create_product(name).await.unwrap().id;
+        store.recount(id, Stock::new(10).unwrap()).await.unwrap().done().unwrap();
+        let opens_at = store.now() + SignedDuration::from_secs(5);
+        let period = SalePeriod::new(Some(opens_at), Some(opens_at + SignedDuration::from_secs(5))).unwrap();
+        assert!(store.set_terms(id, Terms { period, ..Terms::default() }).await.unwrap());
+        let mut verdicts = Vec::new();
+        for number in 0..4_u128 {
+            let order = NewOrder {
+                id: Uuid::from_u128(number).into(),
+                lines: Lines::one(id, Quantity::new(1).unwrap()),
+                buyer: None,
+                reply: ReplyMode::Detached,
+                key: None,
+                origin: Origin::default(),
+            };
+            let result = store.decide(&[order.into()], Duration::from_secs(60)).await.unwrap();
+            verdicts.push(result.verdicts[0].as_str());
+            clock.0.fetch_add(4_000, Ordering::Relaxed);
+        }
+        assert_eq!(verdicts, ["sale_not_open", "sale_not_open", "reserved", "sale_closed"]);
     }
 
     #[tokio::test]

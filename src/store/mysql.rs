@@ -37,7 +37,10 @@ use super::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    terms,
+    transaction::{
+        self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids, json,
+    },
 };
 use crate::domain::{
     command::Command,
@@ -47,7 +50,9 @@ use crate::domain::{
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// Connections of one process for reads: enough for an API, because it joins the reads of many requests.
@@ -197,14 +202,13 @@ impl Catalog for MySqlStore {
         product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT product_id
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id
-             WHERE available_stock = 0",
-        );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let query = sqlx::query_as(CLOSED_TO_ORDERS);
+        terms::closed_to_orders(self.reads.fetch_all(query.bind(json(&ids))).await?, opening_margin)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -223,6 +227,14 @@ impl Catalog for MySqlStore {
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         transaction::recount(self, id, stock).await
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        terms::found(self.reads.fetch_all(sqlx::query_as(terms::TERMS).bind(id_column(id))).await?)
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        transaction::set_terms(self, id, terms).await
     }
 }
 
@@ -341,6 +353,14 @@ use now_ms;
 
 const DUE: &str = due!(now_ms!());
 
+/// Rows for [`terms::closed_to_orders`].
+const CLOSED_TO_ORDERS: &str = concat!(
+    "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
+    now_ms!(),
+    " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+     STRAIGHT_JOIN inventories ON product_id = batch.id"
+);
+
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
 
@@ -355,13 +375,13 @@ pub(super) struct MySqlTransaction(PooledConnection);
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
+                 max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
             " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
         );
-        let rows: Vec<(i64, i64, i64, i64, i64)> =
-            self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        let rows: Vec<LockedRow> = self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
     }
 
@@ -394,7 +414,7 @@ impl Transaction for MySqlTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -404,6 +424,7 @@ impl Transaction for MySqlTransaction {
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
+            (terms, SET_TERMS),
         ] {
             if let Some(rows) = rows {
                 self.0.execute(sqlx::query(statement).bind(rows)).await?;
@@ -482,6 +503,19 @@ const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
      )) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
      SET status = new_status";
+
+const SET_TERMS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id BIGINT PATH '$[0]', new_selling TINYINT PATH '$[1]', new_opens_at BIGINT PATH '$[2]',
+         new_closes_at BIGINT PATH '$[3]', new_max_per_order INT PATH '$[4]', new_max_per_buyer INT PATH '$[5]',
+         new_hold_seconds INT PATH '$[6]'
+     )) AS batch
+     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
+     SET selling       = new_selling,
+         opens_at      = new_opens_at,
+         closes_at     = new_closes_at,
+         max_per_order = new_max_per_order,
+         max_per_buyer = new_max_per_buyer,
+         hold_seconds  = new_hold_seconds";
 
 // Its order is locked, so that it is not pruned in between.
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)

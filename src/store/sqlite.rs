@@ -53,7 +53,10 @@ use super::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    terms,
+    transaction::{
+        self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids, json,
+    },
 };
 use crate::domain::{
     command::Command,
@@ -63,7 +66,9 @@ use crate::domain::{
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// Connections that only read.
@@ -196,6 +201,13 @@ use now_ms;
 
 const DUE: &str = due!(now_ms!());
 
+/// Rows for [`terms::closed_to_orders`].
+const CLOSED_TO_ORDERS: &str = concat!(
+    "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
+    now_ms!(),
+    " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
+);
+
 #[async_trait]
 impl Catalog for SqliteStore {
     async fn create(&self, NewProduct { name, sku, stock }: NewProduct) -> Result<Creation, StoreError> {
@@ -254,13 +266,13 @@ impl Catalog for SqliteStore {
         product_ids(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT product_id
-             FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
-             WHERE available_stock = 0",
-        );
-        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let query = sqlx::query_as(CLOSED_TO_ORDERS);
+        terms::closed_to_orders(self.fetch_all(query.bind(json(&ids))).await?, opening_margin)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -283,6 +295,14 @@ impl Catalog for SqliteStore {
 
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         transaction::recount(self, id, stock).await
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        terms::found(self.fetch_all(sqlx::query_as(terms::TERMS).bind(id_column(id))).await?)
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        transaction::set_terms(self, id, terms).await
     }
 }
 
@@ -461,12 +481,12 @@ impl Transaction for SqliteTransaction {
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         const LOCK: &str = concat!(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+             SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
+                 max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
             " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
         );
-        let rows: Vec<(i64, i64, i64, i64, i64)> =
-            self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        let rows: Vec<LockedRow> = self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
     }
 
@@ -496,7 +516,7 @@ impl Transaction for SqliteTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -507,6 +527,7 @@ impl Transaction for SqliteTransaction {
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
             (stock, MOVE_STOCK),
+            (terms, SET_TERMS),
         ];
         let (mut statements, mut lists) = (String::new(), Vec::new());
         for (list, statement) in writes {
@@ -566,6 +587,15 @@ const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),
          available_stock = available_stock + (batch.value ->> 2),
          reserved_stock  = reserved_stock  + (batch.value ->> 3)
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
+
+const SET_TERMS: &str = "UPDATE inventories
+     SET selling       = batch.value ->> 1,
+         opens_at      = batch.value ->> 2,
+         closes_at     = batch.value ->> 3,
+         max_per_order = batch.value ->> 4,
+         max_per_buyer = batch.value ->> 5,
+         hold_seconds  = batch.value ->> 6
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
 
 #[cfg(test)]

@@ -19,18 +19,20 @@ use super::{
     observer::RetryCause,
     ports::{Catalog, Recount},
     rows::{ReadOrder, product_id, stored_lines},
+    terms::{self, TermsRow},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+        decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory, Stock},
         lines::Line,
         order::OrderState,
         product::Product,
         rejection::RejectionDetails,
+        terms::Terms,
     },
 };
 
@@ -67,32 +69,51 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
-    /// Products whose inventory is invalid, and what is wrong with it.
+    pub terms: SpecialTerms,
+    /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
     pub now: i64,
 }
 
+/// A locked row of `inventories`: product_id, stored, available, reserved, the six columns of [`TermsRow`], now.
+pub(super) type LockedRow =
+    (i64, i64, i64, i64, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, i64);
+
 impl LockedInventories {
-    /// Of rows of `product_id, stored, available, reserved, now`.
-    pub(super) fn of(rows: Vec<(i64, i64, i64, i64, i64)>) -> Result<Self, StoreError> {
+    pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
         let now = rows.first().map_or(0, |(.., now)| *now);
-        let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        for (id, stored, available, reserved, _) in rows {
+        let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
+        let mut unreadable = HashMap::new();
+        for (id, stored, available, reserved, selling, opens, closes, order, buyer, hold, _) in rows {
             let id = product_id(id)?;
-            match Inventory::from_columns(stored, available, reserved) {
-                Ok(inventory) => drop(inventories.insert(id, inventory)),
+            match read(stored, available, reserved, (selling, opens, closes, order, buyer, hold)) {
+                Ok((inventory, special)) => {
+                    inventories.insert(id, inventory);
+                    terms.extend(special.map(|special| (id, special)));
+                }
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
         }
-        Ok(Self { inventories, unreadable, now })
+        Ok(Self { inventories, terms, unreadable, now })
     }
 
     fn times(&self, reservation_ttl: Duration) -> Times {
         let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
     }
+}
+
+fn read(
+    stored: i64,
+    available: i64,
+    reserved: i64,
+    terms: TermsRow,
+) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory =
+        Inventory::from_columns(stored, available, reserved).map_err(|error| error.to_string())?;
+    Ok((inventory, terms::read_unless_default(terms)?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -120,6 +141,9 @@ pub(super) struct Changes {
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
+    /// New terms of products: `[[product_id, selling (0 or 1), opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds],
+    /// …]`. No batch has any.
+    pub terms: Option<String>,
 }
 
 /// A database that can begin a transaction.
@@ -258,6 +282,33 @@ async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Re
     Ok(Recount::Done(product, inventory))
 }
 
+/// Sets a product's terms of sale: see [`Catalog::set_terms`].
+pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+    let mut run = 1;
+    loop {
+        match set_terms_once(store, id, terms).await {
+            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
+                run += 1
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
+    let mut transaction = store.begin().await?;
+    let locked = transaction.lock_inventories(json(&[id])).await?;
+    // Invalid terms are replaced as well.
+    if !locked.inventories.contains_key(&id) && !locked.unreadable.contains_key(&id) {
+        return Ok(false);
+    }
+    let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
+    let selling = u8::from(selling);
+    let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
+    transaction.commit(Changes { terms: list(&[row]), ..Changes::default() }).await?;
+    Ok(true)
+}
+
 /// Whether a batch is what most batches are: new orders, each once.
 fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
@@ -276,8 +327,9 @@ async fn decide_new_orders<B: Begin>(
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times }, commands);
+    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
+    let decision =
+        decide::decide(Snapshot { inventories: before.clone(), terms, stored: None, times }, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -301,9 +353,9 @@ async fn decide_any_commands<B: Begin>(
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times }, commands);
+    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
+    let snapshot = Snapshot { inventories: before.clone(), terms, stored: Some(stored), times };
+    let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
 }
@@ -399,6 +451,7 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         statuses: list(&statuses),
         aliases: list(&aliases),
         stock: list(&differences(before, &decision.inventories)),
+        terms: None,
     }
 }
 

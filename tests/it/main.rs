@@ -24,6 +24,7 @@ mod api {
     mod routes;
     mod schemathesis;
     mod skus;
+    pub(crate) mod terms;
 }
 
 /// What an API shows to people.

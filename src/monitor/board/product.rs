@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     super::report::{Counts, ProductReport, StockLevel},
-    view::ProductPoint,
+    view::{NotOnSale, ProductPoint},
     window::{LatencyWindow, RateWindow, SLOT_SECONDS},
 };
 
@@ -20,6 +20,7 @@ pub(super) struct ProductRow {
     /// The name, for searches.
     folded_name: String,
     stock: Option<StockLevel>,
+    not_on_sale: Option<NotOnSale>,
     most_stored: u64,
     totals: Counts,
     rate: RateWindow,
@@ -47,6 +48,11 @@ impl ProductRow {
             self.folded_name = name.to_lowercase();
             self.name = Some(name.to_owned());
         }
+    }
+
+    /// From the catalogue.
+    pub(super) fn set_not_on_sale(&mut self, not_on_sale: Option<NotOnSale>) {
+        self.not_on_sale = not_on_sale;
     }
 
     /// Keeps the latest: reports of several processes, and what the catalogue says, arrive in any order.
@@ -108,6 +114,10 @@ impl ProductRow {
 
     pub(super) fn stock(&self) -> Option<StockLevel> {
         self.stock
+    }
+
+    pub(super) fn not_on_sale(&self) -> Option<NotOnSale> {
+        self.not_on_sale
     }
 
     pub(super) fn most_stored(&self) -> u64 {

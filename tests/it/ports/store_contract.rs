@@ -100,6 +100,7 @@ mod life;
 mod lists;
 mod redelivery;
 mod retention;
+mod terms;
 
 /// The database of one test.
 struct Database {

@@ -25,6 +25,7 @@ mod life;
 mod load;
 mod outages;
 mod queue;
+mod terms;
 mod workers;
 
 /// Processes that share a place.
