@@ -10,7 +10,11 @@ use axum::{
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{body::Field, readiness::Readiness, time::Time};
+use super::{
+    body::Field,
+    readiness::Readiness,
+    time::{Time, seconds_until},
+};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -200,14 +204,6 @@ impl Reason {
 
 /// Seconds after which a 503 is worth another try.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
-
-/// Whole seconds until a sale opens, as `Retry-After` says it. At least one, and no more than an hour: the seller may change the
-/// opening. A hint by the clock of this process; the database's decides.
-fn seconds_until(opens_at: Timestamp, now: Timestamp) -> u64 {
-    const MAX: u64 = 3_600;
-    let millis = opens_at.duration_since(now).as_millis();
-    u64::try_from(millis).map_or(1, |millis| millis.div_ceil(1_000).clamp(1, MAX))
-}
 
 /// An error as it is answered: what is wrong and what to do.
 #[derive(Debug, Serialize)]
@@ -517,22 +513,6 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_client_waits_for_the_opening_but_no_longer_than_an_hour() {
-        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
-        for (opens_at, now, seconds) in [
-            (10_000, 0, 10),
-            (10_001, 0, 11),
-            (10_000, 9_999, 1),
-            (10_000, 10_000, 1),
-            (10_000, 99_999, 1),
-            (3_600_000, 0, 3_600),
-            (253_402_128_000_000, 0, 3_600),
-        ] {
-            assert_eq!(seconds_until(at(opens_at), at(now)), seconds, "{opens_at} {now}");
-        }
-    }
 
     #[test]
     fn one_piece_is_one_piece() {
