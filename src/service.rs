@@ -7,3 +7,4 @@ pub mod dispatcher;
 pub mod order_gate;
 pub mod ordering;
 mod pending_replies;
+mod verdict_waits;

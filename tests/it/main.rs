@@ -20,11 +20,13 @@ mod api {
     mod http;
     pub(crate) mod life;
     mod one_rule;
+    mod order_lists;
     pub(crate) mod race;
     mod routes;
     mod schemathesis;
     mod skus;
     pub(crate) mod terms;
+    mod waiting;
 }
 
 /// What an API shows to people.

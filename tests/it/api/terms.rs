@@ -150,7 +150,7 @@ async fn invalid_terms_change_nothing(pair: Pair) {
             json!("2026-01-31 09:00:00Z"),
             json!("2026-02-29T09:00:00Z"),
             json!("2026-01-31T09:00:00Z[Asia/Jakarta]"),
-            json!("9999-12-31T23:59:59Z"),
+            json!("0000-01-01T00:00:00+01:00"),
             json!("9".repeat(5_000)),
         ]) {
             refuses(json!({field: value}), "invalid_terms", Some(field)).await;
