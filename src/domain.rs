@@ -9,6 +9,7 @@ pub mod quantity;
 pub mod lines;
 pub mod names;
 pub mod terms;
+pub mod holdings;
 pub mod inventory;
 pub mod order;
 pub mod rejection;

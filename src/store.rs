@@ -7,6 +7,7 @@
 
 pub mod audit;
 mod error;
+mod holdings;
 pub mod inspection;
 mod lane_sets;
 mod lists;

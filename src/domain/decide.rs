@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use crate::domain::{
     command::{ChangeOrder, Command, NewOrder},
     event::Event,
+    holdings::{BatchHoldings, HoldingChanges, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventories},
     lines::Line,
@@ -28,6 +29,8 @@ pub struct Snapshot {
     /// Of all products of the batch that have one. A product without an inventory does not exist.
     pub inventories: Inventories,
     pub terms: SpecialTerms,
+    /// What the buyers of its new orders hold: see [`holders`](crate::domain::holdings::holders).
+    pub holdings: Holdings,
     /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
     pub stored: Option<StoredOrders>,
     pub times: Times,
@@ -127,6 +130,8 @@ pub struct Writes {
     pub statuses: BTreeMap<OrderId, OrderStatus>,
     /// Other ids of stored orders: `(id, id of the stored order)`.
     pub aliases: Vec<(OrderId, OrderId)>,
+    /// What buyers hold more or less than before, of products with a limit for each buyer.
+    pub holdings: HoldingChanges,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
 }
@@ -136,10 +141,11 @@ pub struct Writes {
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, terms, stored, times } = snapshot;
+    let Snapshot { inventories, terms, holdings, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, terms, stored, times, placed: HashMap::new() };
+    let holdings = BatchHoldings::new(holdings);
+    let mut batch = Batch { decision, terms, holdings, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -159,7 +165,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, stored, .. } = batch;
+    let Batch { mut decision, holdings, stored, .. } = batch;
+    decision.writes.holdings = holdings.into_changes();
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -176,6 +183,7 @@ type Decided = Result<(Verdict, Effect), String>;
 struct Batch {
     decision: Decision,
     terms: SpecialTerms,
+    holdings: BatchHoldings,
     stored: Option<StoredOrders>,
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
@@ -232,12 +240,15 @@ impl Batch {
         self.check_terms(order)?;
         let inventories = &mut self.decision.inventories;
         if let Some(line) = order.lines.only() {
-            return reserve(inventories, line);
+            reserve(inventories, line)?;
+        } else {
+            let before: Vec<_> =
+                order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
+            let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
+            reserved.inspect_err(|_| inventories.extend(before))?;
         }
-        let before: Vec<_> =
-            order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
-        let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
-        reserved.inspect_err(|_| inventories.extend(before))
+        self.holdings.give(&self.terms, &order.lines, order.buyer.as_ref());
+        Ok(())
     }
 
     /// Whether the terms of sale of all its products allow the order. What is in stock does not matter yet.
@@ -253,7 +264,8 @@ impl Batch {
         lines.try_for_each(|line| match self.terms.get(&line.product_id) {
             Some(terms) => terms.check(*line, self.times.decided_at),
             None => Ok(()),
-        })
+        })?;
+        self.holdings.check(&self.terms, &order.lines, order.buyer.as_ref())
     }
 
     /// When a reservation of this order ends: with the shortest hold of its products.
@@ -328,11 +340,13 @@ impl Batch {
         if !command.is_about(order) {
             return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventories
         }
+        let held = order.holds_pieces();
         let changed = order
             .change(command.change, &mut self.decision.inventories, self.times.decided_at)
             .map_err(|error| error.to_string())?;
         let order = order.clone();
         if changed {
+            self.holdings.follow(&self.terms, held, &order);
             self.decision.writes.statuses.insert(order.id, order.status());
         }
         if changed || order.status() == command.change.leads_to() {

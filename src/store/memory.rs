@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::domain::{
     command::Command,
     decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+    holdings::{self, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventories, Inventory, Stock},
     lane_set::LaneSet,
@@ -51,6 +52,7 @@ struct Data {
     installation_id: Uuid,
     products: BTreeMap<ProductId, (Product, Inventory)>,
     terms: SpecialTerms,
+    holdings: Holdings,
     orders: BTreeMap<OrderId, Order>,
     keys: HashMap<IdempotencyKey, OrderId>,
     /// Other ids of stored orders.
@@ -180,8 +182,14 @@ impl Catalog for MemoryStore {
         if !data.products.contains_key(&id) {
             return Ok(false);
         }
-        data.terms.remove(&id);
+        let before = data.terms.remove(&id);
         data.terms.extend((!terms.is_default()).then_some((id, terms)));
+        if before.and_then(|terms| terms.max_per_buyer).is_some() != terms.max_per_buyer.is_some() {
+            data.holdings.retain(|(product_id, _), _| *product_id != id);
+            let limited = |product_id| product_id == id && terms.max_per_buyer.is_some();
+            let counted = holdings::held_by(data.orders.values(), limited);
+            data.holdings.extend(counted);
+        }
         Ok(true)
     }
 }
@@ -249,8 +257,10 @@ impl Decider for MemoryStore {
         let times = Times { decided_at: from_millis(now), expires_at };
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
         let terms = data.terms.clone();
+        let holders = holdings::holders(&terms, commands).into_iter();
+        let holdings = holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
         let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, terms, stored: Some(stored), times }, commands);
+            decide::decide(Snapshot { inventories, terms, holdings, stored: Some(stored), times }, commands);
         data.write(inventories, writes);
         Ok(result)
     }
@@ -291,7 +301,8 @@ impl Data {
     }
 
     fn write(&mut self, inventories: Inventories, writes: Writes) {
-        let Writes { orders, statuses, aliases, .. } = writes;
+        let Writes { orders, statuses, aliases, holdings, .. } = writes;
+        holdings::apply(&mut self.holdings, holdings);
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
                 *inventory = after;
@@ -336,12 +347,16 @@ impl Retention for MemoryStore {
     async fn delete_orders(&self, ids: &[OrderId]) -> Result<Deleted, StoreError> {
         let mut data = self.data()?;
         let mut gone = HashSet::new();
+        let mut orders = Vec::new();
         for id in ids {
             if data.orders.get(id).is_some_and(|order| order.status().is_final()) {
-                data.orders.remove(id);
+                orders.extend(data.orders.remove(id));
                 gone.insert(*id);
             }
         }
+        let limited = |id| data.terms.get(&id).is_some_and(|terms| terms.max_per_buyer.is_some());
+        let less = holdings::taken_away(holdings::held_by(&orders, limited));
+        holdings::apply(&mut data.holdings, less);
         let links = (data.keys.len(), data.aliases.len());
         data.keys.retain(|_, order| !gone.contains(order));
         data.aliases.retain(|_, order| !gone.contains(order));

@@ -5,6 +5,7 @@
 //! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
+mod buyers;
 mod connections;
 mod retention;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
+    holdings::{self, HoldingRow},
     lane_sets,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
@@ -45,6 +47,7 @@ use super::{
 use crate::domain::{
     command::Command,
     decide::BatchResult,
+    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
@@ -375,6 +378,37 @@ impl Begin for MySqlStore {
 /// Begins with its first statement. Dropping it rolls it back.
 pub(super) struct MySqlTransaction(PooledConnection);
 
+impl MySqlTransaction {
+    /// Writes all changes but those of the stock.
+    async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
+        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, terms, .. } = changes;
+        for (rows, statement) in [
+            (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (basket_lines, INSERT_BASKET_LINES),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
+            (keys, INSERT_KEYS),
+            (statuses, SET_STATUSES),
+            (aliases, INSERT_ALIASES),
+            (buyers, buyers::INSERT_BUYERS),
+            (more_held, buyers::MORE_HELD),
+            (less_held.clone(), buyers::LESS_HELD),
+            (less_held, buyers::DELETE_EMPTY_HOLDINGS),
+            (holdings_forgotten, buyers::FORGET_HOLDINGS),
+            (holdings_counted, buyers::COUNT_HOLDINGS),
+            (terms, SET_TERMS),
+        ] {
+            if let Some(rows) = rows {
+                self.0.execute(sqlx::query(statement).bind(rows)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
@@ -415,24 +449,14 @@ impl Transaction for MySqlTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
-        for (rows, statement) in [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
-            (aliases, INSERT_ALIASES),
-            (terms, SET_TERMS),
-        ] {
-            if let Some(rows) = rows {
-                self.0.execute(sqlx::query(statement).bind(rows)).await?;
-            }
-        }
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let rows: Vec<HoldingRow> = self.0.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
+        holdings::read(rows)
+    }
+
+    async fn commit(mut self, mut changes: Changes) -> Result<(), CommitError> {
+        let stock = changes.stock.take();
+        self.write(changes).await?;
         // As text, because each prepared statement is a round trip; numbers need no quoting. If the first of the two fails,
         // the commit does not run.
         let move_stock = stock.map_or(String::new(), |differences| {

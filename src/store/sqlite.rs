@@ -3,6 +3,7 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
+mod buyers;
 mod retention;
 
 use std::{
@@ -34,6 +35,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
+    holdings::{self, HoldingRow},
     lists::{
         self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
         page_of_products,
@@ -61,6 +63,7 @@ use super::{
 use crate::domain::{
     command::Command,
     decide::BatchResult,
+    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
@@ -457,6 +460,42 @@ impl SqliteTransaction {
         timed(sql, in_time(deadline, query.execute(self.connection()?))).await.map(drop)
     }
 
+    /// Writes all changes, and runs `end` after that.
+    async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
+        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
+        let writes = [
+            (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (basket_lines, INSERT_BASKET_LINES),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
+            (keys, INSERT_KEYS),
+            (statuses, SET_STATUSES),
+            (aliases, INSERT_ALIASES),
+            (stock, MOVE_STOCK),
+            (buyers, buyers::INSERT_BUYERS),
+            (more_held, buyers::MORE_HELD),
+            (less_held.clone(), buyers::LESS_HELD),
+            (less_held, buyers::DELETE_EMPTY_HOLDINGS),
+            (holdings_forgotten, buyers::FORGET_HOLDINGS),
+            (holdings_counted, buyers::COUNT_HOLDINGS),
+            (terms, SET_TERMS),
+        ];
+        let (mut statements, mut lists) = (String::new(), Vec::new());
+        for (list, statement) in writes {
+            if let Some(list) = list {
+                statements.push_str(statement);
+                lists.push(list);
+            }
+        }
+        statements.push_str(end);
+        // Made of constants, and few: they stay prepared.
+        let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
+        self.execute(query).await
+    }
+
     fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         self.writer.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
     }
@@ -517,32 +556,13 @@ impl Transaction for SqliteTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let rows: Vec<HoldingRow> = self.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
+        holdings::read(rows)
+    }
+
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
-        let writes = [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
-            (aliases, INSERT_ALIASES),
-            (stock, MOVE_STOCK),
-            (terms, SET_TERMS),
-        ];
-        let (mut statements, mut lists) = (String::new(), Vec::new());
-        for (list, statement) in writes {
-            if let Some(list) = list {
-                statements.push_str(statement);
-                lists.push(list);
-            }
-        }
-        statements.push_str("COMMIT");
-        // Made of constants, and few: they stay prepared.
-        let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
-        self.execute(query).await?;
+        self.write(changes, "COMMIT").await?;
         self.end();
         Ok(())
     }

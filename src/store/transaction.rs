@@ -26,6 +26,7 @@ use crate::{
     domain::{
         command::Command,
         decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+        holdings::{self, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory, Stock},
         lines::Line,
@@ -61,6 +62,9 @@ pub(super) trait Transaction: Send {
         &mut self,
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, OrderId)>, StoreError>> + Send;
+
+    /// What these buyers hold (`[[product_id, "<buyer>"], …]`): those of them that hold anything.
+    fn holdings(&mut self, holders: String) -> impl Future<Output = Result<Holdings, StoreError>> + Send;
 
     /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
     fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
@@ -141,6 +145,16 @@ pub(super) struct Changes {
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
+    /// What buyers hold more than before, `[[product_id, "<buyer>", pieces], …]`.
+    pub more_held: Option<String>,
+    /// What buyers hold less than before, in the same form.
+    pub less_held: Option<String>,
+    /// The buyers of new orders, `[["<buyer>", "<32 hex digits>"], …]`.
+    pub buyers: Option<String>,
+    /// Products whose holdings are forgotten, `[product_id, …]`. No batch has any.
+    pub holdings_forgotten: Option<String>,
+    /// Products whose holdings are counted from their stored orders, in the same form. No batch has any.
+    pub holdings_counted: Option<String>,
     /// New terms of products: `[[product_id, selling (0 or 1), opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds],
     /// …]`. No batch has any.
     pub terms: Option<String>,
@@ -305,7 +319,18 @@ async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Res
     let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
     let selling = u8::from(selling);
     let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
-    transaction.commit(Changes { terms: list(&[row]), ..Changes::default() }).await?;
+    let limit_before = locked.terms.get(&id).and_then(|terms| terms.max_per_buyer);
+    let is_limited = terms.max_per_buyer.is_some();
+    // A limit that was there before was followed by the holdings from then on; one that was invalid most likely not.
+    let is_followed = limit_before.is_some() == is_limited && locked.unreadable.is_empty();
+    let (forgotten, counted) = (!is_followed, !is_followed && is_limited);
+    let changes = Changes {
+        terms: list(&[row]),
+        holdings_forgotten: forgotten.then(|| json(&[id])),
+        holdings_counted: counted.then(|| json(&[id])),
+        ..Changes::default()
+    };
+    transaction.commit(changes).await?;
     Ok(true)
 }
 
@@ -327,9 +352,10 @@ async fn decide_new_orders<B: Begin>(
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
     let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), terms, stored: None, times }, commands);
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times };
+    let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -353,11 +379,22 @@ async fn decide_any_commands<B: Begin>(
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
     let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
-    let snapshot = Snapshot { inventories: before.clone(), terms, stored: Some(stored), times };
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times };
     let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
+}
+
+/// What the buyers of new orders hold. They only change under the locks of the inventories: what is read stays true.
+async fn holdings(
+    transaction: &mut impl Transaction,
+    terms: &SpecialTerms,
+    commands: &[Command],
+) -> Result<Holdings, StoreError> {
+    let holders = holdings::holders(terms, commands);
+    if holders.is_empty() { Ok(Holdings::new()) } else { transaction.holdings(json(&holders)).await }
 }
 
 /// The stored orders that these commands are about.
@@ -407,11 +444,11 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, orphaned_keys } = &decision.writes;
+    let Writes { orders, statuses, aliases, holdings, orphaned_keys } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
-    let (mut basket_lines, mut keys) = (Vec::new(), Vec::new());
+    let (mut basket_lines, mut keys, mut buyers) = (Vec::new(), Vec::new(), Vec::new());
     for (order, key) in orders {
         let Some(lines) = &order.lines else { continue };
         let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
@@ -433,6 +470,7 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         }
         basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
         keys.extend(key.as_ref().map(|key| (key, id)));
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
     }
     let reservations = reservations.into_iter();
     let reservations: Vec<_> = reservations
@@ -451,11 +489,12 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         statuses: list(&statuses),
         aliases: list(&aliases),
         stock: list(&differences(before, &decision.inventories)),
-        terms: None,
+        buyers: list(&buyers),
+        ..super::holdings::changes(holdings)
     }
 }
 
-fn list(rows: &[impl Serialize]) -> Option<String> {
+pub(super) fn list(rows: &[impl Serialize]) -> Option<String> {
     (!rows.is_empty()).then(|| json(&rows))
 }
 

@@ -23,7 +23,7 @@ fn product(number: u64) -> ProductId {
 fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
     let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
     let times = Times { decided_at: SystemClock.now(), expires_at };
-    decide(Snapshot { inventories, terms: SpecialTerms::new(), stored: None, times }, &commands)
+    decide(Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored: None, times }, &commands)
 }
 
 fn inventory(stock: u32) -> Inventory {
@@ -194,7 +194,7 @@ impl World {
         let decided_at = SystemClock.now();
         let times = Times { decided_at, expires_at: decided_at };
         let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
-        let decision = decide(Snapshot { inventories, terms: SpecialTerms::new(), stored, times }, &commands);
+        let decision = decide(Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored, times }, &commands);
         prop_assert_eq!(&decision.result.undecidable, &[]);
         self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
@@ -314,7 +314,7 @@ fn snapshot_with(terms: &[(u64, Terms)]) -> Snapshot {
     let inventories = (1..=3).map(|number| (product(number), inventory(10))).collect();
     let terms = terms.iter().map(|(number, terms)| (product(*number), *terms)).collect();
     let times = Times { decided_at: from_millis(100_000), expires_at: from_millis(1_000_000) };
-    Snapshot { inventories, terms, stored: None, times }
+    Snapshot { inventories, terms, holdings: Holdings::new(), stored: None, times }
 }
 
 fn lines(lines: &[(u64, u32)]) -> NewOrder {
