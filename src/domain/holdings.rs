@@ -143,3 +143,6 @@ fn add(changes: &mut HoldingChanges, holder: Holder, more: i64) {
         changes.remove(&holder);
     }
 }
+
+#[cfg(test)]
+mod tests;
