@@ -64,7 +64,12 @@ impl BatchHoldings {
     }
 
     /// Whether the buyer may have these pieces as well.
-    pub(super) fn check(&self, terms: &SpecialTerms, lines: &Lines, buyer: Option<&Buyer>) -> Result<(), Rejection> {
+    pub(super) fn check(
+        &self,
+        terms: &SpecialTerms,
+        lines: &Lines,
+        buyer: Option<&Buyer>,
+    ) -> Result<(), Rejection> {
         limited(terms, lines).try_for_each(|(Line { product_id, total }, limit)| {
             let Some(buyer) = buyer else { return Err(Rejection::BuyerRequired { product_id }) };
             let held = self.held(&(product_id, buyer.clone()));

@@ -16,7 +16,8 @@ pub(super) type HoldingRow = (i64, TextColumn, i64);
 
 pub(super) fn read(rows: Vec<HoldingRow>) -> Result<Holdings, StoreError> {
     let read = |(id, TextColumn(buyer), pieces): HoldingRow| {
-        let corrupt = |_| StoreError::Corrupt(format!("an invalid buyer in the table holdings, of product {id}"));
+        let corrupt =
+            |_| StoreError::Corrupt(format!("an invalid buyer in the table holdings, of product {id}"));
         let holder = (product_id(id)?, Buyer::try_from(buyer).map_err(corrupt)?);
         Ok((holder, u64::try_from(pieces).unwrap_or_default()))
     };
@@ -27,7 +28,8 @@ pub(super) fn read(rows: Vec<HoldingRow>) -> Result<Holdings, StoreError> {
 pub(super) fn changes(changes: &HoldingChanges) -> Changes {
     let rows = |sign: i64| {
         let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
-        rows.map(|((product_id, buyer), change)| (*product_id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
+        rows.map(|((product_id, buyer), change)| (*product_id, buyer, change.unsigned_abs()))
+            .collect::<Vec<_>>()
     };
     Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
 }

@@ -258,7 +258,8 @@ impl Decider for MemoryStore {
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
         let terms = data.terms.clone();
         let holders = holdings::holders(&terms, commands).into_iter();
-        let holdings = holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
+        let holdings =
+            holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
         let Decision { result, inventories, writes, .. } =
             decide::decide(Snapshot { inventories, terms, holdings, stored: Some(stored), times }, commands);
         data.write(inventories, writes);

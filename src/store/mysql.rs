@@ -142,6 +142,7 @@ const BY_ID: OrdersById = OrdersById {
     all: "orders FORCE INDEX (PRIMARY)",
     of_product: "orders FORCE INDEX (orders_of_product)",
     of_other_lines: "basket_lines FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
+    of_buyer: "orders_of_buyers FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
 };
 
 /// The stored orders of a list of idempotency keys.

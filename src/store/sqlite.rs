@@ -190,6 +190,7 @@ const BY_ID: OrdersById = OrdersById {
     all: "orders NOT INDEXED",
     of_product: "orders INDEXED BY orders_of_product",
     of_other_lines: "basket_lines NOT INDEXED CROSS JOIN orders NOT INDEXED ON orders.id = order_id",
+    of_buyer: "orders_of_buyers NOT INDEXED CROSS JOIN orders NOT INDEXED ON orders.id = order_id",
 };
 
 /// The stored orders of a list of idempotency keys.

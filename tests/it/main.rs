@@ -15,6 +15,7 @@ mod ports {
 /// The REST API of one process.
 mod api {
     mod bad_input;
+    pub(crate) mod buyers;
     pub(crate) mod contract;
     mod edge;
     mod http;

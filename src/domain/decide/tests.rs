@@ -23,7 +23,10 @@ fn product(number: u64) -> ProductId {
 fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
     let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
     let times = Times { decided_at: SystemClock.now(), expires_at };
-    decide(Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored: None, times }, &commands)
+    decide(
+        Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored: None, times },
+        &commands,
+    )
 }
 
 fn inventory(stock: u32) -> Inventory {
@@ -194,7 +197,10 @@ impl World {
         let decided_at = SystemClock.now();
         let times = Times { decided_at, expires_at: decided_at };
         let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
-        let decision = decide(Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored, times }, &commands);
+        let decision = decide(
+            Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored, times },
+            &commands,
+        );
         prop_assert_eq!(&decision.result.undecidable, &[]);
         self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();

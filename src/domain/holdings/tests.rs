@@ -40,15 +40,24 @@ fn buyer(number: u8) -> Buyer {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Place { lines: Vec<(u64, u32)>, buyer: Option<u8> },
+    Place {
+        lines: Vec<(u64, u32)>,
+        buyer: Option<u8>,
+    },
     /// A command that was there before, once more.
-    Again { of: Index },
-    Change { of: Index, change: Change },
+    Again {
+        of: Index,
+    },
+    Change {
+        of: Index,
+        change: Change,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Step> {
     let lines = proptest::sample::subsequence(vec![1_u64, 2, 3, 4], 1..=3).prop_shuffle();
-    let lines = (lines, vec(1_u32..4, 3)).prop_map(|(products, totals)| products.into_iter().zip(totals).collect());
+    let lines =
+        (lines, vec(1_u32..4, 3)).prop_map(|(products, totals)| products.into_iter().zip(totals).collect());
     let buyer = prop_oneof![1 => Just(None), 6 => (0_u8..3).prop_map(Some)];
     let change = prop_oneof![Just(Change::Pay), Just(Change::Cancel), Just(Change::Expire)];
     prop_oneof![
@@ -92,7 +101,8 @@ impl World {
             Step::Place { lines, buyer: by } => {
                 let id = SystemClock.order_id();
                 let verdict = self.place(lines, *by);
-                let status = if verdict == "reserved" { OrderStatus::Reserved } else { OrderStatus::Rejected };
+                let status =
+                    if verdict == "reserved" { OrderStatus::Reserved } else { OrderStatus::Rejected };
                 self.known.insert(id, (verdict.clone(), lines.clone(), *by, status));
                 let line = |(number, total): &(u64, u32)| Line {
                     product_id: product(*number),
@@ -166,8 +176,10 @@ impl World {
         }
         // A store reads only what was asked for.
         let holders = holders(&terms(), &commands);
-        let holdings: Holdings =
-            holders.into_iter().filter_map(|holder| Some((holder.clone(), *self.holdings.get(&holder)?))).collect();
+        let holdings: Holdings = holders
+            .into_iter()
+            .filter_map(|holder| Some((holder.clone(), *self.holdings.get(&holder)?)))
+            .collect();
         let at = from_millis(32_503_680_000_000);
         let snapshot = Snapshot {
             inventories: self.inventories.clone(),
@@ -250,7 +262,14 @@ fn only_what_the_decision_needs_is_read() {
         };
         let lines = Lines::try_from(lines.iter().map(line).collect::<Vec<_>>()).unwrap();
         let (id, reply) = (SystemClock.order_id(), ReplyMode::Detached);
-        Command::from(NewOrder { id, lines, buyer: by.map(buyer), reply, key: None, origin: Origin::default() })
+        Command::from(NewOrder {
+            id,
+            lines,
+            buyer: by.map(buyer),
+            reply,
+            key: None,
+            origin: Origin::default(),
+        })
     };
     let commands = [
         order(&[(2, 1), (3, 1), (1, 1)], Some(1)),

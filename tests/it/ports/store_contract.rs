@@ -89,6 +89,7 @@ macro_rules! suite {
 }
 
 mod batches;
+mod buyers;
 mod cancellation;
 mod catalog;
 mod changes;
