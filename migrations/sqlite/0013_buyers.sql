@@ -7,6 +7,9 @@ CREATE TABLE holdings (
     PRIMARY KEY (product_id, buyer)
 ) STRICT, WITHOUT ROWID;
 
+-- Rows on their way out, within one transaction.
+CREATE INDEX empty_holdings ON holdings (product_id, buyer) WHERE pieces = 0;
+
 -- The stored orders of each buyer. An index of orders would be paid by orders without a buyer as well.
 CREATE TABLE orders_of_buyers (
     buyer    TEXT NOT NULL,

@@ -8,13 +8,11 @@ pub(super) const MORE_HELD: &str = "INSERT INTO holdings (product_id, buyer, pie
      SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true
      ON CONFLICT (product_id, buyer) DO UPDATE SET pieces = pieces + excluded.pieces;";
 
-/// A row that somebody deleted by hand keeps no order from being cancelled.
+/// A row that somebody deleted by hand keeps no order from being cancelled. Who holds nothing has no row: the index finds these
+/// rows only.
 pub(super) const LESS_HELD: &str = "UPDATE holdings SET pieces = max(pieces - (batch.value ->> 2), 0)
-     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0 AND buyer = batch.value ->> 1;";
-
-/// After [`LESS_HELD`], with the same list.
-pub(super) const DELETE_EMPTY_HOLDINGS: &str = "DELETE FROM holdings
-     WHERE (product_id, buyer) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?)) AND pieces = 0;";
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0 AND buyer = batch.value ->> 1;
+     DELETE FROM holdings INDEXED BY empty_holdings WHERE pieces = 0;";
 
 pub(super) const FORGET_HOLDINGS: &str =
     "DELETE FROM holdings WHERE product_id IN (SELECT value FROM json_each(?));";
@@ -42,7 +40,8 @@ pub(super) const INSERT_BUYERS: &str = "INSERT INTO orders_of_buyers (buyer, ord
 
 /// Before the orders are.
 pub(super) const DELETE_BUYERS: &str = "DELETE FROM orders_of_buyers WHERE (buyer, order_id) IN (
-         SELECT buyer, id FROM json_each(?) AS batch CROSS JOIN orders ON id = unhex(batch.value) WHERE buyer IS NOT NULL
+         SELECT buyer, orders.id FROM json_each(?) AS batch CROSS JOIN orders ON orders.id = unhex(batch.value)
+         WHERE buyer IS NOT NULL
      )";
 
 /// The products with a limit for each buyer of which these orders hold pieces, ascending.

@@ -374,7 +374,7 @@ async fn the_orders_of_a_buyer_are_listed(database: Database) {
     assert_eq!(database.orders_of_buyer("a").await, mine);
     assert_eq!(database.orders_of_buyer("A").await, [other.id]);
     assert_eq!(database.orders_of_buyer("b").await, []);
-    assert_eq!(database.orders_of_buyer("'; DROP TABLE orders;--\\\"").await, []);
+    assert_eq!(database.orders_of_buyer("';DROP/**/TABLE/**/orders;--\\\"").await, []);
 
     let list = async |product_id, status, direction| {
         let page =
