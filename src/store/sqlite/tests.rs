@@ -131,8 +131,7 @@ async fn each_list_of_orders_walks_along_its_indexes() {
         ] {
             for status in [None, Some(OrderStatus::Paid)] {
                 let buyer = buyer.clone();
-                let page =
-                    OrderPage { product_id, buyer, status, direction, after, ..OrderPage::first(20) };
+                let page = OrderPage { product_id, buyer, status, direction, after, ..OrderPage::first(20) };
                 let last_examined = status.map(|_| Uuid::nil());
                 let mut statements = vec![BY_ID.orders::<Sqlite>(&page, last_examined)];
                 statements.extend(BY_ID.last_examined(&page));
