@@ -16,12 +16,10 @@ use crate::domain::{
     order::{Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
-    terms::Terms,
     verdict::Verdict,
 };
 
-/// The terms of those products of a batch that have other terms than the default.
-pub type SpecialTerms = BTreeMap<ProductId, Terms>;
+pub use crate::domain::terms::SpecialTerms;
 
 /// What a transaction reads, under its locks, before it decides.
 #[derive(Clone, Debug)]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::domain::{
     command::Command,
-    decide::SpecialTerms,
     ids::ProductId,
     inventory::Stock,
     lines::{Line, Lines},
@@ -12,6 +11,7 @@ use crate::domain::{
     order::Order,
     quantity::Quantity,
     rejection::Rejection,
+    terms::SpecialTerms,
 };
 
 /// A buyer, and the product that the buyer holds pieces of.

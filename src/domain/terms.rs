@@ -1,5 +1,7 @@
 //! [`Terms`]: the seller's rules for the sale of one product.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +64,9 @@ impl Terms {
         }
     }
 }
+
+/// The terms of those products of a batch that have other terms than the default.
+pub type SpecialTerms = BTreeMap<ProductId, Terms>;
 
 /// When a product is on sale: from `opens_at`, until just before `closes_at`. In whole milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 use super::{
     error::StoreError,
     rows::{TextColumn, product_id},
-    transaction::{Changes, Transaction, list},
+    transaction::{Changes, Transaction, held},
 };
 use crate::domain::{
-    holdings::{HoldingChanges, Holdings, held_by, taken_away},
+    holdings::{Holdings, held_by, taken_away},
     ids::ProductId,
     names::Buyer,
 };
@@ -24,16 +24,6 @@ pub(super) fn read(rows: Vec<HoldingRow>) -> Result<Holdings, StoreError> {
     rows.into_iter().map(read).collect()
 }
 
-/// Only what these holdings change.
-pub(super) fn changes(changes: &HoldingChanges) -> Changes {
-    let rows = |sign: i64| {
-        let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
-        rows.map(|((product_id, buyer), change)| (*product_id, buyer, change.unsigned_abs()))
-            .collect::<Vec<_>>()
-    };
-    Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
-}
-
 /// What buyers hold no more once these orders (`["<32 hex digits>", …]`) are deleted, of products with a limit.
 pub(super) async fn of_deleted(
     transaction: &mut impl Transaction,
@@ -42,6 +32,6 @@ pub(super) async fn of_deleted(
 ) -> Result<Changes, StoreError> {
     let orders = transaction.stored_orders(orders).await?;
     // An invalid order counts for nothing: what it says is not known.
-    let held = held_by(orders.iter().flatten(), |id| limited.contains(&id));
-    Ok(changes(&taken_away(held)))
+    let of_orders = held_by(orders.iter().flatten(), |id| limited.contains(&id));
+    Ok(held(&taken_away(of_orders)))
 }

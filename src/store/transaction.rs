@@ -26,7 +26,7 @@ use crate::{
     domain::{
         command::Command,
         decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
-        holdings::{self, Holdings},
+        holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory, Stock},
         lines::Line,
@@ -490,11 +490,20 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         aliases: list(&aliases),
         stock: list(&differences(before, &decision.inventories)),
         buyers: list(&buyers),
-        ..super::holdings::changes(holdings)
+        ..held(holdings)
     }
 }
 
-pub(super) fn list(rows: &[impl Serialize]) -> Option<String> {
+/// Only what these holdings change.
+pub(super) fn held(changes: &HoldingChanges) -> Changes {
+    let rows = |sign: i64| {
+        let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
+        rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
+    };
+    Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
+}
+
+fn list(rows: &[impl Serialize]) -> Option<String> {
     (!rows.is_empty()).then(|| json(&rows))
 }
 

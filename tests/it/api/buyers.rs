@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::harness::{Answer, App, Client, Pair};
@@ -45,12 +46,12 @@ async fn a_buyer_gets_no_more_than_the_limit(pair: Pair) {
     assert_eq!(app.order_of("customer-2", product, 2).await.status, 201);
 
     let path = format!("/api/orders/{}", before.data()["id"].as_str().unwrap());
-    let cancelled = app.post(&format!("{path}/cancellation"), Value::Null).await;
+    let cancelled = app.send(Method::POST, &format!("{path}/cancellation"), |request| request).await;
     assert_eq!((cancelled.status, &cancelled.data()["buyer"]), (200, &json!("customer-1")));
     let mine = app.order_of("customer-1", product, 2).await;
     assert_eq!(mine.status, 201);
     let path = format!("/api/orders/{}", mine.data()["id"].as_str().unwrap());
-    assert_eq!(app.post(&format!("{path}/payment"), Value::Null).await.status, 200);
+    assert_eq!(app.send(Method::POST, &format!("{path}/payment"), |request| request).await.status, 200);
     assert_eq!(app.order_of("customer-1", product, 1).await.data()["held"], 2);
     app.limit_per_buyer(product, Value::Null).await;
     assert_eq!(app.order_of("customer-1", product, 1).await.status, 201);
