@@ -11,7 +11,7 @@ use crate::{
         lines::Lines,
         order::{Change, Quantity},
         origin::Origin,
-        terms::Hold,
+        terms::{Hold, Terms},
     },
 };
 
