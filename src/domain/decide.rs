@@ -12,7 +12,8 @@ use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventories},
     lines::Line,
-    order::{Order, OrderState, OrderStatus},
+    movement::{BatchMovements, Movement},
+    order::{Change, Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
     terms::Terms,
@@ -129,6 +130,8 @@ pub struct Writes {
     pub aliases: Vec<(OrderId, OrderId)>,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// What the seller's ledger says of this batch.
+    pub movements: Vec<Movement>,
 }
 
 /// First come, first served: each order gets all pieces of all its lines if as many are available when its turn comes, and
@@ -139,7 +142,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     let Snapshot { inventories, terms, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, terms, stored, times, placed: HashMap::new() };
+    let (placed, movements) = (HashMap::new(), BatchMovements::default());
+    let mut batch = Batch { decision, terms, stored, times, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -159,7 +163,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, stored, .. } = batch;
+    let Batch { mut decision, stored, movements, .. } = batch;
+    decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -180,6 +185,7 @@ struct Batch {
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
+    movements: BatchMovements,
 }
 
 impl Batch {
@@ -334,12 +340,24 @@ impl Batch {
         let order = order.clone();
         if changed {
             self.decision.writes.statuses.insert(order.id, order.status());
+            self.record(&order, command.change);
         }
         if changed || order.status() == command.change.leads_to() {
             self.emit(order.clone());
         }
         let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
         Ok((Verdict::Current(order), effect))
+    }
+
+    /// Notes what a change of an order does to the stored pieces.
+    fn record(&mut self, order: &Order, change: Change) {
+        match change {
+            Change::Pay => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.sold(line.product_id, line.total));
+            }
+            Change::Cancel | Change::Expire => {} // available again, and never left the stock
+        }
     }
 
     fn emit(&mut self, order: Order) {
