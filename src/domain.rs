@@ -1,5 +1,6 @@
 //! The words of the shop and the one decision, pure: no database, no network, no runtime.
 
+mod text;
 mod word;
 pub mod time;
 pub mod ids;
@@ -11,6 +12,7 @@ pub mod names;
 pub mod terms;
 pub mod holdings;
 pub mod inventory;
+pub mod movement;
 pub mod order;
 pub mod rejection;
 pub mod lane_set;

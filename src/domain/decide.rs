@@ -13,7 +13,8 @@ use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventories},
     lines::Line,
-    order::{Order, OrderState, OrderStatus},
+    movement::{BatchMovements, Movement},
+    order::{Change, Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
     verdict::Verdict,
@@ -132,6 +133,8 @@ pub struct Writes {
     pub holdings: HoldingChanges,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// What the seller's ledger says of this batch.
+    pub movements: Vec<Movement>,
 }
 
 /// First come, first served: each order gets all pieces of all its lines if as many are available when its turn comes, and
@@ -143,7 +146,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
     let holdings = BatchHoldings::new(holdings);
-    let mut batch = Batch { decision, terms, holdings, stored, times, placed: HashMap::new() };
+    let (placed, movements) = (HashMap::new(), BatchMovements::default());
+    let mut batch = Batch { decision, terms, holdings, stored, times, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -163,8 +167,9 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, holdings, stored, .. } = batch;
+    let Batch { mut decision, holdings, stored, movements, .. } = batch;
     decision.writes.holdings = holdings.into_changes();
+    decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -186,6 +191,7 @@ struct Batch {
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
+    movements: BatchMovements,
 }
 
 impl Batch {
@@ -346,12 +352,24 @@ impl Batch {
         if changed {
             self.holdings.follow(&self.terms, held, &order);
             self.decision.writes.statuses.insert(order.id, order.status());
+            self.record(&order, command.change);
         }
         if changed || order.status() == command.change.leads_to() {
             self.emit(order.clone());
         }
         let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
         Ok((Verdict::Current(order), effect))
+    }
+
+    /// Notes what a change of an order does to the stored pieces.
+    fn record(&mut self, order: &Order, change: Change) {
+        match change {
+            Change::Pay => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.sold(line.product_id, line.total));
+            }
+            Change::Cancel | Change::Expire => {} // available again, and never left the stock
+        }
     }
 
     fn emit(&mut self, order: Order) {

@@ -56,7 +56,7 @@ mod tests {
         clock::SystemClock,
         domain::{inventory::Stock, terms::Terms},
         monitor::board::{NotOnSale, ProductQuery},
-        store::{Store, memory::MemoryStore},
+        store::{Ledger, Store, memory::MemoryStore},
     };
 
     #[tokio::test(start_paused = true)]

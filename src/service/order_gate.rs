@@ -236,7 +236,7 @@ mod tests {
             time::from_millis,
         },
         monitor::metrics::Metrics,
-        store::{Retention, Store, memory::MemoryStore},
+        store::{Ledger, Retention, Store, memory::MemoryStore},
     };
 
     struct Shop {

@@ -3,6 +3,8 @@
 //!
 //! One lock covers everything, and no method waits while it holds it: each call is a transaction.
 
+mod ledger;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Bound::{Excluded, Unbounded},
@@ -20,7 +22,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
+    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Retention, Store},
     terms,
 };
 use crate::clock::Clock;
@@ -29,8 +31,9 @@ use crate::domain::{
     decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
     holdings::{self, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventories, Inventory, Stock},
+    inventory::{Inventories, Inventory},
     lane_set::LaneSet,
+    movement::{LedgerEntry, Movement, MovementSeq},
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
     rejection::Rejection,
@@ -57,6 +60,9 @@ struct Data {
     keys: HashMap<IdempotencyKey, OrderId>,
     /// Other ids of stored orders.
     aliases: HashMap<OrderId, OrderId>,
+    /// In the order of their seq.
+    movements: Vec<LedgerEntry>,
+    adjustment_keys: HashMap<IdempotencyKey, MovementSeq>,
     /// When each was used last.
     lane_sets: HashMap<LaneSet, Timestamp>,
 }
@@ -96,8 +102,11 @@ impl Catalog for MemoryStore {
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let product = Product { id, name, sku };
-        data.products.insert(id, (product.clone(), Inventory::of(stock)));
+        let (product, inventory) = (Product { id, name, sku }, Inventory::of(stock));
+        if let Some(opening) = Movement::opening(id, self.now(), inventory) {
+            data.record(opening)?;
+        }
+        data.products.insert(id, (product.clone(), inventory));
         Ok(Creation::Done(product))
     }
 
@@ -159,17 +168,6 @@ impl Catalog for MemoryStore {
         let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
         let rows = rows.take(one_more_than(limit)).collect();
         Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        let mut data = self.data()?;
-        let Some((product, inventory)) = data.products.get_mut(&id) else {
-            return Ok(Recount::NoSuchProduct);
-        };
-        Ok(match inventory.recount(stock) {
-            Ok(()) => Recount::Done(product.clone(), *inventory),
-            Err(below) => Recount::BelowReserved(below),
-        })
     }
 
     async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
@@ -262,7 +260,7 @@ impl Decider for MemoryStore {
             holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
         let Decision { result, inventories, writes, .. } =
             decide::decide(Snapshot { inventories, terms, holdings, stored: Some(stored), times }, commands);
-        data.write(inventories, writes);
+        data.write(inventories, writes)?;
         Ok(result)
     }
 
@@ -301,8 +299,8 @@ impl Data {
         stored
     }
 
-    fn write(&mut self, inventories: Inventories, writes: Writes) {
-        let Writes { orders, statuses, aliases, holdings, .. } = writes;
+    fn write(&mut self, inventories: Inventories, writes: Writes) -> Result<(), StoreError> {
+        let Writes { orders, statuses, aliases, holdings, movements, .. } = writes;
         holdings::apply(&mut self.holdings, holdings);
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
@@ -321,6 +319,7 @@ impl Data {
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
+        movements.into_iter().try_for_each(|movement| self.record(movement).map(drop))
     }
 }
 
@@ -412,6 +411,7 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
+    use crate::domain::inventory::Stock;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -422,6 +422,7 @@ mod tests {
         product::ProductName,
         terms::SalePeriod,
     };
+    use crate::store::Ledger;
 
     /// A clock that the test sets.
     struct TestClock(AtomicI64);

@@ -7,6 +7,7 @@
 
 mod buyers;
 mod connections;
+mod ledger;
 mod retention;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
     holdings::{self, HoldingRow},
+    json::json,
     lane_sets,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
@@ -30,19 +32,17 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     sqlx_error::is_duplicate,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, product_found, product_ids, products,
+        insert_opening, inventory_found, product_found, product_ids, products,
     },
     terms,
-    transaction::{
-        self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids, json,
-    },
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -168,6 +168,10 @@ impl Catalog for MySqlStore {
         connection
             .execute(sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get()))
             .await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            connection.execute(opening).await?;
+        }
         connection.commit("COMMIT").await?;
         Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
     }
@@ -230,10 +234,6 @@ impl Catalog for MySqlStore {
         let _permit = self.list_permits.take().await?;
         let query = sqlx::query_as(INVENTORIES).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         Ok(page_of_inventories(self.lists.fetch_all(query).await?, limit))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
     }
 
     async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
@@ -359,6 +359,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 /// Rows for [`terms::closed_to_orders`].
 const CLOSED_TO_ORDERS: &str = concat!(
@@ -384,7 +385,7 @@ impl MySqlTransaction {
     async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, terms, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, movements, terms, .. } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -394,6 +395,7 @@ impl MySqlTransaction {
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
             (buyers, buyers::INSERT_BUYERS),
             (more_held, buyers::MORE_HELD),
             (less_held.clone(), buyers::LESS_HELD),
@@ -551,3 +553,12 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT product_id, moved_at, kind, stock_change, order_count, stored_stock, reason
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         product_id BIGINT PATH '$[0]', moved_at BIGINT PATH '$[1]', kind VARCHAR(10) PATH '$[2]',
+         stock_change BIGINT PATH '$[3]', order_count INT PATH '$[4]', stored_stock BIGINT PATH '$[5]',
+         reason VARCHAR(100) PATH '$[6]'
+     )) AS batch";

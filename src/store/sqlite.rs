@@ -4,6 +4,7 @@
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
 mod buyers;
+mod ledger;
 mod retention;
 
 use std::{
@@ -36,6 +37,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     holdings::{self, HoldingRow},
+    json::json,
     lists::{
         self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
         page_of_products,
@@ -46,19 +48,17 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Store},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     slow_query::timed,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, product_found, product_ids, products,
+        insert_opening, inventory_found, product_found, product_ids, products,
     },
     terms,
-    transaction::{
-        self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids, json,
-    },
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -207,6 +207,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 /// Rows for [`terms::closed_to_orders`].
 const CLOSED_TO_ORDERS: &str = concat!(
@@ -233,6 +234,10 @@ impl Catalog for SqliteStore {
         };
         let insert = sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get());
         transaction.execute(insert).await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            transaction.execute(opening).await?;
+        }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
         Ok(Creation::Done(Product { id: product_id(id)?, name, sku }))
@@ -298,10 +303,6 @@ impl Catalog for SqliteStore {
             .fetch_all(&mut *self.listing().await?)
             .await?;
         Ok(page_of_inventories(rows, limit))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
     }
 
     async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
@@ -465,7 +466,7 @@ impl SqliteTransaction {
     async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, terms, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, movements, stock, terms, .. } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -475,6 +476,7 @@ impl SqliteTransaction {
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
             (stock, MOVE_STOCK),
             (buyers, buyers::INSERT_BUYERS),
             (more_held, buyers::MORE_HELD),
@@ -605,6 +607,11 @@ const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
      ON CONFLICT (id) DO NOTHING;";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+     FROM json_each(?);";
 
 const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),

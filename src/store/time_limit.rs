@@ -9,12 +9,13 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Creation, Installation, Orders, Recount},
+    ports::{Adjusted, Catalog, Creation, Installation, Ledger, Orders, Recount},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
+    movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product},
     rejection::Rejection,
@@ -25,7 +26,8 @@ use crate::domain::{
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::recount`], [`Catalog::set_terms`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`]) have the limits of their
+/// transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -94,16 +96,37 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.inventories(after, limit)).await
     }
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        self.store.recount(id, stock).await
-    }
-
     async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
         self.read(self.store.terms(id)).await
     }
 
     async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
         self.store.set_terms(id, terms).await
+    }
+}
+
+#[async_trait]
+impl<S: Ledger + ?Sized> Ledger for TimeLimited<S> {
+    async fn recount_if(
+        &self,
+        id: ProductId,
+        stock: Stock,
+        expected: Option<Stock>,
+    ) -> Result<Recount, StoreError> {
+        self.store.recount_if(id, stock, expected).await
+    }
+
+    async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError> {
+        self.store.adjust(id, adjustment).await
+    }
+
+    async fn movements(
+        &self,
+        id: ProductId,
+        after: Option<MovementSeq>,
+        limit: u32,
+    ) -> Result<Page<LedgerEntry, MovementSeq>, StoreError> {
+        self.read(self.store.movements(id, after, limit)).await
     }
 }
 

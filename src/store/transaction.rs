@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::{
     error::StoreError,
+    json::json,
     observer::RetryCause,
-    ports::{Catalog, Recount},
     rows::{ReadOrder, product_id, stored_lines},
     terms::{self, TermsRow},
 };
@@ -28,10 +28,10 @@ use crate::{
         decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
         holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventories, Inventory, Stock},
+        inventory::{Inventories, Inventory},
         lines::Line,
+        movement::{Movement, MovementReason},
         order::OrderState,
-        product::Product,
         rejection::RejectionDetails,
         terms::Terms,
     },
@@ -142,6 +142,8 @@ pub(super) struct Changes {
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
+    /// Rows of the ledger: `[[product_id, moved_at, kind, stock_change, order_count, stored_stock, reason], …]`.
+    pub movements: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
@@ -257,51 +259,17 @@ enum Reads {
     OrphanedKeys,
 }
 
-/// Sets a product's stock: see [`Catalog::recount`].
-pub(super) async fn recount<S: Catalog + Begin>(
-    store: &S,
-    id: ProductId,
-    stock: Stock,
-) -> Result<Recount, StoreError> {
-    let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
-    let mut run = 1;
-    loop {
-        match recount_once(store, product.clone(), stock).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
-                run += 1
-            }
-            result => return Ok(result?),
-        }
-    }
-}
-
-/// How often a recount that meets a locked row is tried before the seller gets the error.
-const RECOUNTS: u32 = 3;
-
-async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Result<Recount, CommitError> {
-    let mut transaction = store.begin().await?;
-    let locked = transaction.lock_inventories(json(&[product.id])).await?;
-    if let Some(cause) = locked.unreadable.into_values().next() {
-        return Err(StoreError::Corrupt(cause).into());
-    }
-    let before = locked.inventories;
-    let mut after = before.clone();
-    let Some(inventory) = after.get_mut(&product.id) else { return Ok(Recount::NoSuchProduct) };
-    if let Err(below) = inventory.recount(stock) {
-        return Ok(Recount::BelowReserved(below));
-    }
-    let inventory = *inventory;
-    let stock = list(&differences(&before, &after));
-    transaction.commit(Changes { stock, ..Changes::default() }).await?;
-    Ok(Recount::Done(product, inventory))
-}
+/// How often new terms that meet a locked row are tried before the seller gets the error.
+const RUNS_OF_TERMS: u32 = 3;
 
 /// Sets a product's terms of sale: see [`Catalog::set_terms`].
 pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
     let mut run = 1;
     loop {
         match set_terms_once(store, id, terms).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
+            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_)))
+                if run < RUNS_OF_TERMS =>
+            {
                 run += 1
             }
             result => return Ok(result?),
@@ -444,7 +412,7 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, holdings, orphaned_keys } = &decision.writes;
+    let Writes { orders, statuses, aliases, holdings, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
@@ -488,7 +456,8 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         keys: list(&keys),
         statuses: list(&statuses),
         aliases: list(&aliases),
-        stock: list(&differences(before, &decision.inventories)),
+        movements: movement_rows(movements),
+        stock: stock_moves(before, &decision.inventories),
         buyers: list(&buyers),
         ..held(holdings)
     }
@@ -501,6 +470,16 @@ pub(super) fn held(changes: &HoldingChanges) -> Changes {
         rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
     };
     Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
+}
+
+/// As [`Changes::movements`] takes them.
+pub(super) fn movement_rows(movements: &[Movement]) -> Option<String> {
+    let rows = movements.iter().map(|movement| {
+        let Movement { product_id, at, kind, change, orders, stored_stock, reason } = movement;
+        let reason = reason.as_ref().map(MovementReason::as_str);
+        (*product_id, at.as_millisecond(), kind.as_str(), *change, *orders, *stored_stock, reason)
+    });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn list(rows: &[impl Serialize]) -> Option<String> {
@@ -528,9 +507,10 @@ fn products_of(commands: &[Command]) -> String {
     json(&products)
 }
 
-fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize> {
+/// As [`Changes::stock`] takes them.
+pub(super) fn stock_moves(before: &Inventories, after: &Inventories) -> Option<String> {
     let difference = |after: u32, before: u32| i64::from(after) - i64::from(before);
-    before
+    let moves: Vec<_> = before
         .iter()
         .zip(after.values())
         .filter(|((_, before), after)| before != after)
@@ -542,12 +522,8 @@ fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize>
                 difference(after.reserved(), before.reserved()),
             )
         })
-        .collect()
-}
-
-#[expect(clippy::expect_used, reason = "lists of numbers and texts always serialize")]
-pub(super) fn json(list: &impl Serialize) -> String {
-    serde_json::to_string(list).expect("a list of numbers and texts")
+        .collect();
+    list(&moves)
 }
 
 impl From<CommitError> for StoreError {

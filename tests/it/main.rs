@@ -16,6 +16,7 @@ mod ports {
 mod api {
     mod bad_input;
     pub(crate) mod buyers;
+    mod baskets;
     pub(crate) mod contract;
     mod edge;
     mod http;
@@ -26,6 +27,7 @@ mod api {
     mod routes;
     mod schemathesis;
     mod skus;
+    pub(crate) mod stock;
     pub(crate) mod terms;
     mod waiting;
 }

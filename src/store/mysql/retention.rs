@@ -13,10 +13,11 @@ use crate::{
     store::{
         error::StoreError,
         holdings,
+        json::json,
         page::Page,
         ports::{Deleted, Retention},
         statements::{is_final, page_of_final_orders, product_ids},
-        transaction::{Begin, Transaction, hex_ids, json},
+        transaction::{Begin, Transaction, hex_ids},
     },
 };
 
