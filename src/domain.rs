@@ -9,6 +9,8 @@ pub mod product;
 pub mod quantity;
 pub mod lines;
 pub mod names;
+pub mod terms;
+pub mod holdings;
 pub mod inventory;
 pub mod movement;
 pub mod order;

@@ -7,6 +7,7 @@
 
 pub mod audit;
 mod error;
+mod holdings;
 mod json;
 pub mod inspection;
 mod lane_sets;
@@ -28,6 +29,7 @@ mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
 mod statements;
+mod terms;
 mod time_limit;
 mod transaction;
 

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use crate::domain::{
     command::{ChangeOrder, Command, NewOrder},
     event::Event,
+    holdings::{BatchHoldings, HoldingChanges, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventories},
     lines::Line,
@@ -19,11 +20,16 @@ use crate::domain::{
     verdict::Verdict,
 };
 
+pub use crate::domain::terms::SpecialTerms;
+
 /// What a transaction reads, under its locks, before it decides.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Of all products of the batch that have one. A product without an inventory does not exist.
     pub inventories: Inventories,
+    pub terms: SpecialTerms,
+    /// What the buyers of its new orders hold: see [`holders`](crate::domain::holdings::holders).
+    pub holdings: Holdings,
     /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
     pub stored: Option<StoredOrders>,
     pub times: Times,
@@ -123,6 +129,8 @@ pub struct Writes {
     pub statuses: BTreeMap<OrderId, OrderStatus>,
     /// Other ids of stored orders: `(id, id of the stored order)`.
     pub aliases: Vec<(OrderId, OrderId)>,
+    /// What buyers hold more or less than before, of products with a limit for each buyer.
+    pub holdings: HoldingChanges,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
     /// What the seller's ledger says of this batch.
@@ -134,11 +142,12 @@ pub struct Writes {
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, stored, times } = snapshot;
+    let Snapshot { inventories, terms, holdings, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
+    let holdings = BatchHoldings::new(holdings);
     let (placed, movements) = (HashMap::new(), BatchMovements::default());
-    let mut batch = Batch { decision, stored, times, placed, movements };
+    let mut batch = Batch { decision, terms, holdings, stored, times, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -158,7 +167,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, stored, movements, .. } = batch;
+    let Batch { mut decision, holdings, stored, movements, .. } = batch;
+    decision.writes.holdings = holdings.into_changes();
     decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
@@ -175,6 +185,8 @@ type Decided = Result<(Verdict, Effect), String>;
 
 struct Batch {
     decision: Decision,
+    terms: SpecialTerms,
+    holdings: BatchHoldings,
     stored: Option<StoredOrders>,
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
@@ -216,7 +228,7 @@ impl Batch {
         let (verdict, effect) = match self.reserve(order) {
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
             Ok(()) => {
-                let expires_at = self.times.expires_at.max(order.id.created_at());
+                let expires_at = self.hold_ends_at(order).max(order.id.created_at());
                 (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
             Err(rejection) => rejected(rejection),
@@ -229,14 +241,47 @@ impl Batch {
 
     /// Reserves the pieces of all lines, or none.
     fn reserve(&mut self, order: &NewOrder) -> Result<(), Rejection> {
+        self.check_terms(order)?;
         let inventories = &mut self.decision.inventories;
         if let Some(line) = order.lines.only() {
-            return reserve(inventories, line);
+            reserve(inventories, line)?;
+        } else {
+            let before: Vec<_> =
+                order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
+            let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
+            reserved.inspect_err(|_| inventories.extend(before))?;
         }
-        let before: Vec<_> =
-            order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
-        let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
-        reserved.inspect_err(|_| inventories.extend(before))
+        self.holdings.give(&self.terms, &order.lines, order.buyer.as_ref());
+        Ok(())
+    }
+
+    /// Whether the terms of sale of all its products allow the order. What is in stock does not matter yet.
+    fn check_terms(&self, order: &NewOrder) -> Result<(), Rejection> {
+        if self.terms.is_empty() {
+            return Ok(()); // as most batches are
+        }
+        let unknown = order.lines.products().find(|id| !self.decision.inventories.contains_key(id));
+        if let Some(product_id) = unknown {
+            return Err(Rejection::ProductNotFound { product_id });
+        }
+        let mut lines = order.lines.as_slice().iter();
+        lines.try_for_each(|line| match self.terms.get(&line.product_id) {
+            Some(terms) => terms.check(*line, self.times.decided_at),
+            None => Ok(()),
+        })?;
+        self.holdings.check(&self.terms, &order.lines, order.buyer.as_ref())
+    }
+
+    /// When a reservation of this order ends: with the shortest hold of its products.
+    fn hold_ends_at(&self, order: &NewOrder) -> Timestamp {
+        let Times { decided_at, expires_at } = self.times;
+        if self.terms.is_empty() {
+            return expires_at;
+        }
+        let hold = |id| self.terms.get(&id).and_then(|terms| terms.hold);
+        let ends =
+            order.lines.products().map(|id| hold(id).map_or(expires_at, |hold| hold.ends_at(decided_at)));
+        ends.min().unwrap_or(expires_at)
     }
 
     /// The verdict on an order that was decided before, under its own id or its key.
@@ -299,11 +344,13 @@ impl Batch {
         if !command.is_about(order) {
             return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventories
         }
+        let held = order.holds_pieces();
         let changed = order
             .change(command.change, &mut self.decision.inventories, self.times.decided_at)
             .map_err(|error| error.to_string())?;
         let order = order.clone();
         if changed {
+            self.holdings.follow(&self.terms, held, &order);
             self.decision.writes.statuses.insert(order.id, order.status());
             self.record(&order, command.change);
         }

@@ -55,6 +55,11 @@ impl OrderStatus {
         !matches!(self, Self::Reserved)
     }
 
+    /// Whether the buyer of an order with this status has its pieces, reserved or paid.
+    pub const fn holds_pieces(self) -> bool {
+        matches!(self, Self::Reserved | Self::Paid)
+    }
+
     /// The reverse of [`Self::as_str`].
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == word)
@@ -105,6 +110,11 @@ impl Order {
             OrderState::Accepted { status, .. } => status,
             OrderState::Rejected(_) => OrderStatus::Rejected,
         }
+    }
+
+    /// Whether the buyer has pieces by it now: reserved or paid ones.
+    pub fn holds_pieces(&self) -> bool {
+        self.status().holds_pieces()
     }
 
     /// When its reservation ends, if it was ever reserved.

@@ -7,9 +7,13 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{readiness::Readiness, time::Time};
+use super::{
+    readiness::Readiness,
+    time::{Time, seconds_until},
+};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -112,6 +116,7 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidTerms "invalid_terms",
         InvalidChange "invalid_change",
         InvalidReasonText "invalid_reason",
         InvalidProductId "invalid_product_id",
@@ -552,6 +557,10 @@ impl IntoResponse for ApiError {
         let mut response = json(status, &self.envelope(&words(status)));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(Time(opens_at)) = self.terms.as_ref().and_then(|terms| terms.opens_at) {
+            let seconds = seconds_until(opens_at, Timestamp::now());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if status == StatusCode::REQUEST_TIMEOUT {
             // What may still come of the body is no request.

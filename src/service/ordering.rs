@@ -28,7 +28,7 @@ use crate::{
         answers::{change_answer, order_answer},
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
-        sold_out::SoldOutCache,
+        order_gate::OrderGate,
         verdict_waits::VerdictWaits,
     },
     store::{Catalog, Orders, Page, StoreError},
@@ -70,7 +70,7 @@ pub enum OrderList {
 pub struct OrderService {
     stored_orders: Arc<dyn Orders>,
     dispatcher: Arc<Dispatcher>,
-    sold_out_cache: Arc<SoldOutCache>,
+    gate: Arc<OrderGate>,
     orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
     products: Arc<BatchLoader<ProductId>>,
@@ -88,7 +88,7 @@ impl OrderService {
         metrics: Arc<ApiMetrics>,
     ) -> Self {
         Self {
-            sold_out_cache: SoldOutCache::new(catalog.clone(), metrics.clone()),
+            gate: OrderGate::new(catalog.clone(), metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
             products: Arc::new(BatchLoader::new(catalog)),
@@ -118,14 +118,12 @@ impl OrderService {
         let lane = request.lines.first().product_id;
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
-        if request.key.is_none() {
-            for product_id in request.lines.products() {
-                if self.sold_out_cache.is_sold_out(product_id).await {
-                    self.metrics.refused_as_sold_out();
-                    self.dispatcher.activity().refuse_sold_out(lane);
-                    return rejected(Rejection::InsufficientStock { product_id, available: 0 });
-                }
-            }
+        if request.key.is_none()
+            && let Some(rejection) = self.closed_to(&request.lines).await
+        {
+            self.metrics.refused_early(rejection.reason());
+            self.dispatcher.activity().refuse_early(lane);
+            return rejected(rejection);
         }
         for product_id in request.lines.products() {
             if !self.is_product(product_id).await? {
@@ -145,13 +143,10 @@ impl OrderService {
         let order = NewOrder { id, lines, buyer, reply: reply_mode(id.into(), wait), key, origin };
         let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
-            Some(Outcome::Decided(Verdict::Rejected(Rejection::InsufficientStock {
-                product_id,
-                available: 0,
-            }))) => self.sold_out_cache.report_sold_out(product_id),
-            // No API learns the verdicts on detached orders: the sold-out cache reads instead.
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => self.gate.learn(rejection),
+            // No API learns the verdicts on detached orders: the gate reads instead.
             Some(Outcome::Queued) => {
-                request.lines.products().for_each(|product_id| self.sold_out_cache.check_soon(product_id))
+                request.lines.products().for_each(|product_id| self.gate.check_soon(product_id))
             }
             _ => {}
         }
@@ -174,6 +169,16 @@ impl OrderService {
                 Ok(Placement::Pending(id))
             }
         }
+    }
+
+    /// Why the gate refuses an order of these lines; `None`: it may be accepted.
+    async fn closed_to(&self, lines: &Lines) -> Option<Rejection> {
+        for product_id in lines.products() {
+            if let Some(rejection) = self.gate.closed(product_id).await {
+                return Some(rejection);
+            }
+        }
+        None
     }
 
     /// The answer to an order whose key is stored, `None` if it is not.
@@ -217,7 +222,7 @@ impl OrderService {
         };
         if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired) {
             // A client that learns that pieces came back can order them, at every API.
-            SoldOutCache::outlast_leases().await;
+            OrderGate::outlast_leases().await;
         }
         if order.status() == change.leads_to() {
             Ok(OrderChange::Done(order))
@@ -397,10 +402,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sold_out_cache_lets_orders_with_a_key_through() {
+    async fn the_gate_lets_orders_with_a_key_through() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let sold_out = Rejection::InsufficientStock { product_id, available: 0 };
+        ordering.gate.learn(sold_out); // rightly: it is new
         assert!(is_rejected(ordering.place(request(product_id, None), Call::default()).await, sold_out));
         let key = Some("a-key".to_owned().try_into().unwrap());
         assert!(matches!(
@@ -511,7 +516,7 @@ mod tests {
                 let began = Instant::now();
                 let changed = ordering.change(order.id, Change::Cancel, Call::default()).await.unwrap();
                 assert_eq!(changed, OrderChange::Done(cancelled.clone()));
-                assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
+                assert!(began.elapsed() >= OrderGate::LEASE, "its pieces can be ordered at every API");
             }
             let paid = ordering.change(order.id, Change::Pay, Call::default()).await;
             assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));

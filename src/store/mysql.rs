@@ -5,6 +5,7 @@
 //! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
+mod buyers;
 mod connections;
 mod ledger;
 mod retention;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
+    holdings::{self, HoldingRow},
     json::json,
     lane_sets,
     lists::{
@@ -39,17 +41,21 @@ use super::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         insert_opening, inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
+    terms,
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
     decide::BatchResult,
+    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// Connections of one process for reads: enough for an API, because it joins the reads of many requests.
@@ -136,6 +142,7 @@ const BY_ID: OrdersById = OrdersById {
     all: "orders FORCE INDEX (PRIMARY)",
     of_product: "orders FORCE INDEX (orders_of_product)",
     of_other_lines: "basket_lines FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
+    of_buyer: "orders_of_buyers FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
 };
 
 /// The stored orders of a list of idempotency keys.
@@ -206,14 +213,13 @@ impl Catalog for MySqlStore {
         product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT product_id
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id
-             WHERE available_stock = 0",
-        );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let query = sqlx::query_as(CLOSED_TO_ORDERS);
+        terms::closed_to_orders(self.reads.fetch_all(query.bind(json(&ids))).await?, opening_margin)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -228,6 +234,14 @@ impl Catalog for MySqlStore {
         let _permit = self.list_permits.take().await?;
         let query = sqlx::query_as(INVENTORIES).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         Ok(page_of_inventories(self.lists.fetch_all(query).await?, limit))
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        terms::found(self.reads.fetch_all(sqlx::query_as(terms::TERMS).bind(id_column(id))).await?)
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        transaction::set_terms(self, id, terms).await
     }
 }
 
@@ -347,6 +361,14 @@ use now_ms;
 const DUE: &str = due!(now_ms!());
 const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
+/// Rows for [`terms::closed_to_orders`].
+const CLOSED_TO_ORDERS: &str = concat!(
+    "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
+    now_ms!(),
+    " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+     STRAIGHT_JOIN inventories ON product_id = batch.id"
+);
+
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
 
@@ -358,16 +380,48 @@ impl Begin for MySqlStore {
 /// Begins with its first statement. Dropping it rolls it back.
 pub(super) struct MySqlTransaction(PooledConnection);
 
+impl MySqlTransaction {
+    /// Writes all changes but those of the stock.
+    async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
+        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, movements, terms, .. } = changes;
+        for (rows, statement) in [
+            (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (basket_lines, INSERT_BASKET_LINES),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
+            (keys, INSERT_KEYS),
+            (statuses, SET_STATUSES),
+            (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
+            (buyers, buyers::INSERT_BUYERS),
+            (more_held, buyers::MORE_HELD),
+            (less_held.clone(), buyers::LESS_HELD),
+            (less_held, buyers::DELETE_EMPTY_HOLDINGS),
+            (holdings_forgotten, buyers::FORGET_HOLDINGS),
+            (holdings_counted, buyers::COUNT_HOLDINGS),
+            (terms, SET_TERMS),
+        ] {
+            if let Some(rows) = rows {
+                self.0.execute(sqlx::query(statement).bind(rows)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
+                 max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
             " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
         );
-        let rows: Vec<(i64, i64, i64, i64, i64)> =
-            self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        let rows: Vec<LockedRow> = self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
     }
 
@@ -398,24 +452,14 @@ impl Transaction for MySqlTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, movements, stock, .. } = changes;
-        for (rows, statement) in [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
-            (aliases, INSERT_ALIASES),
-            (movements, INSERT_MOVEMENTS),
-        ] {
-            if let Some(rows) = rows {
-                self.0.execute(sqlx::query(statement).bind(rows)).await?;
-            }
-        }
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let rows: Vec<HoldingRow> = self.0.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
+        holdings::read(rows)
+    }
+
+    async fn commit(mut self, mut changes: Changes) -> Result<(), CommitError> {
+        let stock = changes.stock.take();
+        self.write(changes).await?;
         // As text, because each prepared statement is a round trip; numbers need no quoting. If the first of the two fails,
         // the commit does not run.
         let move_stock = stock.map_or(String::new(), |differences| {
@@ -489,6 +533,19 @@ const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
      )) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
      SET status = new_status";
+
+const SET_TERMS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id BIGINT PATH '$[0]', new_selling TINYINT PATH '$[1]', new_opens_at BIGINT PATH '$[2]',
+         new_closes_at BIGINT PATH '$[3]', new_max_per_order INT PATH '$[4]', new_max_per_buyer INT PATH '$[5]',
+         new_hold_seconds INT PATH '$[6]'
+     )) AS batch
+     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
+     SET selling       = new_selling,
+         opens_at      = new_opens_at,
+         closes_at     = new_closes_at,
+         max_per_order = new_max_per_order,
+         max_per_buyer = new_max_per_buyer,
+         hold_seconds  = new_hold_seconds";
 
 // Its order is locked, so that it is not pruned in between.
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)

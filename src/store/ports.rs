@@ -22,7 +22,9 @@ use crate::domain::{
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product, ProductName},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// The products, and what the seller has of each.
@@ -59,8 +61,13 @@ pub trait Catalog: Send + Sync {
     /// Those of these products that exist, in any order.
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
 
-    /// Those of these products without available pieces, in any order. Sees all that was committed before the call.
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+    /// Those of these products of which every order is refused now, and why, in any order. A sale that opens within
+    /// `opening_margin`, by the clock of the database, is left out. Sees all that was committed before the call.
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError>;
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
@@ -70,6 +77,13 @@ pub trait Catalog: Send + Sync {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
+
+    /// The terms of sale; `None`: there is no such product.
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError>;
+
+    /// Sets all terms of sale, and returns whether there is such a product. Takes the lock of the inventory, like a batch: they
+    /// count from the commit on.
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError>;
 }
 
 /// What the seller does with the stock of a product, and the ledger of all that was done. Every change of stored pieces is one

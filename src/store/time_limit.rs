@@ -18,13 +18,16 @@ use crate::domain::{
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Ledger::recount_if`], [`Ledger::adjust`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`]) have the limits of their
+/// transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -73,8 +76,12 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.existing(ids)).await
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        self.read(self.store.sold_out(ids)).await
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        self.read(self.store.closed_to_orders(ids, opening_margin)).await
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -87,6 +94,14 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
         self.read(self.store.inventories(after, limit)).await
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        self.read(self.store.terms(id)).await
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        self.store.set_terms(id, terms).await
     }
 }
 

@@ -19,18 +19,21 @@ use super::{
     json::json,
     observer::RetryCause,
     rows::{ReadOrder, product_id, stored_lines},
+    terms::{self, TermsRow},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+        decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+        holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory},
         lines::Line,
         movement::{Movement, MovementReason},
         order::OrderState,
         rejection::RejectionDetails,
+        terms::Terms,
     },
 };
 
@@ -60,6 +63,9 @@ pub(super) trait Transaction: Send {
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, OrderId)>, StoreError>> + Send;
 
+    /// What these buyers hold (`[[product_id, "<buyer>"], …]`): those of them that hold anything.
+    fn holdings(&mut self, holders: String) -> impl Future<Output = Result<Holdings, StoreError>> + Send;
+
     /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
     fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
@@ -67,32 +73,51 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
-    /// Products whose inventory is invalid, and what is wrong with it.
+    pub terms: SpecialTerms,
+    /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
     pub now: i64,
 }
 
+/// A locked row of `inventories`: product_id, stored, available, reserved, the six columns of [`TermsRow`], now.
+pub(super) type LockedRow =
+    (i64, i64, i64, i64, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, i64);
+
 impl LockedInventories {
-    /// Of rows of `product_id, stored, available, reserved, now`.
-    pub(super) fn of(rows: Vec<(i64, i64, i64, i64, i64)>) -> Result<Self, StoreError> {
+    pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
         let now = rows.first().map_or(0, |(.., now)| *now);
-        let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        for (id, stored, available, reserved, _) in rows {
+        let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
+        let mut unreadable = HashMap::new();
+        for (id, stored, available, reserved, selling, opens, closes, order, buyer, hold, _) in rows {
             let id = product_id(id)?;
-            match Inventory::from_columns(stored, available, reserved) {
-                Ok(inventory) => drop(inventories.insert(id, inventory)),
+            match read(stored, available, reserved, (selling, opens, closes, order, buyer, hold)) {
+                Ok((inventory, special)) => {
+                    inventories.insert(id, inventory);
+                    terms.extend(special.map(|special| (id, special)));
+                }
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
         }
-        Ok(Self { inventories, unreadable, now })
+        Ok(Self { inventories, terms, unreadable, now })
     }
 
     fn times(&self, reservation_ttl: Duration) -> Times {
         let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
     }
+}
+
+fn read(
+    stored: i64,
+    available: i64,
+    reserved: i64,
+    terms: TermsRow,
+) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory =
+        Inventory::from_columns(stored, available, reserved).map_err(|error| error.to_string())?;
+    Ok((inventory, terms::read_unless_default(terms)?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -122,6 +147,19 @@ pub(super) struct Changes {
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
+    /// What buyers hold more than before, `[[product_id, "<buyer>", pieces], …]`.
+    pub more_held: Option<String>,
+    /// What buyers hold less than before, in the same form.
+    pub less_held: Option<String>,
+    /// The buyers of new orders, `[["<buyer>", "<32 hex digits>"], …]`.
+    pub buyers: Option<String>,
+    /// Products whose holdings are forgotten, `[product_id, …]`. No batch has any.
+    pub holdings_forgotten: Option<String>,
+    /// Products whose holdings are counted from their stored orders, in the same form. No batch has any.
+    pub holdings_counted: Option<String>,
+    /// New terms of products: `[[product_id, selling (0 or 1), opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds],
+    /// …]`. No batch has any.
+    pub terms: Option<String>,
 }
 
 /// A database that can begin a transaction.
@@ -221,6 +259,49 @@ enum Reads {
     OrphanedKeys,
 }
 
+/// How often new terms that meet a locked row are tried before the seller gets the error.
+const RUNS_OF_TERMS: u32 = 3;
+
+/// Sets a product's terms of sale: see [`Catalog::set_terms`].
+pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+    let mut run = 1;
+    loop {
+        match set_terms_once(store, id, terms).await {
+            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_)))
+                if run < RUNS_OF_TERMS =>
+            {
+                run += 1
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
+    let mut transaction = store.begin().await?;
+    let locked = transaction.lock_inventories(json(&[id])).await?;
+    // Invalid terms are replaced as well.
+    if !locked.inventories.contains_key(&id) && !locked.unreadable.contains_key(&id) {
+        return Ok(false);
+    }
+    let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
+    let selling = u8::from(selling);
+    let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
+    let limit_before = locked.terms.get(&id).and_then(|terms| terms.max_per_buyer);
+    let is_limited = terms.max_per_buyer.is_some();
+    // A limit that was there before was followed by the holdings from then on; one that was invalid most likely not.
+    let is_followed = limit_before.is_some() == is_limited && locked.unreadable.is_empty();
+    let (forgotten, counted) = (!is_followed, !is_followed && is_limited);
+    let changes = Changes {
+        terms: list(&[row]),
+        holdings_forgotten: forgotten.then(|| json(&[id])),
+        holdings_counted: counted.then(|| json(&[id])),
+        ..Changes::default()
+    };
+    transaction.commit(changes).await?;
+    Ok(true)
+}
+
 /// Whether a batch is what most batches are: new orders, each once.
 fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
@@ -239,8 +320,10 @@ async fn decide_new_orders<B: Begin>(
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times }, commands);
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times };
+    let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -264,11 +347,22 @@ async fn decide_any_commands<B: Begin>(
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times }, commands);
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times };
+    let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
+}
+
+/// What the buyers of new orders hold. They only change under the locks of the inventories: what is read stays true.
+async fn holdings(
+    transaction: &mut impl Transaction,
+    terms: &SpecialTerms,
+    commands: &[Command],
+) -> Result<Holdings, StoreError> {
+    let holders = holdings::holders(terms, commands);
+    if holders.is_empty() { Ok(Holdings::new()) } else { transaction.holdings(json(&holders)).await }
 }
 
 /// The stored orders that these commands are about.
@@ -318,11 +412,11 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, orphaned_keys, movements } = &decision.writes;
+    let Writes { orders, statuses, aliases, holdings, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
-    let (mut basket_lines, mut keys) = (Vec::new(), Vec::new());
+    let (mut basket_lines, mut keys, mut buyers) = (Vec::new(), Vec::new(), Vec::new());
     for (order, key) in orders {
         let Some(lines) = &order.lines else { continue };
         let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
@@ -344,6 +438,7 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         }
         basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
         keys.extend(key.as_ref().map(|key| (key, id)));
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
     }
     let reservations = reservations.into_iter();
     let reservations: Vec<_> = reservations
@@ -363,7 +458,18 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         aliases: list(&aliases),
         movements: movement_rows(movements),
         stock: stock_moves(before, &decision.inventories),
+        buyers: list(&buyers),
+        ..held(holdings)
     }
+}
+
+/// Only what these holdings change.
+pub(super) fn held(changes: &HoldingChanges) -> Changes {
+    let rows = |sign: i64| {
+        let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
+        rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
+    };
+    Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
 }
 
 /// As [`Changes::movements`] takes them.

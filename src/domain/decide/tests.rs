@@ -11,6 +11,7 @@ use crate::{
         lines::Lines,
         order::{Change, Quantity},
         origin::Origin,
+        terms::{Hold, Terms},
     },
 };
 
@@ -22,7 +23,10 @@ fn product(number: u64) -> ProductId {
 fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
     let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
     let times = Times { decided_at: SystemClock.now(), expires_at };
-    decide(Snapshot { inventories, stored: None, times }, &commands)
+    decide(
+        Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored: None, times },
+        &commands,
+    )
 }
 
 fn inventory(stock: u32) -> Inventory {
@@ -193,7 +197,10 @@ impl World {
         let decided_at = SystemClock.now();
         let times = Times { decided_at, expires_at: decided_at };
         let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
-        let decision = decide(Snapshot { inventories, stored, times }, &commands);
+        let decision = decide(
+            Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored, times },
+            &commands,
+        );
         prop_assert_eq!(&decision.result.undecidable, &[]);
         self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
@@ -306,4 +313,77 @@ fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
     }
     let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: product(1) });
     assert_eq!(stored_order(&detached, &not_found), None, "it has no product to be stored with");
+}
+
+/// A snapshot of products 1 to 3 with ten pieces each, at second 100.
+fn snapshot_with(terms: &[(u64, Terms)]) -> Snapshot {
+    let inventories = (1..=3).map(|number| (product(number), inventory(10))).collect();
+    let terms = terms.iter().map(|(number, terms)| (product(*number), *terms)).collect();
+    let times = Times { decided_at: from_millis(100_000), expires_at: from_millis(1_000_000) };
+    Snapshot { inventories, terms, holdings: Holdings::new(), stored: None, times }
+}
+
+fn lines(lines: &[(u64, u32)]) -> NewOrder {
+    let line = |(number, total): &(u64, u32)| Line {
+        product_id: product(*number),
+        total: Quantity::new(*total).unwrap(),
+    };
+    let lines = Lines::try_from(lines.iter().map(line).collect::<Vec<_>>()).unwrap();
+    // Created before the time of the snapshot.
+    let id = OrderId::first_at(from_millis(1_000));
+    NewOrder { id, lines, ..order(1, 1) }
+}
+
+fn verdict_on(snapshot: Snapshot, order: NewOrder) -> Verdict {
+    decide(snapshot, &[order.into()]).result.verdicts.remove(0)
+}
+
+#[test]
+fn the_terms_of_every_line_count_before_any_stock() {
+    let paused = Terms { selling: false, ..Terms::default() };
+    let limited = Terms { max_per_order: Quantity::new(2), ..Terms::default() };
+    let refused = |terms: &[(u64, Terms)], of: &[(u64, u32)]| {
+        let Verdict::Rejected(rejection) = verdict_on(snapshot_with(terms), lines(of)) else {
+            panic!("{of:?}")
+        };
+        rejection
+    };
+    let of_two = Rejection::SalePaused { product_id: product(2) };
+    assert_eq!(refused(&[(2, paused)], &[(2, 1)]), of_two);
+    assert_eq!(refused(&[(2, paused)], &[(1, 1), (2, 1)]), of_two);
+    assert_eq!(refused(&[(2, paused)], &[(1, 99), (2, 1)]), of_two, "though product 1 is short");
+    assert_eq!(
+        refused(&[(2, paused)], &[(2, 1), (5, 1)]),
+        Rejection::ProductNotFound { product_id: product(5) }
+    );
+    let limit = Rejection::LimitPerOrder { product_id: product(3), limit: 2 };
+    assert_eq!(refused(&[(3, limited)], &[(1, 5), (3, 3)]), limit);
+    assert_eq!(
+        refused(&[(3, limited)], &[(1, 11), (3, 2)]),
+        Rejection::InsufficientStock { product_id: product(1), available: 10 }
+    );
+    // Nothing of the line before is gone.
+    let snapshot = snapshot_with(&[(2, paused)]);
+    let decision = decide(snapshot.clone(), &[lines(&[(1, 1), (2, 1)]).into()]);
+    assert_eq!(decision.inventories, snapshot.inventories);
+    assert_eq!(decision.not_stored, [0], "it may be a redelivered one");
+    assert!(matches!(verdict_on(snapshot, lines(&[(1, 1), (3, 1)])), Verdict::Reserved { .. }));
+}
+
+#[test]
+fn a_reservation_ends_with_the_shortest_hold_of_its_products() {
+    let hold = |seconds| Terms { hold: Hold::new(seconds), ..Terms::default() };
+    let terms = [(1, hold(60)), (2, hold(3_600))];
+    let ends = |order: NewOrder| {
+        let Verdict::Reserved { expires_at } = verdict_on(snapshot_with(&terms), order) else { panic!() };
+        expires_at.as_millisecond()
+    };
+    assert_eq!(ends(lines(&[(1, 1)])), 160_000);
+    assert_eq!(ends(lines(&[(2, 1)])), 3_700_000, "longer than the setting");
+    assert_eq!(ends(lines(&[(3, 1)])), 1_000_000, "the setting");
+    assert_eq!(ends(lines(&[(2, 1), (3, 1)])), 1_000_000);
+    assert_eq!(ends(lines(&[(2, 1), (3, 1), (1, 1)])), 160_000);
+    // Of an order that was created later than the database's clock says.
+    let late = NewOrder { id: OrderId::first_at(from_millis(500_000)), ..lines(&[(1, 1)]) };
+    assert_eq!(ends(late), 500_000);
 }

@@ -93,6 +93,7 @@ macro_rules! suite {
 
 mod baskets;
 mod batches;
+mod buyers;
 mod cancellation;
 mod catalog;
 mod changes;
@@ -105,6 +106,7 @@ mod life;
 mod lists;
 mod redelivery;
 mod retention;
+mod terms;
 
 /// The database of one test.
 struct Database {

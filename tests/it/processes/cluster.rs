@@ -20,12 +20,14 @@ use crate::{
 };
 
 mod baskets;
+mod buyers;
 mod chaos;
 mod events;
 mod life;
 mod load;
 mod outages;
 mod queue;
+mod terms;
 mod workers;
 
 /// Processes that share a place.
