@@ -69,10 +69,12 @@ fn order(data: &Value) -> Vec<String> {
     let (Some(status), Some(_)) = (data["status"].as_str(), data.get("id")) else { return Vec::new() };
     let is_decided = status != "pending";
     let is_rejected = status == "rejected";
+    let is_of_one_line = data["lines"].as_array().is_some_and(|lines| lines.len() == 1);
     let is_short = data["reason"] == "insufficient_stock";
     let expected = [
-        ("product_id", is_decided),
-        ("total", is_decided),
+        ("lines", is_decided),
+        ("product_id", is_of_one_line),
+        ("total", is_of_one_line),
         ("created_at", is_decided),
         ("expires_at", is_decided && !is_rejected),
         ("reason", is_rejected),
