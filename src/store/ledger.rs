@@ -1,7 +1,6 @@
 //! The seller's changes of stock, the same in every database: each in one transaction, under the lock of the inventory, with its
 //! movement.
 
-use super::json::json;
 use super::{
     error::StoreError,
     json::json,

@@ -37,7 +37,8 @@ async fn two_thousand_baskets_of_ten_products() {
     let answered = Arc::new(Semaphore::new(0));
     let mut buyers = JoinSet::new();
     for buyer in 0..BASKETS {
-        let (api, products, answered) = (cluster.clients()[buyer % 2].clone(), products.clone(), answered.clone());
+        let (api, products, answered) =
+            (cluster.clients()[buyer % 2].clone(), products.clone(), answered.clone());
         buyers.spawn(async move {
             let lines: Vec<Value> = basket(buyer, &products)
                 .into_iter()
@@ -45,7 +46,8 @@ async fn two_thousand_baskets_of_ten_products() {
                 .collect();
             let order = json!({"lines": lines, "buyer": format!("buyer-{buyer}")});
             let key = format!("basket-{buyer}");
-            let build = |request: reqwest::RequestBuilder| request.header("Idempotency-Key", key).json(&order);
+            let build =
+                |request: reqwest::RequestBuilder| request.header("Idempotency-Key", key).json(&order);
             let answer = api.send(Method::POST, "/api/orders", build).await;
             answered.add_permits(1);
             assert!([201, 202, 400].contains(&answer.status), "{answer:?}");
@@ -66,10 +68,12 @@ async fn two_thousand_baskets_of_ten_products() {
             continue;
         }
         assert_eq!(order.data()["status"], "reserved", "{order:?}");
-        let buyer: usize = order.data()["buyer"].as_str().unwrap().trim_start_matches("buyer-").parse().unwrap();
+        let buyer: usize =
+            order.data()["buyer"].as_str().unwrap().trim_start_matches("buyer-").parse().unwrap();
         let lines = order.data()["lines"].as_array().unwrap().iter();
-        let lines: Vec<_> =
-            lines.map(|line| (line["product_id"].as_u64().unwrap(), line["total"].as_u64().unwrap())).collect();
+        let lines: Vec<_> = lines
+            .map(|line| (line["product_id"].as_u64().unwrap(), line["total"].as_u64().unwrap()))
+            .collect();
         assert_eq!(lines, basket(buyer, &products), "the whole basket");
         lines.into_iter().for_each(|(product, total)| *left.entry(product).or_default() += total);
         baskets += 1;
