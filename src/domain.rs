@@ -10,6 +10,8 @@ pub mod lines;
 pub mod names;
 pub mod inventory;
 pub mod order;
+pub mod rules;
+pub mod life;
 pub mod rejection;
 pub mod lane_set;
 pub mod origin;

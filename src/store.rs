@@ -36,6 +36,6 @@ pub use open_error::OpenError;
 pub use page::{Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store,
+    Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Recount, Retention, Store,
 };
 pub use time_limit::TimeLimited;

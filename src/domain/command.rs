@@ -117,7 +117,7 @@ impl Command {
     pub fn what(&self) -> &'static str {
         match self {
             Self::Place(_) => "place",
-            Self::Change(change) => change.change.as_str(),
+            Self::Change(change) => change.change.kind().as_str(),
         }
     }
 

@@ -116,6 +116,8 @@ reasons! {
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
         InvalidBuyer "invalid_buyer",
+        InvalidReference "invalid_reference",
+        InvalidRestock "invalid_restock",
         DuplicateProduct "duplicate_product",
         InvalidOrderId "invalid_order_id",
         InvalidLimit "invalid_limit",
@@ -138,6 +140,10 @@ reasons! {
         StockBelowReserved "stock_below_reserved",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
+        PaidWithAnotherReference "paid_with_another_reference",
+        OrderExpired "order_expired",
+        OrderNotPaid "order_not_paid",
+        StockTooLarge "stock_too_large",
     }
     PAYLOAD_TOO_LARGE {
         BodyTooLarge "body_too_large",
@@ -215,7 +221,10 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    order_status: Option<&'static str>,
+    pub(super) order_status: Option<&'static str>,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) payment_reference: Option<Box<str>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -270,6 +279,7 @@ impl ApiError {
             terms: None,
             reserved_stock: None,
             order_status: None,
+            payment_reference: None,
             readiness: None,
             replayed: false,
             cause: None,

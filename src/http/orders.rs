@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
-    body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
+    body::{Field, Fields, JsonBody, NoBody, OptionalBody, PartsAndBody},
     envelope::{ApiError, Reason, mark_replayed, page, success},
     origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences},
@@ -131,14 +131,36 @@ fn location(id: OrderId) -> [(HeaderName, String); 1] {
     [(header::LOCATION, format!("/api/orders/{id}"))]
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PaymentRequest {
+    reference: Option<PaymentReference>,
+}
+
+impl Fields for PaymentRequest {
+    const FIELDS: &'static [Field] = &[];
+    const OPTIONAL: &'static [Field] =
+        &[("reference", Reason::InvalidReference, PaymentReference::EXPECTED)];
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReturnRequest {
+    restock: bool,
+}
+
+impl Fields for ReturnRequest {
+    const FIELDS: &'static [Field] = &[("restock", Reason::InvalidRestock, "true or false")];
+}
+
 /// `POST /api/orders/{orderId}/payment`
 pub(super) async fn pay(
     State(api): State<Api>,
     preferences: Preferences,
     RequestOrigin(origin): RequestOrigin,
-    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
+    PartsAndBody(OrderPath(id), OptionalBody(payment)): PartsAndBody<OrderPath, OptionalBody<PaymentRequest>>,
 ) -> Response {
-    change(&api, id, Change::Pay, preferences, origin).await
+    change(&api, id, Change::Pay { reference: payment.reference }, preferences, origin).await
 }
 
 /// `POST /api/orders/{orderId}/cancellation`
@@ -149,6 +171,27 @@ pub(super) async fn cancel(
     PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
     change(&api, id, Change::Cancel, preferences, origin).await
+}
+
+/// `POST /api/orders/{orderId}/extension`
+pub(super) async fn extend(
+    State(api): State<Api>,
+    preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
+    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
+) -> Response {
+    change(&api, id, Change::Extend, preferences, origin).await
+}
+
+/// `POST /api/orders/{orderId}/return`
+pub(super) async fn take_back(
+    State(api): State<Api>,
+    preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
+    PartsAndBody(OrderPath(id), JsonBody(request)): PartsAndBody<OrderPath, JsonBody<ReturnRequest>>,
+) -> Response {
+    let ReturnRequest { restock } = request;
+    change(&api, id, Change::Return { restock }, preferences, origin).await
 }
 
 async fn change(

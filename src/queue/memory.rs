@@ -449,15 +449,8 @@ mod tests {
         let event = |status| {
             let (id, product_id) = (SystemClock.order_id(), ProductId::new(1).unwrap());
             let state = OrderState::Accepted { status, expires_at: SystemClock.now() };
-            Event {
-                order: Order {
-                    id,
-                    lines: Some(Lines::one(product_id, Quantity::new(1).unwrap())),
-                    buyer: None,
-                    payment: None,
-                    state,
-                },
-            }
+            let lines = Some(Lines::one(product_id, Quantity::new(1).unwrap()));
+            Event::of_order(Order { id, lines, buyer: None, payment: None, state })
         };
         let mut consumer = queue.consumer().await.unwrap();
         let publish = |events: &[Event]| Completion { events: events.to_vec(), ..Completion::default() };

@@ -25,12 +25,12 @@ use crate::{
     monitor::metrics::ApiMetrics,
     queue::Outcome,
     service::{
-        answers::{change_answer, order_answer},
+        answers::{change_answer, changed, order_answer},
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
         sold_out::SoldOutCache,
     },
-    store::{Catalog, OrderPage, Orders, Page, StoreError},
+    store::{Catalog, GivenUp, OrderPage, Orders, Page, StoreError},
 };
 
 pub use super::answers::{ChangeError, OrderChange, PlaceError, Placement};
@@ -191,10 +191,12 @@ impl OrderService {
         }))
     }
 
-    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
+    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. What only one outcome is possible of is answered
+    /// without the lane.
     pub async fn change(&self, id: OrderId, change: Change, call: Call) -> Result<OrderChange, ChangeError> {
+        let kind = change.kind();
         let answer = self.try_to_change(id, change, call).await;
-        self.metrics.change_answered(change, change_answer(&answer));
+        self.metrics.change_answered(kind, change_answer(&answer));
         answer
     }
 
@@ -206,28 +208,30 @@ impl OrderService {
     ) -> Result<OrderChange, ChangeError> {
         let order = match self.status(id).await? {
             Some(OrderLookup::Stored(order)) => order,
+            Some(OrderLookup::Pending(_)) if change == Change::Cancel => {
+                match self.stored_orders.give_up(id).await? {
+                    GivenUp::Done(order) => return Ok(OrderChange::Done(order)),
+                    GivenUp::Stored(order) => order,
+                }
+            }
             Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
             None => return Err(ChangeError::NotFound(id)),
         };
-        let order = match order.status() {
-            OrderStatus::Reserved => match self.decide_change(order, change, call).await? {
+        let order = match change.kind().may_change(order.status()) {
+            true => match self.decide_change(order, change.clone(), call).await? {
                 OrderChange::Done(order) => order,
                 pending => return Ok(pending),
             },
-            _ => order,
+            false => order,
         };
-        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired) {
+        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired | OrderStatus::Returned) {
             // A client that learns that pieces came back can order them, at every API.
             SoldOutCache::outlast_leases().await;
         }
-        if order.status() == change.leads_to() {
-            Ok(OrderChange::Done(order))
-        } else {
-            Err(ChangeError::Conflict(order.status()))
-        }
+        changed(&change, order)
     }
 
-    /// What the lane makes of a reserved order: [`OrderChange::Done`], whatever status it has then.
+    /// What the lane makes of an order: [`OrderChange::Done`], whatever status it has then.
     async fn decide_change(
         &self,
         order: Order,
@@ -308,7 +312,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::command::Command,
+        domain::{command::Command, order::ChangeKind, rules::Rules},
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
@@ -465,12 +469,12 @@ mod tests {
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
         assert!(matches!(
-            ordering.change(id, Change::Pay, Call::default()).await,
+            ordering.change(id, Change::Pay { reference: None }, Call::default()).await,
             Err(ChangeError::NotDecided)
         ));
         let stranger = OrderId::from(uuid::Uuid::now_v7());
         assert_eq!(ordering.status(stranger).await.unwrap(), None);
-        let changed = ordering.change(stranger, Change::Pay, Call::default()).await;
+        let changed = ordering.change(stranger, Change::Pay { reference: None }, Call::default()).await;
         assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
     }
 
@@ -480,7 +484,7 @@ mod tests {
         loop {
             let deliveries = worker.take(10).await.unwrap();
             let commands: Vec<_> = deliveries.iter().flat_map(|one| one.commands.clone()).collect();
-            let decided = store.decide(&commands, Duration::from_secs(60)).await.unwrap();
+            let decided = store.decide(&commands, Rules::of_ttl(Duration::from_secs(60))).await.unwrap();
             let verdicts = commands.iter().map(Command::id).zip(decided.verdicts).collect();
             let replies = vec![crate::queue::Reply { to: deliveries[0].reply_to.clone(), verdicts }];
             worker
@@ -509,8 +513,8 @@ mod tests {
                 assert_eq!(changed, OrderChange::Done(cancelled));
                 assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
             }
-            let paid = ordering.change(order.id, Change::Pay, Call::default()).await;
-            assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));
+            let paid = ordering.change(order.id, Change::Pay { reference: None }, Call::default()).await;
+            assert!(matches!(paid, Err(ChangeError::Conflict(ChangeKind::Pay, OrderStatus::Cancelled))));
             assert_eq!(ordering.status(order.id).await.unwrap(), Some(OrderLookup::Stored(cancelled)));
         };
         tokio::select! {

@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -20,7 +19,9 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
+    ports::{
+        Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Recount, Retention, Store,
+    },
 };
 use crate::clock::Clock;
 use crate::domain::{
@@ -31,6 +32,7 @@ use crate::domain::{
     lane_set::LaneSet,
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
+    rules::Rules,
     sku::Sku,
     time::from_millis,
 };
@@ -191,6 +193,16 @@ impl Orders for MemoryStore {
         Ok(Page::cut(rows, limit, None, |order| order.id))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut data = self.data()?;
+        let stored = data.aliases.get(&id).unwrap_or(&id);
+        if let Some(order) = data.orders.get(stored) {
+            return Ok(GivenUp::Stored(order.clone()));
+        }
+        data.orders.insert(id, Order::given_up(id));
+        Ok(GivenUp::Done(Order::given_up(id)))
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let (now, data) = (self.now(), self.data()?);
         let due = |order: &Order| {
@@ -218,19 +230,15 @@ fn one_more_than(limit: u32) -> usize {
 
 #[async_trait]
 impl Decider for MemoryStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let mut data = self.data()?;
         let now = self.now().as_millisecond();
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
         let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, stored: Some(stored), times }, commands);
+            decide::decide(Snapshot { inventories, stored: Some(stored), times, rules }, commands);
         data.write(inventories, writes);
         Ok(result)
     }
@@ -271,21 +279,17 @@ impl Data {
     }
 
     fn write(&mut self, inventories: Inventories, writes: Writes) {
-        let Writes { orders, statuses, aliases, .. } = writes;
+        let Writes { orders, changed, completed, aliases, .. } = writes;
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
                 *inventory = after;
             }
         }
-        for (order, key) in orders {
+        for (order, key) in orders.into_iter().chain(completed) {
             self.keys.extend(key.map(|key| (key, order.id)));
             self.orders.insert(order.id, order);
         }
-        for (id, status) in statuses {
-            if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.clone().with_status(status);
-            }
-        }
+        self.orders.extend(changed);
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
@@ -372,7 +376,7 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicI64;
+    use std::{sync::atomic::AtomicI64, time::Duration};
 
     use super::*;
     use crate::clock::SystemClock;
@@ -420,7 +424,7 @@ mod tests {
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
             let lines = Lines::one(product_id, total);
             let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
-            store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
+            store.decide(&[order.into()], Rules::of_ttl(Duration::from_secs(seconds))).await.unwrap();
             ids.push(id);
         }
         assert_eq!(store.due(None, 10).await.unwrap(), Page::empty());

@@ -28,13 +28,15 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{
+        Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Recount, Store, given_up_too_late,
+    },
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
@@ -47,6 +49,7 @@ use crate::domain::{
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product},
+    rules::Rules,
     sku::Sku,
 };
 
@@ -260,6 +263,19 @@ impl Orders for MySqlStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let end = id.created_at().as_millisecond();
+        let mut connection = self.writes.acquire().await?;
+        match connection.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(_) => Ok(GivenUp::Done(connection.commit("COMMIT").await.map(|()| Order::given_up(id))?)),
+            Err(error) if is_duplicate(&error) => {
+                drop(connection);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -273,13 +289,9 @@ impl Orders for MySqlStore {
 
 #[async_trait]
 impl Decider for MySqlStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -394,15 +406,16 @@ impl Transaction for MySqlTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, .. } = changes;
+        let Changes { completed_orders, orphaned_keys, keys, changed_orders, aliases, stock, .. } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
             (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
+            (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
         ] {
             if let Some(rows) = rows {
@@ -477,11 +490,19 @@ const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_
          idempotency_key VARCHAR(255) PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch";
 
-const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
+const CHANGE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]', new_end BIGINT PATH '$[2]',
+         new_paid_at BIGINT PATH '$[3]', new_reference VARCHAR(128) PATH '$[4]'
      )) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
-     SET status = new_status";
+     SET status = new_status, expires_at = new_end, paid_at = new_paid_at, payment_reference = new_reference";
+
+const COMPLETE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_product BIGINT PATH '$[1]', new_total INT PATH '$[2]',
+         all_lines VARCHAR(2000) PATH '$[3]', new_buyer VARCHAR(128) PATH '$[4]'
+     )) AS batch
+     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
+     SET product_id = new_product, total = new_total, `lines` = all_lines, buyer = new_buyer";
 
 // Its order is locked, so that it is not pruned in between.
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)

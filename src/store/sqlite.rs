@@ -44,13 +44,15 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{
+        Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Recount, Store, given_up_too_late,
+    },
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     slow_query::timed,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
@@ -63,6 +65,7 @@ use crate::domain::{
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product},
+    rules::Rules,
     sku::Sku,
 };
 
@@ -324,6 +327,24 @@ impl Orders for SqliteStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
+        let end = id.created_at().as_millisecond();
+        match transaction.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(()) => {
+                transaction.execute(sqlx::query("COMMIT")).await?;
+                transaction.end();
+                Ok(GivenUp::Done(Order::given_up(id)))
+            }
+            Err(error) if is_duplicate(&error) => {
+                drop(transaction);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -337,13 +358,9 @@ impl Orders for SqliteStore {
 
 #[async_trait]
 impl Decider for SqliteStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     /// One lock covers the whole file.
@@ -496,15 +513,16 @@ impl Transaction for SqliteTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, stock, .. } = changes;
+        let Changes { completed_orders, orphaned_keys, keys, changed_orders, aliases, stock, .. } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
             (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
+            (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
             (stock, MOVE_STOCK),
         ];
@@ -555,7 +573,13 @@ const DELETE_ORPHANED_KEYS: &str = "DELETE FROM idempotency_keys
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
      SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?);";
 
-const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
+const CHANGE_ORDERS: &str = "UPDATE orders
+     SET status = batch.value ->> 1, expires_at = batch.value ->> 2, paid_at = batch.value ->> 3,
+         payment_reference = batch.value ->> 4
+     FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
+
+const COMPLETE_ORDERS: &str = "UPDATE orders
+     SET product_id = batch.value ->> 1, total = batch.value ->> 2, lines = batch.value ->> 3, buyer = batch.value ->> 4
      FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
 
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)

@@ -152,6 +152,7 @@ mod tests {
             ids::{OrderId, ProductId},
             inventory::Stock,
             order::{Change, Quantity},
+            rules::Rules,
             origin::Origin,
             verdict::Verdict,
         },
@@ -282,7 +283,7 @@ mod tests {
                 })
                 .map(Command::from)
                 .collect();
-            let result = self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
+            let result = self.expiry.store.decide(&commands, Rules::of_ttl(Duration::ZERO)).await.unwrap();
             let outcomes = result.verdicts.into_iter().map(Outcome::Decided);
             self.lanes.requests.deliver(commands.iter().map(Command::id).zip(outcomes).collect());
         }
