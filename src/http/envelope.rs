@@ -213,7 +213,7 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) product_id: Option<ProductId>,
+    product_id: Option<ProductId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -313,6 +313,10 @@ impl ApiError {
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self { field: Some(field.into()), ..Self::new(reason, message) }
+    }
+
+    pub(super) fn of_product(self, product_id: ProductId) -> Self {
+        Self { product_id: Some(product_id), ..self }
     }
 
     /// A field of the body that is required and not there.

@@ -4,6 +4,7 @@ use super::envelope::{ApiError, Reason};
 use crate::{
     domain::{
         inventory::Stock,
+        lines::{InvalidLines, Lines},
         names::PaymentReference,
         order::{ChangeKind, Order, OrderStatus},
     },
@@ -12,6 +13,19 @@ use crate::{
         ordering::{ChangeError, PlaceError},
     },
 };
+
+impl From<InvalidLines> for ApiError {
+    fn from(invalid: InvalidLines) -> Self {
+        match invalid {
+            InvalidLines::Count => {
+                Self::field(Reason::InvalidLines, "lines", format!("lines must be {}", Lines::EXPECTED))
+            }
+            InvalidLines::Duplicate(product_id) => {
+                Self::field(Reason::DuplicateProduct, "lines", invalid.to_string()).of_product(product_id)
+            }
+        }
+    }
+}
 
 impl From<PlaceError> for ApiError {
     fn from(error: PlaceError) -> Self {

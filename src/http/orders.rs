@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
-        lines::{InvalidLines, Line, Lines},
+        lines::{Line, Lines},
         names::{Buyer, PaymentReference},
         order::{Change, Order, OrderStatus, Quantity},
         origin::Origin,
@@ -80,20 +80,6 @@ impl OrderRequest {
             )),
             (None, _, None) => Err(ApiError::missing(PRODUCT_ID)),
             (Some(_), None, None) => Err(ApiError::missing(TOTAL)),
-        }
-    }
-}
-
-impl From<InvalidLines> for ApiError {
-    fn from(invalid: InvalidLines) -> Self {
-        match invalid {
-            InvalidLines::Count => {
-                Self::field(Reason::InvalidLines, "lines", format!("lines must be {}", Lines::EXPECTED))
-            }
-            InvalidLines::Duplicate(product_id) => Self {
-                product_id: Some(product_id),
-                ..Self::field(Reason::DuplicateProduct, "lines", invalid.to_string())
-            },
         }
     }
 }

@@ -173,6 +173,7 @@ mod tests {
         clock::{Clock, SystemClock},
         domain::{
             command::{NewOrder, ReplyMode},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },

@@ -396,6 +396,7 @@ mod tests {
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
+        lines::Lines,
         order::{Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
     };

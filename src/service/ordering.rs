@@ -312,7 +312,11 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::{command::Command, order::ChangeKind, rules::Rules},
+        domain::{
+            command::Command,
+            order::{ChangeKind, Quantity},
+            rules::Rules,
+        },
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
@@ -329,6 +333,11 @@ mod tests {
         let activity = Arc::new(Activity::new(clock.clone()));
         let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
+    }
+
+    /// One piece of the product.
+    fn request(product_id: ProductId, key: Option<IdempotencyKey>) -> Request {
+        Request { lines: Lines::one(product_id, Quantity::new(1).unwrap()), buyer: None, key }
     }
 
     fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {
@@ -353,8 +362,7 @@ mod tests {
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_no_pending_reply() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed =
-            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(ordering.dispatcher.may_be_pending(id));
         assert!(!ordering.dispatcher.may_be_pending(uuid::Uuid::now_v7().into()));
@@ -367,7 +375,7 @@ mod tests {
         let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
             let ordering = ordering.clone();
-            async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await }
+            async move { ordering.place(request(product_id, None), Call::default()).await }
         });
         while ordering.dispatcher.pending_count() == 0 {
             tokio::task::yield_now().await;
@@ -380,14 +388,13 @@ mod tests {
     #[tokio::test]
     async fn a_full_lane_refuses_at_once() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
             assert!(matches!(
-                ordering.place(product_id, one, None, Call::default()).await.unwrap(),
+                ordering.place(request(product_id, None), Call::default()).await.unwrap(),
                 Placement::Pending(_)
             ));
         }
-        let refused = ordering.place(product_id, one, None, Call::default()).await;
+        let refused = ordering.place(request(product_id, None), Call::default()).await;
         assert!(matches!(refused, Err(PlaceError::Refused(Refusal::LaneFull))));
         assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
@@ -396,11 +403,11 @@ mod tests {
     async fn the_sold_out_cache_lets_orders_with_a_key_through() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
-        let one = Quantity::new(1).unwrap();
-        assert!(is_rejected(ordering.place(product_id, one, None, Call::default()).await, SOLD_OUT));
+        let sold_out = Rejection::InsufficientStock { product_id, available: 0 };
+        assert!(is_rejected(ordering.place(request(product_id, None), Call::default()).await, sold_out));
         let key = Some("a-key".to_owned().try_into().unwrap());
         assert!(matches!(
-            ordering.place(product_id, one, key, Call::default()).await.unwrap(),
+            ordering.place(request(product_id, key), Call::default()).await.unwrap(),
             Placement::Pending(_)
         ));
     }
@@ -414,11 +421,10 @@ mod tests {
     #[tokio::test]
     async fn a_202_leaves_a_detached_copy() {
         let (queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
         let (placed, held) =
-            tokio::join!(ordering.place(product_id, one, None, Call::default()), worker.take(1));
+            tokio::join!(ordering.place(request(product_id, None), Call::default()), worker.take(1));
         let Placement::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
@@ -434,17 +440,16 @@ mod tests {
         let queue = MemoryQueue::new(100, SystemClock.now());
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
-        let one = Quantity::new(1).unwrap();
         assert!(ordering.is_product(product_id).await.unwrap());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();
-        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + DETACH_TIMEOUT
         );
         let began = Instant::now();
-        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + DETACH_TIMEOUT
         );
@@ -456,16 +461,15 @@ mod tests {
     async fn an_unknown_product_gets_no_lane() {
         let (queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, Call::default()).await;
-        assert!(is_rejected(placed, Rejection::ProductNotFound));
+        let placed = ordering.place(request(stranger, None), Call::default()).await;
+        assert!(is_rejected(placed, Rejection::ProductNotFound { product_id: stranger }));
         queue.drain().await;
     }
 
     #[tokio::test]
     async fn an_order_that_is_not_stored_is_pending_or_not_found() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed =
-            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
         assert!(matches!(
@@ -503,14 +507,13 @@ mod tests {
             service(store.clone(), &queue, Duration::from_secs(60), CancellationToken::new()).await;
         store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();
         let client = async {
-            let placed =
-                ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+            let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
             let Placement::Accepted { order, replayed: false } = placed else { panic!("{placed:?}") };
-            let cancelled = order.with_status(OrderStatus::Cancelled);
+            let cancelled = order.clone().with_status(OrderStatus::Cancelled);
             for _ in 0..2 {
                 let began = Instant::now();
                 let changed = ordering.change(order.id, Change::Cancel, Call::default()).await.unwrap();
-                assert_eq!(changed, OrderChange::Done(cancelled));
+                assert_eq!(changed, OrderChange::Done(cancelled.clone()));
                 assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
             }
             let paid = ordering.change(order.id, Change::Pay { reference: None }, Call::default()).await;

@@ -51,6 +51,7 @@ use super::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     slow_query::timed,
+    sqlx_error::is_duplicate,
     statements::{
         GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
         inventory_found, product_found, product_ids, products,

@@ -59,6 +59,7 @@ mod tests {
         domain::{
             command::{NewOrder, ReplyMode},
             ids::OrderId,
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },

@@ -223,6 +223,7 @@ mod tests {
         clock::{Clock, SystemClock},
         domain::{
             command::{NewOrder, ReplyMode},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
             rules::Rules,

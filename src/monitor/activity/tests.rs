@@ -6,6 +6,7 @@ use crate::{
     domain::{
         command::{NewOrder, ReplyMode},
         inventory::Stock,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         outcome::Effect,

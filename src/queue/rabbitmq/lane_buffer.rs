@@ -188,6 +188,7 @@ mod tests {
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::ProductId,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
     };

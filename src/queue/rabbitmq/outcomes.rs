@@ -102,6 +102,7 @@ mod tests {
     use crate::domain::{
         command::{Command, NewOrder, ReplyMode},
         ids::ProductId,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         time::from_millis,

@@ -3,6 +3,7 @@ use crate::{
     clock::{Clock, SystemClock},
     domain::{
         command::{NewOrder, ReplyMode},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
