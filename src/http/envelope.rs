@@ -221,7 +221,7 @@ pub(super) struct ApiError {
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) order_status: Option<&'static str>,
+    order_status: Option<&'static str>,
     /// Of the payment that counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) payment_reference: Option<Box<str>>,

@@ -128,10 +128,9 @@ fn paid_otherwise(order: &Order) -> ApiError {
     let reference = order.payment_reference().map(PaymentReference::as_str);
     let by = reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
     let message = format!("the order was paid by {by}; if this is another payment, pay its money back");
-    ApiError {
-        payment_reference: reference.map(Into::into),
-        ..ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message)
-    }
+    let mut error = ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message);
+    error.payment_reference = reference.map(Into::into);
+    error
 }
 
 fn stock_too_large() -> ApiError {

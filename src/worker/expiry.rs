@@ -246,7 +246,7 @@ mod tests {
                 })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
-            self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
+            self.expiry.store.decide(&orders, Rules::of_ttl(Duration::ZERO)).await.unwrap();
         }
 
         /// The products of the expiries that a sweep submitted.
