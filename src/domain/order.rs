@@ -7,6 +7,7 @@ use crate::domain::{
     lines::Lines,
     names::{Buyer, PaymentReference},
     rejection::Rejection,
+    time::from_millis,
     word::serde_as_word,
 };
 
@@ -149,13 +150,15 @@ impl Order {
 
     /// Whether it was cancelled before its turn in the lane, so that it never had any pieces: [`Order::given_up`].
     pub fn was_given_up(&self) -> bool {
-        let ends_when_it_begins = |end: Timestamp| end <= self.id.created_at();
-        self.status() == OrderStatus::Cancelled && self.expires_at().is_some_and(ends_when_it_begins)
+        let ends_before_it_begins = |end: Timestamp| end < self.id.created_at();
+        self.status() == OrderStatus::Cancelled && self.expires_at().is_some_and(ends_before_it_begins)
     }
 
-    /// An order that is cancelled before its turn in the lane. Its reservation ends when it was created: no other one is as short.
+    /// An order that is cancelled before its turn in the lane. What tells it from others is that its reservation ends 1 ms before
+    /// the order was created: no real one does.
     pub fn given_up(id: OrderId) -> Self {
-        let state = OrderState::Accepted { status: OrderStatus::Cancelled, expires_at: id.created_at() };
+        let expires_at = from_millis(id.created_at().as_millisecond() - 1);
+        let state = OrderState::Accepted { status: OrderStatus::Cancelled, expires_at };
         Self { id, lines: None, buyer: None, payment: None, state }
     }
 }

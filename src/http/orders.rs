@@ -276,7 +276,9 @@ impl OrderView {
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
         let (id, status) = (order.id, order.status().as_str());
-        let (expires_at, rejection) = (order.expires_at(), order.rejection());
+        // Of one that was given up before its turn, nothing was ever reserved.
+        let expires_at = order.expires_at().filter(|_| !order.was_given_up());
+        let rejection = order.rejection();
         let only = order.lines.as_ref().and_then(Lines::only);
         let payment = order.payment.unwrap_or_default();
         let known = Known {

@@ -11,6 +11,7 @@ mod retention;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
@@ -264,7 +265,7 @@ impl Orders for MySqlStore {
     }
 
     async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
-        let end = id.created_at().as_millisecond();
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
         let mut connection = self.writes.acquire().await?;
         match connection.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
             Ok(_) => Ok(GivenUp::Done(connection.commit("COMMIT").await.map(|()| Order::given_up(id))?)),

@@ -17,6 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{
     ConnectOptions, Connection, Execute, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
@@ -331,7 +332,7 @@ impl Orders for SqliteStore {
     async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
         let mut transaction = self.begin().await?;
         transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
-        let end = id.created_at().as_millisecond();
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
         match transaction.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
             Ok(()) => {
                 transaction.execute(sqlx::query("COMMIT")).await?;

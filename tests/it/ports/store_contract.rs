@@ -16,18 +16,20 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
-        event::Event,
+        event::{Event, EventKind},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock, StockBelowReserved},
+        lines::{Line, Lines},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
         product::{NewProduct, Product, ProductName},
         rejection::Rejection,
+        rules::{LatePayment, Rules},
         sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
+        Creation, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
         sqlite::SqliteStore,
     },
 };
@@ -97,6 +99,7 @@ mod history;
 mod keys;
 mod life;
 mod lists;
+mod payments;
 mod redelivery;
 mod retention;
 
@@ -172,9 +175,11 @@ impl Database {
                 let [_, _, reserved] = self.pieces(id).await;
                 let orders = self.orders_of(id).await;
                 let ordered: u64 = orders
-                    .iter()
+                    .into_iter()
                     .filter(|order| order.status() == OrderStatus::Reserved)
-                    .map(|order| u64::from(order.total.get()))
+                    .flat_map(|order| order.lines.unwrap().as_slice().to_vec())
+                    .filter(|line| line.product_id == id)
+                    .map(|line| u64::from(line.total.get()))
                     .sum();
                 assert_eq!(u64::from(reserved), ordered, "of product {id}, seen from {caller}");
             }
@@ -237,7 +242,14 @@ impl Home {
     }
 }
 
-const TTL: Duration = Duration::from_secs(900);
+/// Late payments are refused, unless a test says otherwise.
+const TTL: Rules = refusing_late_payments(Duration::from_secs(900));
+
+const fn refusing_late_payments(reservation_ttl: Duration) -> Rules {
+    Rules { late_payment: LatePayment::Refuse, ..Rules::of_ttl(reservation_ttl) }
+}
+
+const PAY: Change = Change::Pay { reference: None };
 
 /// No test waits longer than this for a database.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -256,12 +268,16 @@ fn stranger() -> ProductId {
     ProductId::new(ProductId::MAX).unwrap()
 }
 
+fn lines(product_id: ProductId, total: u32) -> Lines {
+    Lines::one(product_id, Quantity::new(total).unwrap())
+}
+
 /// An order whose client waits for the verdict.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(SystemClock.now());
     NewOrder {
         id: SystemClock.order_id(),
-        lines: Lines::one(product_id, Quantity::new(total).unwrap()),
+        lines: lines(product_id, total),
         buyer: None,
         reply,
         key: None,
@@ -274,8 +290,8 @@ fn detached_order(product_id: ProductId, total: u32) -> NewOrder {
     NewOrder { reply: ReplyMode::Detached, ..order(product_id, total) }
 }
 
-fn rejected(available: u32) -> Verdict {
-    Verdict::Rejected(Rejection::InsufficientStock { available })
+const fn rejected(available: u32) -> Expected {
+    Expected::TooFew(available)
 }
 
 fn is_reserved(verdict: &Verdict) -> bool {
@@ -294,7 +310,7 @@ fn pieces_accepted(orders: &[NewOrder], verdicts: &[Verdict]) -> u32 {
         .iter()
         .zip(verdicts)
         .filter(|(_, verdict)| is_reserved(verdict))
-        .map(|(order, _)| order.total.get())
+        .map(|(order, _)| order.lines.first().total.get())
         .sum()
 }
 
@@ -314,15 +330,15 @@ async fn decide(store: &dyn Store, orders: &[NewOrder]) -> Vec<Verdict> {
 }
 
 /// A time to live with which a reservation is due at once.
-const NO_TIME: Duration = Duration::ZERO;
+const NO_TIME: Rules = refusing_late_payments(Duration::ZERO);
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
     let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
     ChangeOrder {
         id,
         order_id: order.id,
-        product_id: order.product_id,
-        other_products: [].into(),
+        product_id: order.lines.first().product_id,
+        other_products: order.lines.others().iter().map(|line| line.product_id).collect(),
         change,
         reply,
         origin: Origin::default(),
@@ -338,9 +354,12 @@ fn key(text: &str) -> IdempotencyKey {
     text.to_owned().try_into().unwrap()
 }
 
-/// What a verdict on a change must be.
+/// What a verdict must be.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
+    /// Rejected: so many pieces are available.
+    TooFew(u32),
+    ProductNotFound,
     /// The order, with this status.
     Now(OrderStatus),
     Undecidable,
@@ -349,6 +368,13 @@ enum Expected {
 impl PartialEq<Expected> for Verdict {
     fn eq(&self, expected: &Expected) -> bool {
         match expected {
+            Expected::TooFew(pieces) => matches!(
+                self,
+                Self::Rejected(Rejection::InsufficientStock { available, .. }) if available == pieces
+            ),
+            Expected::ProductNotFound => {
+                matches!(self, Self::Rejected(Rejection::ProductNotFound { .. }))
+            }
             Expected::Now(status) => matches!(self, Self::Current(order) if order.status() == *status),
             Expected::Undecidable => *self == Self::Undecidable,
         }
@@ -373,10 +399,10 @@ impl Database {
         self.settle_within(commands, TTL).await
     }
 
-    async fn settle_within(&self, commands: &[Command], ttl: Duration) -> Vec<Verdict> {
+    async fn settle_within(&self, commands: &[Command], rules: Rules) -> Vec<Verdict> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self.store.decide(commands, ttl).await {
+            match self.store.decide(commands, rules).await {
                 Ok(decided) => return decided.verdicts,
                 Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
             }
@@ -384,7 +410,7 @@ impl Database {
     }
 
     async fn change(&self, order: &NewOrder, change: Change) -> Verdict {
-        self.settle(&[change_of(order, change)]).await[0]
+        self.settle(&[change_of(order, change)]).await.remove(0)
     }
 
     /// Places one order for each total; all are reserved.
@@ -396,10 +422,10 @@ impl Database {
         &self,
         id: ProductId,
         totals: [u32; N],
-        ttl: Duration,
+        rules: Rules,
     ) -> [NewOrder; N] {
         let orders = totals.map(|total| order(id, total));
-        let verdicts = self.settle_within(&commands(&orders), ttl).await;
+        let verdicts = self.settle_within(&commands(&orders), rules).await;
         assert_eq!(accepted(&verdicts), [true; N]);
         orders
     }

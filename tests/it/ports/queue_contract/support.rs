@@ -14,6 +14,7 @@ use antre::{
     domain::{
         command::{Command, NewOrder, ReplyMode},
         ids::{CommandId, ProductId},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         rejection::Rejection,
@@ -58,9 +59,12 @@ pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
 
 /// The verdict of these tests on an order; no other order gets the same one.
 pub(super) fn verdict(order: &NewOrder) -> Verdict {
-    match order.total.get() {
+    match order.lines.first().total.get() {
         even if even.is_multiple_of(2) => Verdict::Reserved { expires_at: order.id.created_at() },
-        odd => Verdict::Rejected(Rejection::InsufficientStock { available: odd }),
+        odd => Verdict::Rejected(Rejection::InsufficientStock {
+            product_id: order.lines.first().product_id,
+            available: odd,
+        }),
     }
 }
 
