@@ -86,6 +86,7 @@ mod tests {
         domain::{
             command::{Command, NewOrder, ReplyMode},
             ids::{CommandId, ProductId},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },
@@ -110,8 +111,8 @@ mod tests {
     fn order(product: u64) -> Command {
         Command::from(NewOrder {
             id: SystemClock.order_id(),
-            product_id: ProductId::new(product).unwrap(),
-            total: Quantity::new(1).unwrap(),
+            lines: Lines::one(ProductId::new(product).unwrap(), Quantity::new(1).unwrap()),
+            buyer: None,
             reply: ReplyMode::Until(SystemClock.now()),
             key: None,
             origin: Origin::default(),
