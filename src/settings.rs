@@ -421,7 +421,14 @@ mod tests {
         };
         let (api, worker) = (of("api"), of("worker"));
         let only_api = BTreeSet::from(["order_timeout", "public_url", "trusted_proxies"]);
-        let only_worker = BTreeSet::from(["reservation_ttl", "max_hold", "late_payment", "retention", "events", "slow_batch"]);
+        let only_worker = BTreeSet::from([
+            "reservation_ttl",
+            "max_hold",
+            "late_payment",
+            "retention",
+            "events",
+            "slow_batch",
+        ]);
         assert_eq!(&api - &worker, only_api);
         assert_eq!(&worker - &api, only_worker);
         let every = shown(&Settings::command_line());

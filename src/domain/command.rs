@@ -130,6 +130,11 @@ impl Command {
         self
     }
 
+    /// Whether a client asked for it about a stored order, of which it may hold pieces.
+    pub fn is_asked_change(&self) -> bool {
+        matches!(self, Self::Change(change) if change.change != Change::Expire)
+    }
+
     /// Whether no client waits for the verdict.
     pub fn is_detached(&self) -> bool {
         self.reply() == ReplyMode::Detached

@@ -75,7 +75,9 @@ impl Order {
                     return Ok(Changed::TooLate { is_first });
                 }
             }
-            (Change::Cancel, OrderStatus::Reserved) => self.move_pieces(inventories, Inventory::release)??,
+            (Change::Cancel, OrderStatus::Reserved) => {
+                self.move_pieces(inventories, Inventory::release)??
+            }
             (Change::Expire, OrderStatus::Reserved) if expires_at <= at => {
                 self.move_pieces(inventories, Inventory::release)??;
             }

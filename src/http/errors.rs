@@ -99,9 +99,10 @@ fn conflict(change: ChangeKind, status: OrderStatus) -> ApiError {
             Reason::OrderExpired,
             "the reservation has expired, and this payment came too late for its pieces; pay the money back",
         ),
-        (ChangeKind::Return, Reserved) => {
-            (Reason::OrderNotPaid, "the order is not paid: it can be cancelled, not returned; nothing was changed")
-        }
+        (ChangeKind::Return, Reserved) => (
+            Reason::OrderNotPaid,
+            "the order is not paid: it can be cancelled, not returned; nothing was changed",
+        ),
         (ChangeKind::Return, _) => (Reason::OrderNotPaid, "the order is not paid; nothing was changed"),
         (_, Paid) => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
         (_, Cancelled) => {
@@ -112,9 +113,10 @@ fn conflict(change: ChangeKind, status: OrderStatus) -> ApiError {
             "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
              order",
         ),
-        (_, Returned) => {
-            (Reason::OrderNotReserved, "the order was paid and came back; nothing was changed, place a new one")
-        }
+        (_, Returned) => (
+            Reason::OrderNotReserved,
+            "the order was paid and came back; nothing was changed, place a new one",
+        ),
         (_, Rejected) => {
             (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
         }
@@ -126,7 +128,8 @@ fn conflict(change: ChangeKind, status: OrderStatus) -> ApiError {
 /// A double charge, most likely.
 fn paid_otherwise(order: &Order) -> ApiError {
     let reference = order.payment_reference().map(PaymentReference::as_str);
-    let by = reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
+    let by =
+        reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
     let message = format!("the order was paid by {by}; if this is another payment, pay its money back");
     let mut error = ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message);
     error.payment_reference = reference.map(Into::into);

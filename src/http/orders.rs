@@ -125,8 +125,7 @@ pub(super) struct PaymentRequest {
 
 impl Fields for PaymentRequest {
     const FIELDS: &'static [Field] = &[];
-    const OPTIONAL: &'static [Field] =
-        &[("reference", Reason::InvalidReference, PaymentReference::EXPECTED)];
+    const OPTIONAL: &'static [Field] = &[("reference", Reason::InvalidReference, PaymentReference::EXPECTED)];
 }
 
 #[derive(Deserialize)]

@@ -20,8 +20,8 @@ use crate::domain::{
     inventory::{Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
     order::Order,
-    rules::Rules,
     product::{NewProduct, Product, ProductName},
+    rules::Rules,
     sku::Sku,
 };
 

@@ -280,7 +280,8 @@ async fn decide_new_orders<B: Begin>(
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
     let (times, before) = (locked.times(rules), locked.inventories);
-    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times, rules }, commands);
+    let decision =
+        decide::decide(Snapshot { inventories: before.clone(), stored: None, times, rules }, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -305,8 +306,10 @@ async fn decide_any_commands<B: Begin>(
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
     let (times, before) = (locked.times(rules), locked.inventories);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times, rules }, commands);
+    let decision = decide::decide(
+        Snapshot { inventories: before.clone(), stored: Some(stored), times, rules },
+        commands,
+    );
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
 }

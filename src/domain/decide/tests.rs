@@ -142,10 +142,22 @@ proptest! {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Place { total: u32, key: Option<u8>, again: bool },
-    Change { of: Index, change: Change, again: bool },
+    Place {
+        total: u32,
+        key: Option<u8>,
+        again: bool,
+    },
+    Change {
+        of: Index,
+        change: Change,
+        again: bool,
+    },
     /// A client gives up an order that is placed right after.
-    GiveUp { total: u32, key: Option<u8>, again: bool },
+    GiveUp {
+        total: u32,
+        key: Option<u8>,
+        again: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Step> {

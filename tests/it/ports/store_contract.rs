@@ -29,8 +29,8 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Creation, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
-        sqlite::SqliteStore,
+        Creation, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
+        mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;

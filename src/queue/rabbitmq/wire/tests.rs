@@ -124,8 +124,11 @@ fn what_is_encoded_is_decoded() {
 
 #[test]
 fn the_wire_format_is_what_architecture_md_shows() {
-    let commands =
-        [new_order(id(), 1, None), new_order(id(), 1, Some("a-key")), change(id().into(), Change::Pay { reference: None })];
+    let commands = [
+        new_order(id(), 1, None),
+        new_order(id(), 1, Some("a-key")),
+        change(id().into(), Change::Pay { reference: None }),
+    ];
     let detached = new_order(id(), 1, None).detached();
     assert_eq!(
         text(encode_commands(&[detached])),

@@ -158,8 +158,7 @@ async fn a_change_of_an_order_without_inventory_is_undecidable(database: Databas
     database.change(&paid, PAY).await;
     let [other] = database.reserve(kept, [1]).await;
     database.by_hand(&format!("DELETE FROM inventories WHERE product_id = {gone}")).await.unwrap();
-    let batch =
-        [change_of(&reserved, PAY), change_of(&other, PAY), change_of(&paid, Change::Cancel)];
+    let batch = [change_of(&reserved, PAY), change_of(&other, PAY), change_of(&paid, Change::Cancel)];
     assert_eq!(database.settle(&batch).await, [UNDECIDABLE, PAID, PAID]);
     assert_eq!(database.status(&reserved).await, OrderStatus::Reserved);
 }

@@ -180,7 +180,10 @@ async fn an_order_that_was_given_up_is_one_of_its_product_once_its_turn_came(dat
     database.decide(slice::from_ref(&basket)).await;
     for product in [shirt, hat] {
         let [order] = &database.orders_of(product).await[..] else { panic!() };
-        assert_eq!((order.id, &order.lines, &order.buyer), (basket.id, &Some(basket.lines.clone()), &basket.buyer));
+        assert_eq!(
+            (order.id, &order.lines, &order.buyer),
+            (basket.id, &Some(basket.lines.clone()), &basket.buyer)
+        );
         assert_eq!(database.pieces(product).await, [3, 3, 0]);
     }
     assert_eq!(database.settle(&[change_of_basket(&basket, PAY)]).await, [CANCELLED]);
@@ -189,10 +192,12 @@ async fn an_order_that_was_given_up_is_one_of_its_product_once_its_turn_came(dat
 async fn giving_up_and_deciding_at_once_agree(database: Database) {
     const ORDERS: u32 = 40;
     let id = database.product_of(ORDERS).await;
-    let orders: Vec<_> = (0..ORDERS).map(|number| {
-        let order = order(id, 1);
-        if number.is_multiple_of(2) { keyed(order, &format!("buyer-{number}")) } else { order }
-    }).collect();
+    let orders: Vec<_> = (0..ORDERS)
+        .map(|number| {
+            let order = order(id, 1);
+            if number.is_multiple_of(2) { keyed(order, &format!("buyer-{number}")) } else { order }
+        })
+        .collect();
     let mut deciding = JoinSet::new();
     for batch in orders.chunks(4).map(<[_]>::to_vec) {
         let store = database.store.clone();

@@ -63,12 +63,9 @@ async fn old_final_orders_are_deleted_with_all_that_names_them(database: Databas
     // An alias is as new as its order is old.
     let alias = keyed(detached_order(id, 1), "buyer-1");
     database.decide(slice::from_ref(&alias)).await;
-    for (order, change) in [
-        (&paid, PAY),
-        (&recent, PAY),
-        (&cancelled, Change::Cancel),
-        (&expired, Change::Expire),
-    ] {
+    for (order, change) in
+        [(&paid, PAY), (&recent, PAY), (&cancelled, Change::Cancel), (&expired, Change::Expire)]
+    {
         database.change(order, change).await;
     }
     assert_eq!(database.store.order(alias.id).await.unwrap().unwrap().id, paid.id);
