@@ -7,3 +7,4 @@ pub mod dispatcher;
 pub mod ordering;
 mod pending_replies;
 pub mod sold_out;
+mod verdict_waits;

@@ -29,7 +29,7 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Creation, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
+        Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
         mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
@@ -155,7 +155,7 @@ impl Database {
     async fn orders_of(&self, id: ProductId) -> Vec<Order> {
         let (mut orders, mut after) = (Vec::new(), None);
         loop {
-            let page = OrderPage { product_id: Some(id), status: None, after, limit: 1_000 };
+            let page = OrderPage { product_id: Some(id), after, ..OrderPage::first(1_000) };
             let page = self.store.orders(page).await.unwrap();
             orders.extend(page.rows);
             after = page.next;
