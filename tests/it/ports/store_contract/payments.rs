@@ -171,7 +171,7 @@ async fn an_order_that_was_given_up_is_one_of_its_product_once_its_turn_came(dat
     let basket = NewOrder { lines, buyer: Some("b-1".to_owned().try_into().unwrap()), ..order(shirt, 1) };
     database.store.give_up(basket.id).await.unwrap();
     assert!(database.orders_of(shirt).await.is_empty(), "nobody knows of which product it is");
-    let all = OrderPage { product_id: None, status: None, after: None, limit: 10 };
+    let all = OrderPage::first(10);
     assert_eq!(database.store.orders(all).await.unwrap().rows, [Order::given_up(basket.id)]);
     assert!(database.store.due(None, 10).await.unwrap().rows.is_empty());
     // A change of it is not of this lane, whatever it is.
