@@ -273,11 +273,11 @@ impl Batch {
     /// Its turn has come, and it was given up before: nothing is reserved. What it asked for is stored now.
     fn place_given_up(&mut self, order: &NewOrder, mut known: Order) -> (Verdict, Effect) {
         let exists = |id| self.decision.inventories.contains_key(&id);
-        let is_complete = known.lines.is_some() || !order.lines.products().all(exists);
+        let is_news = known.lines.is_none() && order.lines.products().all(exists);
         known.lines = Some(order.lines.clone());
         known.buyer = order.buyer.clone();
         if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored
-            && !is_complete
+            && is_news
         {
             orders.insert(known.id, known.clone());
             // The key may be that of an earlier copy of the order.

@@ -37,12 +37,11 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let is_json = is_json(request.headers());
-        if !is_json {
+        if !is_json(request.headers()) {
             drain_body(request).await;
-            return parse(&[], is_json).map(Self);
+            return Err(not_json());
         }
-        parse(&read(request).await?, is_json).map(Self)
+        parse(&read(request).await?).map(Self)
     }
 }
 
@@ -71,7 +70,11 @@ impl<S: Send + Sync, T: Fields + Default> FromRequest<S> for OptionalBody<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let is_json = is_json(request.headers());
         let bytes = read(request).await?;
-        if is_empty(&bytes) { Ok(Self(T::default())) } else { parse(&bytes, is_json).map(Self) }
+        match is_empty(&bytes) {
+            true => Ok(Self(T::default())),
+            false if is_json => parse(&bytes).map(Self),
+            false => Err(not_json()),
+        }
     }
 }
 
@@ -109,12 +112,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// The object that these bytes are, if they are sent as JSON.
-fn parse<T: Fields>(bytes: &[u8], is_json: bool) -> Result<T, ApiError> {
-    if !is_json {
-        let message = "the Content-Type header must be application/json";
-        return Err(ApiError::new(Reason::UnsupportedMediaType, message));
-    }
+fn not_json() -> ApiError {
+    ApiError::new(Reason::UnsupportedMediaType, "the Content-Type header must be application/json")
+}
+
+/// The object that these bytes are.
+fn parse<T: Fields>(bytes: &[u8]) -> Result<T, ApiError> {
     match serde_json::from_slice(bytes) {
         Ok(fields) if is_object(bytes) => Ok(fields),
         Ok(_) | Err(_) => Err(explain::<T>(bytes)),
