@@ -414,6 +414,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reservation_may_be_held_for_longer_than_it_lives() {
+        let orders = |arguments: &[&str]| {
+            let matches = Settings::command_line().get_matches_from([&["antre"], arguments].concat());
+            Settings::from_arg_matches(&matches).unwrap().orders
+        };
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        for (arguments, max_hold) in [
+            (&[][..], hours(24)),
+            (&["--reservation-ttl", "48h"], hours(48)),
+            (&["--reservation-ttl", "48h", "--max-hold", "50h"], hours(50)),
+            (&["--max-hold", "1h"], hours(1)),
+        ] {
+            let orders = orders(arguments);
+            assert_eq!(orders.rules().max_hold, max_hold, "{arguments:?}");
+            assert_eq!(orders.check(), Ok(()), "{arguments:?}");
+        }
+        let refused = orders(&["--reservation-ttl", "1h", "--max-hold", "1h"]).check().unwrap_err();
+        assert!(refused.to_string().contains("MAX_HOLD"), "{refused}");
+    }
+
+    #[test]
     fn a_worker_and_an_api_read_what_the_log_of_their_start_names() {
         let of = |role: &str| -> BTreeSet<_> {
             let (_, settings) = Role::SETTINGS.into_iter().find(|(name, _)| *name == role).unwrap();
