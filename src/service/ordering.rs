@@ -485,6 +485,13 @@ mod tests {
         assert_eq!(ordering.status(stranger).await.unwrap(), None);
         let changed = ordering.change(stranger, Change::Pay { reference: None }, Call::default()).await;
         assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
+        // No worker is there, and it can be given up all the same.
+        let given_up = Order::given_up(id);
+        for _ in 0..2 {
+            let changed = ordering.change(id, Change::Cancel, Call::default()).await.unwrap();
+            assert_eq!(changed, OrderChange::Done(given_up.clone()));
+        }
+        assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Stored(given_up)));
     }
 
     /// A worker decides what arrives.
