@@ -319,7 +319,7 @@ fn api(
 ) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api::new(
-        CatalogService::new(reads.clone(), dispatcher.clone()),
+        CatalogService::new(reads.clone(), reads.clone(), dispatcher.clone()),
         OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
         Probes::new(store.clone(), dispatcher.health_check(), worker, monitoring.progress()),
         metrics.clone(),

@@ -1,5 +1,6 @@
 //! The words of the shop and the one decision, pure: no database, no network, no runtime.
 
+mod text;
 mod word;
 pub mod time;
 pub mod ids;
@@ -9,6 +10,7 @@ pub mod quantity;
 pub mod lines;
 pub mod names;
 pub mod inventory;
+pub mod movement;
 pub mod order;
 pub mod rules;
 pub mod life;

@@ -9,6 +9,7 @@ mod docs;
 mod envelope;
 mod errors;
 mod health;
+mod ledger;
 mod metrics;
 mod order_list;
 mod orders;
@@ -55,6 +56,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/products", get(products::list).post(products::create)),
         ("/api/products/{productId}", get(products::show)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
+        ("/api/products/{productId}/inventory/adjustments", post(ledger::adjust)),
+        ("/api/products/{productId}/inventory/movements", get(ledger::movements)),
         ("/api/orders", post(orders::place).get(order_list::list)),
         ("/api/orders/{orderId}", get(orders::show)),
         ("/api/orders/{orderId}/payment", post(orders::pay)),

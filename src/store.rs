@@ -7,8 +7,10 @@
 
 pub mod audit;
 mod error;
+mod json;
 pub mod inspection;
 mod lane_sets;
+mod ledger;
 mod lists;
 pub mod memory;
 mod migrations;
@@ -36,6 +38,7 @@ pub use open_error::OpenError;
 pub use page::{Direction, Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Recount, Retention, Store,
+    Adjusted, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Ledger, Orders, Recount,
+    Retention, Store,
 };
 pub use time_limit::TimeLimited;

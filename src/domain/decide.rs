@@ -13,6 +13,7 @@ use crate::domain::{
     inventory::{InsufficientStock, Inventories},
     life::{Changed, Circumstances},
     lines::{Line, Lines},
+    movement::{BatchMovements, Movement},
     order::{Change, ChangeKind, Order, OrderState, OrderStatus, Payment},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
@@ -129,6 +130,8 @@ pub struct Writes {
     pub aliases: Vec<(OrderId, OrderId)>,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// What the seller's ledger says of this batch.
+    pub movements: Vec<Movement>,
 }
 
 /// First come, first served: each order gets all pieces of all its lines if as many are available when its turn comes, and
@@ -139,7 +142,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
     let Snapshot { inventories, stored, times, rules } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, stored, times, rules, placed: HashMap::new() };
+    let (placed, movements) = (HashMap::new(), BatchMovements::default());
+    let mut batch = Batch { decision, stored, times, rules, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -159,7 +163,8 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, stored, .. } = batch;
+    let Batch { mut decision, stored, movements, .. } = batch;
+    decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -180,6 +185,7 @@ struct Batch {
     rules: Rules,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
+    movements: BatchMovements,
 }
 
 impl Batch {
@@ -334,6 +340,9 @@ impl Batch {
             .map_err(|error| error.to_string())?;
         if matches!(changed, Changed::Done | Changed::TooLate { is_first: true }) {
             self.write_change(&order);
+            if changed == Changed::Done {
+                self.record(&order, &command.change);
+            }
         }
         let effect = match changed {
             Changed::Done => Effect::Changed(kind),
@@ -366,6 +375,22 @@ impl Batch {
             stored.orders.insert(order.id, order.clone());
         }
         self.decision.writes.changed.insert(order.id, order.clone());
+    }
+
+    /// Notes what a change of an order does to the stored pieces.
+    fn record(&mut self, order: &Order, change: &Change) {
+        match change {
+            Change::Pay { .. } => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.sold(line.product_id, line.total));
+            }
+            Change::Return { restock: true } => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.returned(line.product_id, line.total));
+            }
+            // Available again, and never left the stock; or gone for good.
+            Change::Cancel | Change::Expire | Change::Extend | Change::Return { restock: false } => {}
+        }
     }
 
     fn emit(&mut self, order: Order) {

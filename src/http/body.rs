@@ -191,6 +191,11 @@ async fn drain(mut chunks: BodyDataStream) {
     let _ = tokio::time::timeout(MAX_TIME, reading).await;
 }
 
+/// A field that is required and not there.
+pub(super) fn missing((name, reason, expected): Field) -> ApiError {
+    ApiError::field(reason, name, format!("{name} is missing; it must be {expected}"))
+}
+
 /// Why the body is no `T`. Runs only if it is none.
 fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     // Raw values: only the syntax is checked, so that a number out of range is an error of its field.
@@ -211,7 +216,7 @@ fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
         );
     }
     if let Some((name, reason, expected)) = T::FIELDS.iter().find(|(name, ..)| !fields.contains_key(*name)) {
-        return ApiError::missing((name, *reason, expected));
+        return missing((name, *reason, expected));
     }
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);

@@ -9,11 +9,11 @@ use axum::{
 };
 use serde::{Serialize, Serializer};
 
-use super::{body::Field, readiness::Readiness, time::Time};
+use super::{readiness::Readiness, time::Time};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
-        inventory::StockBelowReserved,
+        inventory::{Stock, StockAboveMaximum, StockBelowReserved},
         rejection::{Rejection, RejectionReason},
     },
     queue::Refusal,
@@ -112,6 +112,8 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidChange "invalid_change",
+        InvalidReasonText "invalid_reason",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
@@ -141,6 +143,8 @@ reasons! {
     CONFLICT {
         SkuTaken "sku_taken",
         StockBelowReserved "stock_below_reserved",
+        StockChanged "stock_changed",
+        StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
         PaidWithAnotherReference "paid_with_another_reference",
@@ -217,12 +221,10 @@ pub(super) struct ApiError {
     field: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     product_id: Option<ProductId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available_stock: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    stock: Option<StockDetail>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     terms: Option<Box<RefusedByTerms>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reserved_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
     /// Of the payment that counts.
@@ -236,6 +238,17 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// The pieces that an error is about: a field with one of these names.
+#[derive(Clone, Copy, Debug, Serialize)]
+enum StockDetail {
+    #[serde(rename = "available_stock")]
+    Available(u32),
+    #[serde(rename = "reserved_stock")]
+    Reserved(u32),
+    #[serde(rename = "stored_stock")]
+    Stored(u32),
 }
 
 /// What belongs to an order that the terms of sale refuse.
@@ -278,9 +291,8 @@ impl ApiError {
             message: message.into(),
             field: None,
             product_id: None,
-            available_stock: None,
+            stock: None,
             terms: None,
-            reserved_stock: None,
             order_status: None,
             payment_reference: None,
             readiness: None,
@@ -320,11 +332,6 @@ impl ApiError {
 
     pub(super) fn of_product(self, product_id: ProductId) -> Self {
         Self { product_id: Some(product_id), ..self }
-    }
-
-    /// A field of the body that is required and not there.
-    pub(super) fn missing((name, reason, expected): Field) -> Self {
-        Self::field(reason, name, format!("{name} is missing; it must be {expected}"))
     }
 
     /// A bug. What it is goes to the log, not to the client.
@@ -411,7 +418,7 @@ impl ApiError {
         let has_terms = opens_at.is_some() || limit.is_some();
         Self {
             product_id: details.product_id,
-            available_stock: details.available_stock,
+            stock: details.available_stock.map(StockDetail::Available),
             terms: has_terms.then(|| Box::new(RefusedByTerms { opens_at, limit, held })),
             ..Self::new(Reason::Rejected(rejection.reason()), message)
         }
@@ -479,7 +486,57 @@ impl From<StockBelowReserved> for ApiError {
             "{} reserved by buyers: the stock cannot be less; nothing was changed",
             pieces_are(below.reserved)
         );
-        Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
+        Self {
+            stock: Some(StockDetail::Reserved(below.reserved)),
+            ..Self::new(Reason::StockBelowReserved, message)
+        }
+    }
+}
+
+impl ApiError {
+    /// Not what the seller expected, but this many pieces are stored.
+    pub(super) fn stock_changed(stored: u32) -> Self {
+        let message = format!(
+            "{} stored, not as many as expected_stock: something moved in between; nothing was changed, read the inventory \
+             and count again",
+            pieces_are(stored)
+        );
+        Self { stock: Some(StockDetail::Stored(stored)), ..Self::new(Reason::StockChanged, message) }
+    }
+
+    /// The key of an adjustment belongs to another one.
+    pub(super) fn adjustment_key_reused() -> Self {
+        Self::new(
+            Reason::Rejected(RejectionReason::KeyReused),
+            "this Idempotency-Key belongs to an adjustment of another product, change or reason; nothing was changed, use a \
+             new key for a new adjustment",
+        )
+    }
+
+    /// Whether the stock was adjusted is not known.
+    pub(super) fn adjustment_unknown(error: StoreError) -> Self {
+        let message = "the database does not answer now, and whether the stock was changed is not known: send it again with \
+                       the same Idempotency-Key, or look at the movements first";
+        match Self::from(error) {
+            error if matches!(error.reason, Reason::DatabaseUnavailable) => {
+                Self { message: message.into(), ..error }
+            }
+            error => error,
+        }
+    }
+}
+
+impl From<StockAboveMaximum> for ApiError {
+    fn from(above: StockAboveMaximum) -> Self {
+        let message = format!(
+            "{} stored: with this change it would be more than {}; nothing was changed",
+            pieces_are(above.stored),
+            Stock::MAX
+        );
+        Self {
+            stock: Some(StockDetail::Stored(above.stored)),
+            ..Self::new(Reason::StockAboveMaximum, message)
+        }
     }
 }
 

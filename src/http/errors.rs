@@ -3,13 +3,13 @@
 use super::envelope::{ApiError, Reason};
 use crate::{
     domain::{
-        inventory::Stock,
+        inventory::{InvalidAdjustment, Stock},
         lines::{InvalidLines, Lines},
         names::PaymentReference,
         order::{ChangeKind, Order, OrderStatus},
     },
     service::{
-        catalog::{CreateError, RecountError},
+        catalog::{AdjustError, CreateError, RecountError},
         ordering::{ChangeError, LookupError, PlaceError},
     },
 };
@@ -84,7 +84,20 @@ impl From<RecountError> for ApiError {
         match error {
             RecountError::ProductNotFound(id) => Self::product_not_found(id),
             RecountError::BelowReserved(below) => below.into(),
+            RecountError::StockChanged { stored } => Self::stock_changed(stored),
             RecountError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<AdjustError> for ApiError {
+    fn from(error: AdjustError) -> Self {
+        match error {
+            AdjustError::ProductNotFound(id) => Self::product_not_found(id),
+            AdjustError::Invalid(InvalidAdjustment::BelowReserved(below)) => below.into(),
+            AdjustError::Invalid(InvalidAdjustment::AboveMaximum(above)) => above.into(),
+            AdjustError::KeyReused => Self::adjustment_key_reused(),
+            AdjustError::Store(error) => Self::adjustment_unknown(error),
         }
     }
 }

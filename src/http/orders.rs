@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
-    body::{Field, Fields, JsonBody, NoBody, OptionalBody, PartsAndBody},
+    body::{Field, Fields, JsonBody, NoBody, OptionalBody, PartsAndBody, missing},
     envelope::{ApiError, RETRY_AFTER, Reason, mark_replayed, success},
     origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences, delta_seconds},
@@ -76,8 +76,8 @@ impl OrderRequest {
                 "lines",
                 "an order has either product_id and total, or lines",
             )),
-            (None, _, None) => Err(ApiError::missing(PRODUCT_ID)),
-            (Some(_), None, None) => Err(ApiError::missing(TOTAL)),
+            (None, _, None) => Err(missing(PRODUCT_ID)),
+            (Some(_), None, None) => Err(missing(TOTAL)),
         }
     }
 }

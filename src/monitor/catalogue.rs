@@ -53,7 +53,7 @@ mod tests {
         clock::SystemClock,
         domain::inventory::Stock,
         monitor::board::ProductQuery,
-        store::{Store, memory::MemoryStore},
+        store::{Ledger, Store, memory::MemoryStore},
     };
 
     #[tokio::test(start_paused = true)]

@@ -325,7 +325,7 @@ mod tests {
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
-        store::{Store, memory::MemoryStore},
+        store::{Ledger, Store, memory::MemoryStore},
     };
 
     async fn service(

@@ -205,7 +205,7 @@ mod tests {
         clock::SystemClock,
         domain::inventory::Stock,
         monitor::metrics::Metrics,
-        store::{Store, memory::MemoryStore},
+        store::{Ledger, Store, memory::MemoryStore},
     };
 
     struct Shop {

@@ -3,6 +3,8 @@
 //!
 //! One lock covers everything, and no method waits while it holds it: each call is a transaction.
 
+mod ledger;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Bound::{Excluded, Unbounded},
@@ -19,17 +21,16 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    ports::{
-        Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Recount, Retention, Store,
-    },
+    ports::{Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Retention, Store},
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
     decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventories, Inventory, Stock},
+    inventory::{Inventories, Inventory},
     lane_set::LaneSet,
+    movement::{LedgerEntry, Movement, MovementSeq},
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
     rules::Rules,
@@ -53,6 +54,9 @@ struct Data {
     keys: HashMap<IdempotencyKey, OrderId>,
     /// Other ids of stored orders.
     aliases: HashMap<OrderId, OrderId>,
+    /// In the order of their seq.
+    movements: Vec<LedgerEntry>,
+    adjustment_keys: HashMap<IdempotencyKey, MovementSeq>,
     /// When each was used last.
     lane_sets: HashMap<LaneSet, Timestamp>,
 }
@@ -92,8 +96,11 @@ impl Catalog for MemoryStore {
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let product = Product { id, name, sku };
-        data.products.insert(id, (product.clone(), Inventory::of(stock)));
+        let (product, inventory) = (Product { id, name, sku }, Inventory::of(stock));
+        if let Some(opening) = Movement::opening(id, self.now(), inventory) {
+            data.record(opening)?;
+        }
+        data.products.insert(id, (product.clone(), inventory));
         Ok(Creation::Done(product))
     }
 
@@ -147,17 +154,6 @@ impl Catalog for MemoryStore {
         let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
         let rows = rows.take(one_more_than(limit)).collect();
         Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        let mut data = self.data()?;
-        let Some((product, inventory)) = data.products.get_mut(&id) else {
-            return Ok(Recount::NoSuchProduct);
-        };
-        Ok(match inventory.recount(stock) {
-            Ok(()) => Recount::Done(product.clone(), *inventory),
-            Err(below) => Recount::BelowReserved(below),
-        })
     }
 }
 
@@ -231,7 +227,7 @@ impl Decider for MemoryStore {
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
         let Decision { result, inventories, writes, .. } =
             decide::decide(Snapshot { inventories, stored: Some(stored), times, rules }, commands);
-        data.write(inventories, writes);
+        data.write(inventories, writes)?;
         Ok(result)
     }
 
@@ -270,8 +266,8 @@ impl Data {
         stored
     }
 
-    fn write(&mut self, inventories: Inventories, writes: Writes) {
-        let Writes { orders, changed, completed, aliases, .. } = writes;
+    fn write(&mut self, inventories: Inventories, writes: Writes) -> Result<(), StoreError> {
+        let Writes { orders, changed, completed, aliases, movements, .. } = writes;
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
                 *inventory = after;
@@ -285,6 +281,7 @@ impl Data {
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
+        movements.into_iter().try_for_each(|movement| self.record(movement).map(drop))
     }
 }
 
@@ -372,6 +369,7 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
+    use crate::domain::inventory::Stock;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -381,6 +379,7 @@ mod tests {
         origin::Origin,
         product::ProductName,
     };
+    use crate::store::Ledger;
 
     /// A clock that the test sets.
     struct TestClock(AtomicI64);

@@ -6,6 +6,7 @@
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
 mod connections;
+mod ledger;
 mod retention;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
+    json::json,
     lane_sets,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
@@ -29,18 +31,16 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{
-        Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Recount, Store, given_up_too_late,
-    },
+    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     sqlx_error::is_duplicate,
     statements::{
         GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, inventory_found, product_found, product_ids, products,
+        due, insert_opening, inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -163,6 +163,10 @@ impl Catalog for MySqlStore {
         connection
             .execute(sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get()))
             .await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            connection.execute(opening).await?;
+        }
         connection.commit("COMMIT").await?;
         Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
     }
@@ -226,10 +230,6 @@ impl Catalog for MySqlStore {
         let _permit = self.list_permits.take().await?;
         let query = sqlx::query_as(INVENTORIES).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
         Ok(page_of_inventories(self.lists.fetch_all(query).await?, limit))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
     }
 }
 
@@ -356,6 +356,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
@@ -410,7 +411,9 @@ impl Transaction for MySqlTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { completed_orders, orphaned_keys, keys, changed_orders, aliases, stock, .. } = changes;
+        let Changes {
+            completed_orders, orphaned_keys, keys, changed_orders, aliases, movements, stock, ..
+        } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -421,6 +424,7 @@ impl Transaction for MySqlTransaction {
             (keys, INSERT_KEYS),
             (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
         ] {
             if let Some(rows) = rows {
                 self.0.execute(sqlx::query(statement).bind(rows)).await?;
@@ -514,3 +518,12 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT product_id, moved_at, kind, stock_change, order_count, stored_stock, reason
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         product_id BIGINT PATH '$[0]', moved_at BIGINT PATH '$[1]', kind VARCHAR(10) PATH '$[2]',
+         stock_change BIGINT PATH '$[3]', order_count INT PATH '$[4]', stored_stock BIGINT PATH '$[5]',
+         reason VARCHAR(100) PATH '$[6]'
+     )) AS batch";

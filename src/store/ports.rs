@@ -17,8 +17,9 @@ use crate::domain::{
     command::Command,
     decide::BatchResult,
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventory, Stock, StockBelowReserved},
+    inventory::{InvalidAdjustment, Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
+    movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product, ProductName},
     rules::Rules,
@@ -70,9 +71,35 @@ pub trait Catalog: Send + Sync {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
+}
 
-    /// Sets `stored_stock` to what the seller counted. Takes the lock of the inventory, like a batch.
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
+/// What the seller does with the stock of a product, and the ledger of all that was done. Every change of stored pieces is one
+/// movement, in the same transaction. Takes the lock of the inventory, like a batch.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Sets `stored_stock` to what the seller counted.
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
+        self.recount_if(id, stock, None).await
+    }
+
+    /// Sets `stored_stock` to what the seller counted, if it is `expected` now. Records a movement if it changes.
+    async fn recount_if(
+        &self,
+        id: ProductId,
+        stock: Stock,
+        expected: Option<Stock>,
+    ) -> Result<Recount, StoreError>;
+
+    /// Changes `stored_stock` by a difference, once for each key. Without a key, an error leaves open whether it is committed.
+    async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError>;
+
+    /// Up to `limit` movements of a product, the newest first, beginning behind `after`. None for a product that does not exist.
+    async fn movements(
+        &self,
+        id: ProductId,
+        after: Option<MovementSeq>,
+        limit: u32,
+    ) -> Result<Page<LedgerEntry, MovementSeq>, StoreError>;
 }
 
 /// What became of [`Catalog::create`].
@@ -83,22 +110,40 @@ pub enum Creation {
     SkuTaken(ProductId),
 }
 
-/// What became of [`Catalog::recount`].
+/// What became of [`Ledger::recount_if`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recount {
     Done(Product, Inventory),
     NoSuchProduct,
     /// Nothing has changed.
     BelowReserved(StockBelowReserved),
+    /// Not what was expected, but this many pieces are stored. Nothing has changed.
+    StockChanged {
+        stored: u32,
+    },
 }
 
 impl Recount {
     pub fn done(self) -> Option<(Product, Inventory)> {
         match self {
             Self::Done(product, inventory) => Some((product, inventory)),
-            Self::NoSuchProduct | Self::BelowReserved(_) => None,
+            Self::NoSuchProduct | Self::BelowReserved(_) | Self::StockChanged { .. } => None,
         }
     }
+}
+
+/// What became of [`Ledger::adjust`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adjusted {
+    /// The movement, and the inventory after it.
+    Done(LedgerEntry, Inventory),
+    /// The movement that was recorded under this key before. Nothing has changed now.
+    Before(LedgerEntry),
+    /// The key belongs to another adjustment. Nothing has changed.
+    KeyReused,
+    NoSuchProduct,
+    /// Nothing has changed.
+    Invalid(InvalidAdjustment),
 }
 
 /// The stored orders, to read.
@@ -219,7 +264,7 @@ pub trait Health: Send + Sync {
 
 /// All roles: what a process opens, and closes.
 #[async_trait]
-pub trait Store: Catalog + Orders + Decider + Retention + Installation + Health {
+pub trait Store: Catalog + Ledger + Orders + Decider + Retention + Installation + Health {
     /// Closes the connections once they are idle.
     async fn close(&self);
 }

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::{error::StoreError, transaction::json};
+use super::{error::StoreError, json::json};
 use crate::{
     domain::time::from_millis,
     domain::{

@@ -3,6 +3,7 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
+mod ledger;
 mod retention;
 
 use std::{
@@ -35,6 +36,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
+    json::json,
     lists::{
         self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
         page_of_products,
@@ -45,9 +47,7 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{
-        Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Recount, Store, given_up_too_late,
-    },
+    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
@@ -55,9 +55,9 @@ use super::{
     sqlx_error::is_duplicate,
     statements::{
         GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, inventory_found, product_found, product_ids, products,
+        due, insert_opening, inventory_found, product_found, product_ids, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -203,6 +203,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 #[async_trait]
 impl Catalog for SqliteStore {
@@ -222,6 +223,10 @@ impl Catalog for SqliteStore {
         };
         let insert = sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get());
         transaction.execute(insert).await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            transaction.execute(opening).await?;
+        }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
         Ok(Creation::Done(Product { id: product_id(id)?, name, sku }))
@@ -287,10 +292,6 @@ impl Catalog for SqliteStore {
             .fetch_all(&mut *self.listing().await?)
             .await?;
         Ok(page_of_inventories(rows, limit))
-    }
-
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
     }
 }
 
@@ -518,7 +519,9 @@ impl Transaction for SqliteTransaction {
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { completed_orders, orphaned_keys, keys, changed_orders, aliases, stock, .. } = changes;
+        let Changes {
+            completed_orders, orphaned_keys, keys, changed_orders, aliases, movements, stock, ..
+        } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
@@ -529,6 +532,7 @@ impl Transaction for SqliteTransaction {
             (keys, INSERT_KEYS),
             (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
             (stock, MOVE_STOCK),
         ];
         let (mut statements, mut lists) = (String::new(), Vec::new());
@@ -590,6 +594,11 @@ const COMPLETE_ORDERS: &str = "UPDATE orders
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
      ON CONFLICT (id) DO NOTHING;";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+     FROM json_each(?);";
 
 const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),

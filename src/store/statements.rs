@@ -57,6 +57,19 @@ pub(super) const GIVE_UP: &str =
 pub(super) const INSERT_INVENTORY: &str =
     "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";
 
+/// The movement of the pieces with which a product begins, at the time of the expression. Parameters: product, stored, stored again.
+macro_rules! insert_opening {
+    ($($now:tt)+) => {
+        concat!(
+            "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+             VALUES (?, ",
+            $($now)+,
+            ", 'recount', ?, 0, ?, 'opening balance')"
+        )
+    };
+}
+pub(super) use insert_opening;
+
 /// Parameters: the id behind which it begins, how many.
 pub(super) const INVENTORIES: &str = "SELECT id, name, sku, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?";

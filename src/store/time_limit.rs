@@ -9,12 +9,13 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Creation, GivenUp, Installation, Orders, Recount},
+    ports::{Adjusted, Catalog, Creation, GivenUp, Installation, Ledger, Orders, Recount},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
+    movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product},
     sku::Sku,
@@ -23,7 +24,7 @@ use crate::domain::{
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::recount`], [`Orders::give_up`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Ledger::recount_if`], [`Ledger::adjust`], [`Orders::give_up`]) have the limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -87,9 +88,30 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
         self.read(self.store.inventories(after, limit)).await
     }
+}
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        self.store.recount(id, stock).await
+#[async_trait]
+impl<S: Ledger + ?Sized> Ledger for TimeLimited<S> {
+    async fn recount_if(
+        &self,
+        id: ProductId,
+        stock: Stock,
+        expected: Option<Stock>,
+    ) -> Result<Recount, StoreError> {
+        self.store.recount_if(id, stock, expected).await
+    }
+
+    async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError> {
+        self.store.adjust(id, adjustment).await
+    }
+
+    async fn movements(
+        &self,
+        id: ProductId,
+        after: Option<MovementSeq>,
+        limit: u32,
+    ) -> Result<Page<LedgerEntry, MovementSeq>, StoreError> {
+        self.read(self.store.movements(id, after, limit)).await
     }
 }
 

@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use super::{
     error::StoreError,
+    json::json,
     observer::RetryCause,
-    ports::{Catalog, Recount},
     rows::{ReadOrder, product_id, stored_lines},
 };
 use crate::{
@@ -26,10 +26,10 @@ use crate::{
         command::Command,
         decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventories, Inventory, Stock},
+        inventory::{Inventories, Inventory},
         lines::Line,
+        movement::{Movement, MovementReason},
         order::{Order, OrderState, Payment},
-        product::Product,
         rejection::RejectionDetails,
         rules::Rules,
     },
@@ -120,6 +120,8 @@ pub(super) struct Changes {
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
+    /// Rows of the ledger: `[[product_id, moved_at, kind, stock_change, order_count, stored_stock, reason], …]`.
+    pub movements: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
@@ -222,45 +224,6 @@ enum Reads {
     OrphanedKeys,
 }
 
-/// Sets a product's stock: see [`Catalog::recount`].
-pub(super) async fn recount<S: Catalog + Begin>(
-    store: &S,
-    id: ProductId,
-    stock: Stock,
-) -> Result<Recount, StoreError> {
-    let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
-    let mut run = 1;
-    loop {
-        match recount_once(store, product.clone(), stock).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
-                run += 1
-            }
-            result => return Ok(result?),
-        }
-    }
-}
-
-/// How often a recount that meets a locked row is tried before the seller gets the error.
-const RECOUNTS: u32 = 3;
-
-async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Result<Recount, CommitError> {
-    let mut transaction = store.begin().await?;
-    let locked = transaction.lock_inventories(json(&[product.id])).await?;
-    if let Some(cause) = locked.unreadable.into_values().next() {
-        return Err(StoreError::Corrupt(cause).into());
-    }
-    let before = locked.inventories;
-    let mut after = before.clone();
-    let Some(inventory) = after.get_mut(&product.id) else { return Ok(Recount::NoSuchProduct) };
-    if let Err(below) = inventory.recount(stock) {
-        return Ok(Recount::BelowReserved(below));
-    }
-    let inventory = *inventory;
-    let stock = list(&differences(&before, &after));
-    transaction.commit(Changes { stock, ..Changes::default() }).await?;
-    Ok(Recount::Done(product, inventory))
-}
-
 /// Whether a batch is what most batches are: new orders, each once.
 fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
@@ -361,7 +324,7 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, changed, completed, aliases, orphaned_keys } = &decision.writes;
+    let Writes { orders, changed, completed, aliases, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
@@ -413,7 +376,8 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         changed_orders: list(&changed),
         completed_orders: list(&completed_orders),
         aliases: list(&aliases),
-        stock: list(&differences(before, &decision.inventories)),
+        movements: movement_rows(movements),
+        stock: stock_moves(before, &decision.inventories),
     }
 }
 
@@ -423,6 +387,16 @@ fn changed_row(order: &Order) -> impl Serialize {
     let (expires_at, paid_at) =
         (order.expires_at().map(Timestamp::as_millisecond), paid_at.map(Timestamp::as_millisecond));
     (order.id.uuid().simple(), order.status().as_str(), expires_at, paid_at, reference)
+}
+
+/// As [`Changes::movements`] takes them.
+pub(super) fn movement_rows(movements: &[Movement]) -> Option<String> {
+    let rows = movements.iter().map(|movement| {
+        let Movement { product_id, at, kind, change, orders, stored_stock, reason } = movement;
+        let reason = reason.as_ref().map(MovementReason::as_str);
+        (*product_id, at.as_millisecond(), kind.as_str(), *change, *orders, *stored_stock, reason)
+    });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn list(rows: &[impl Serialize]) -> Option<String> {
@@ -450,9 +424,10 @@ fn products_of(commands: &[Command]) -> String {
     json(&products)
 }
 
-fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize> {
+/// As [`Changes::stock`] takes them.
+pub(super) fn stock_moves(before: &Inventories, after: &Inventories) -> Option<String> {
     let difference = |after: u32, before: u32| i64::from(after) - i64::from(before);
-    before
+    let moves: Vec<_> = before
         .iter()
         .zip(after.values())
         .filter(|((_, before), after)| before != after)
@@ -464,12 +439,8 @@ fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize>
                 difference(after.reserved(), before.reserved()),
             )
         })
-        .collect()
-}
-
-#[expect(clippy::expect_used, reason = "lists of numbers and texts always serialize")]
-pub(super) fn json(list: &impl Serialize) -> String {
-    serde_json::to_string(list).expect("a list of numbers and texts")
+        .collect();
+    list(&moves)
 }
 
 impl From<CommitError> for StoreError {

@@ -159,7 +159,7 @@ mod tests {
         },
         monitor::metrics::Metrics,
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
-        store::{Catalog, memory::MemoryStore},
+        store::{Catalog, Ledger, memory::MemoryStore},
     };
 
     /// Lanes without a worker, and one that refuses.

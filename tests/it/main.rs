@@ -15,6 +15,7 @@ mod ports {
 /// The REST API of one process.
 mod api {
     mod bad_input;
+    mod baskets;
     pub(crate) mod contract;
     mod edge;
     mod http;
@@ -25,6 +26,7 @@ mod api {
     mod routes;
     mod schemathesis;
     mod skus;
+    pub(crate) mod stock;
     mod waiting;
 }
 

@@ -170,9 +170,9 @@ metrics! {
 
     // Whether the numbers are right.
     CONSERVATION_DIFFERENCE = "antre_conservation_difference_pieces", Gauge, [], Worker,
-        "Pieces by which inventories and their orders differ: in the last complete round, or in this one if it is more.";
+        "Pieces by which inventories differ from their orders and movements: in the last complete round, or in this one if it is more.";
     CONSERVATION_CHECKED = "antre_conservation_products_checked_total", Counter, [], Worker,
-        "Products whose inventory was compared with its orders.";
+        "Products whose inventory was compared with its orders and movements.";
     CONSERVATION_FAILURES = "antre_conservation_failures_total", Counter, [], Worker,
         "Comparisons that were given up: no connection, or too many orders to read in time.";
     CONSERVATION_ROUNDS = "antre_conservation_rounds_total", Counter, [], Worker,

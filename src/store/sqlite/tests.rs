@@ -8,7 +8,10 @@ use crate::{
         origin::Origin,
         product::ProductName,
     },
-    store::observer::{RetryCause, TransactionPhases},
+    store::{
+        Ledger,
+        observer::{RetryCause, TransactionPhases},
+    },
 };
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use antre::{
     domain::{
+        movement::MovementKind,
         order::{ChangeKind, OrderStatus},
         rejection::RejectionReason,
     },
@@ -100,6 +101,15 @@ fn the_contract_lists_the_statuses_of_the_code() {
     assert_eq!(listed(&filter), public_statuses());
     let of_an_error = "/components/schemas/ErrorDetails/properties/order_status/x-extensible-enum";
     assert_eq!(listed(of_an_error), public_statuses());
+}
+
+#[test]
+fn the_contract_and_the_checks_list_the_kinds_of_movements_of_the_code() {
+    let kinds = words(MovementKind::ALL.map(MovementKind::as_str));
+    assert_eq!(listed("/components/schemas/Movement/properties/kind/x-extensible-enum"), kinds);
+    for database in ["mysql", "sqlite"] {
+        assert_eq!(checked(database, "kind"), kinds, "{database}");
+    }
 }
 
 #[test]

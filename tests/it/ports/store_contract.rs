@@ -18,8 +18,11 @@ use antre::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         event::{Event, EventKind},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
+        inventory::{
+            InvalidAdjustment, Inventory, Stock, StockAboveMaximum, StockBelowReserved, StockChange,
+        },
         lines::{Line, Lines},
+        movement::{Adjustment, LedgerEntry, Movement, MovementKind, MovementReason, MovementSeq},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
         product::{NewProduct, Product, ProductName},
@@ -29,8 +32,8 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
-        mysql::MySqlStore, sqlite::SqliteStore,
+        Adjusted, Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError,
+        memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -89,6 +92,7 @@ macro_rules! suite {
     };
 }
 
+mod baskets;
 mod batches;
 mod cancellation;
 mod catalog;
@@ -97,6 +101,7 @@ mod concurrency;
 mod corruption;
 mod history;
 mod keys;
+mod ledger;
 mod life;
 mod lists;
 mod payments;
@@ -165,7 +170,8 @@ impl Database {
         }
     }
 
-    /// Asserts for every product that its reserved pieces are the sum of its reserved orders. The store itself checks with
+    /// Asserts for every product that its reserved pieces are the sum of its reserved orders, and its stored pieces that of its
+    /// movements. The store itself checks with
     /// every inventory that it reads that stored is available plus reserved.
     #[track_caller]
     fn assert_balanced(&self) -> impl Future<Output = ()> {
@@ -182,6 +188,7 @@ impl Database {
                     .map(|line| u64::from(line.total.get()))
                     .sum();
                 assert_eq!(u64::from(reserved), ordered, "of product {id}, seen from {caller}");
+                self.assert_ledger(id).await;
             }
         }
     }
