@@ -3,12 +3,11 @@
 
 use super::{
     error::StoreError,
+    json::json,
     page::Page,
     ports::{Adjusted, Catalog, Recount},
     rows::{TextColumn, product_id, readable},
-    transaction::{
-        Begin, Changes, CommitError, LockedInventories, Transaction, json, movement_rows, stock_moves,
-    },
+    transaction::{Begin, Changes, CommitError, LockedInventories, Transaction, movement_rows, stock_moves},
 };
 use crate::domain::{
     ids::{IdempotencyKey, ProductId},
