@@ -386,7 +386,9 @@ impl ApiError {
         let details = rejection.details();
         let of = details.product_id.map_or(String::new(), |id| format!(" of product {id}"));
         let message: Cow<'static, str> = match rejection {
-            Rejection::ProductNotFound { product_id } => return Self::product_not_found(product_id),
+            Rejection::ProductNotFound { product_id } => {
+                return Self::product_not_found(product_id).of_product(product_id);
+            }
             Rejection::InsufficientStock { available, .. } => insufficient_stock(available, &of),
             Rejection::KeyReused => {
                 "this Idempotency-Key belongs to an order of other products, totals or buyer; nothing was \

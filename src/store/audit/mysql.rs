@@ -33,17 +33,20 @@ impl MySqlAudit {
         self.0.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY").await?;
         let products = sqlx::query_as(PRODUCTS).bind(after.unwrap_or(i64::MIN)).bind(limit);
         let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
-        let mut range = Range::new(after, books.to(), Uuid::max());
-        loop {
-            let rows = sqlx::query_as(SUMS)
-                .bind(range.product_id)
-                .bind(range.id)
-                .bind(range.product_id)
-                .bind(range.to)
-                .bind(ROWS_PER_STATEMENT);
-            let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
-            if !books.add(rows, &mut range) {
-                break;
+        // Orders by their first lines, then the other lines.
+        for sums in [SUMS, BASKET_SUMS] {
+            let mut range = Range::new(after, books.to(), Uuid::max());
+            loop {
+                let rows = sqlx::query_as(sums)
+                    .bind(range.product_id)
+                    .bind(range.id)
+                    .bind(range.product_id)
+                    .bind(range.to)
+                    .bind(ROWS_PER_STATEMENT);
+                let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
+                if !books.add(rows, &mut range) {
+                    break;
+                }
             }
         }
         let mut range = Range::new(after, books.to(), i64::MAX);
@@ -74,6 +77,22 @@ const SUMS: &str = concat!(
          FROM orders FORCE INDEX (orders_of_product)
          WHERE (product_id = ? AND id > ?) OR (product_id > ? AND product_id <= ?)
          ORDER BY product_id, id LIMIT ?
+     ) AS step
+     GROUP BY product_id ORDER BY product_id"
+);
+
+/// The lines of orders of several products behind their first ones.
+const BASKET_SUMS: &str = concat!(
+    "SELECT product_id, ",
+    sums!(),
+    ", MAX(id)
+     FROM (
+         SELECT basket_lines.product_id, order_id AS id, basket_lines.total, status, expires_at, rejected_available,
+             rejection_reason
+         FROM basket_lines FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders ON orders.id = order_id
+         WHERE (basket_lines.product_id = ? AND order_id > ?)
+             OR (basket_lines.product_id > ? AND basket_lines.product_id <= ?)
+         ORDER BY basket_lines.product_id, order_id LIMIT ?
      ) AS step
      GROUP BY product_id ORDER BY product_id"
 );

@@ -33,16 +33,19 @@ impl SqliteAudit {
         self.0.execute("BEGIN").await?;
         let products = sqlx::query_as(PRODUCTS).bind(after.unwrap_or(i64::MIN)).bind(limit);
         let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
-        let mut range = Range::new(after, books.to(), Uuid::max());
-        loop {
-            let rows = sqlx::query_as(SUMS)
-                .bind(range.product_id)
-                .bind(range.id)
-                .bind(range.to)
-                .bind(ROWS_PER_STATEMENT);
-            let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
-            if !books.add(rows, &mut range) {
-                break;
+        // Orders by their first lines, then the other lines.
+        for sums in [SUMS, BASKET_SUMS] {
+            let mut range = Range::new(after, books.to(), Uuid::max());
+            loop {
+                let rows = sqlx::query_as(sums)
+                    .bind(range.product_id)
+                    .bind(range.id)
+                    .bind(range.to)
+                    .bind(ROWS_PER_STATEMENT);
+                let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
+                if !books.add(rows, &mut range) {
+                    break;
+                }
             }
         }
         let mut range = Range::new(after, books.to(), i64::MAX);
@@ -71,6 +74,21 @@ const SUMS: &str = concat!(
          FROM orders INDEXED BY orders_of_product
          WHERE (product_id, id) > (?, ?) AND product_id <= ?
          ORDER BY product_id, id LIMIT ?
+     )
+     GROUP BY product_id ORDER BY product_id"
+);
+
+/// The lines of orders of several products behind their first ones.
+const BASKET_SUMS: &str = concat!(
+    "SELECT product_id, ",
+    sums!(),
+    ", MAX(id)
+     FROM (
+         SELECT basket_lines.product_id, order_id AS id, basket_lines.total, status, expires_at, rejected_available,
+             rejection_reason
+         FROM basket_lines CROSS JOIN orders ON orders.id = order_id
+         WHERE (basket_lines.product_id, order_id) > (?, ?) AND basket_lines.product_id <= ?
+         ORDER BY basket_lines.product_id, order_id LIMIT ?
      )
      GROUP BY product_id ORDER BY product_id"
 );

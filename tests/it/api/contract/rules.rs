@@ -68,14 +68,16 @@ fn link(headers: &HeaderMap, next: &Value) -> Option<String> {
 fn order(data: &Value) -> Vec<String> {
     let (Some(status), Some(_)) = (data["status"].as_str(), data.get("id")) else { return Vec::new() };
     let is_decided = status != "pending";
-    // One that was cancelled while it was pending: its product is not known before its turn in the lane.
+    // One that was cancelled while it was pending: its lines are not known before its turn in the lane.
     let was_given_up = status == "cancelled" && data["expires_at"].is_null();
-    let is_known = if was_given_up { !data["product_id"].is_null() } else { is_decided };
+    let is_known = if was_given_up { !data["lines"].is_null() } else { is_decided };
     let is_rejected = status == "rejected";
+    let is_of_one_line = data["lines"].as_array().is_some_and(|lines| lines.len() == 1);
     let is_short = data["reason"] == "insufficient_stock";
     let expected = [
-        ("product_id", is_known),
-        ("total", is_known),
+        ("lines", is_known),
+        ("product_id", is_of_one_line),
+        ("total", is_of_one_line),
         ("created_at", is_decided),
         ("expires_at", is_decided && !is_rejected && !was_given_up),
         ("reason", is_rejected),
