@@ -346,7 +346,7 @@ async fn restocking_during_a_sale_agrees_to_the_piece(database: Database) {
                     .iter()
                     .zip(&verdicts)
                     .filter(|(_, verdict)| is_reserved(verdict))
-                    .map(|(order, _)| (order, change_of(order, change)))
+                    .map(|(order, _)| (order, change_of(order, change.clone())))
                     .collect();
                 let changes: Vec<_> = reserved.iter().map(|(_, change)| change.clone()).collect();
                 let deadline = Instant::now() + DEADLINE;
