@@ -14,6 +14,8 @@ pub mod holdings;
 pub mod inventory;
 pub mod movement;
 pub mod order;
+pub mod rules;
+pub mod life;
 pub mod rejection;
 pub mod lane_set;
 pub mod origin;

@@ -64,6 +64,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/orders/{orderId}", get(orders::show)),
         ("/api/orders/{orderId}/payment", post(orders::pay)),
         ("/api/orders/{orderId}/cancellation", post(orders::cancel)),
+        ("/api/orders/{orderId}/extension", post(orders::extend)),
+        ("/api/orders/{orderId}/return", post(orders::take_back)),
         ("/health/live", get(health::live)),
         ("/health/ready", get(health::ready)),
         ("/apispec.json", get(docs::contract)),

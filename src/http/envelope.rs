@@ -123,6 +123,8 @@ reasons! {
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
         InvalidBuyer "invalid_buyer",
+        InvalidReference "invalid_reference",
+        InvalidRestock "invalid_restock",
         DuplicateProduct "duplicate_product",
         InvalidOrderId "invalid_order_id",
         InvalidLimit "invalid_limit",
@@ -150,6 +152,10 @@ reasons! {
         StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
+        PaidWithAnotherReference "paid_with_another_reference",
+        OrderExpired "order_expired",
+        OrderNotPaid "order_not_paid",
+        StockTooLarge "stock_too_large",
     }
     PAYLOAD_TOO_LARGE {
         BodyTooLarge "body_too_large",
@@ -226,6 +232,9 @@ pub(super) struct ApiError {
     terms: Option<Box<RefusedByTerms>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) payment_reference: Option<Box<str>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -290,6 +299,7 @@ impl ApiError {
             stock: None,
             terms: None,
             order_status: None,
+            payment_reference: None,
             readiness: None,
             replayed: false,
             cause: None,

@@ -311,6 +311,9 @@ fn counts_of(outcome: &ProductOutcome) -> Counts {
         paid: outcome.paid.into(),
         cancelled: outcome.cancelled.into(),
         expired: outcome.expired.into(),
+        extended: outcome.extended.into(),
+        returned: outcome.returned.into(),
+        too_late: outcome.too_late.into(),
         repeated: outcome.repeated.into(),
         undecidable: outcome.undecidable.into(),
         ..Counts::default()

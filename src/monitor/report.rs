@@ -156,6 +156,10 @@ counts! {
     paid,
     cancelled,
     expired,
+    extended,
+    returned,
+    /// Payments that came too late.
+    too_late,
     /// Decided before, and answered again.
     repeated,
     /// Kept from a decision by invalid data in the database.

@@ -25,13 +25,13 @@ use crate::{
     monitor::metrics::ApiMetrics,
     queue::Outcome,
     service::{
-        answers::{change_answer, order_answer},
+        answers::{change_answer, changed, order_answer},
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
         order_gate::OrderGate,
         verdict_waits::VerdictWaits,
     },
-    store::{Catalog, Orders, Page, StoreError},
+    store::{Catalog, GivenUp, Orders, Page, StoreError},
 };
 
 pub use super::answers::{ChangeError, LookupError, OrderChange, OrderLookup, PlaceError, Placement};
@@ -195,10 +195,12 @@ impl OrderService {
         }))
     }
 
-    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
+    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. What only one outcome is possible of is answered
+    /// without the lane.
     pub async fn change(&self, id: OrderId, change: Change, call: Call) -> Result<OrderChange, ChangeError> {
+        let kind = change.kind();
         let answer = self.try_to_change(id, change, call).await;
-        self.metrics.change_answered(change, change_answer(&answer));
+        self.metrics.change_answered(kind, change_answer(&answer));
         answer
     }
 
@@ -210,28 +212,30 @@ impl OrderService {
     ) -> Result<OrderChange, ChangeError> {
         let order = match self.status(id).await? {
             Some(OrderLookup::Stored(order)) => order,
+            Some(OrderLookup::Pending(_)) if change == Change::Cancel => {
+                match self.stored_orders.give_up(id).await? {
+                    GivenUp::Done(order) => return Ok(OrderChange::Done(order)),
+                    GivenUp::Stored(order) => order,
+                }
+            }
             Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
             None => return Err(ChangeError::NotFound(id)),
         };
-        let order = match order.status() {
-            OrderStatus::Reserved => match self.decide_change(order, change, call).await? {
+        let order = match change.kind().may_change(order.status()) {
+            true => match self.decide_change(order, change.clone(), call).await? {
                 OrderChange::Done(order) => order,
                 pending => return Ok(pending),
             },
-            _ => order,
+            false => order,
         };
-        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired) {
+        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired | OrderStatus::Returned) {
             // A client that learns that pieces came back can order them, at every API.
             OrderGate::outlast_leases().await;
         }
-        if order.status() == change.leads_to() {
-            Ok(OrderChange::Done(order))
-        } else {
-            Err(ChangeError::Conflict(order.status()))
-        }
+        changed(&change, order)
     }
 
-    /// What the lane makes of a reserved order: [`OrderChange::Done`], whatever status it has then.
+    /// What the lane makes of an order: [`OrderChange::Done`], whatever status it has then.
     async fn decide_change(
         &self,
         order: Order,
@@ -318,7 +322,11 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::{command::Command, order::Quantity},
+        domain::{
+            command::Command,
+            order::{ChangeKind, Quantity},
+            rules::Rules,
+        },
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
@@ -475,13 +483,20 @@ mod tests {
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
         assert!(matches!(
-            ordering.change(id, Change::Pay, Call::default()).await,
+            ordering.change(id, Change::Pay { reference: None }, Call::default()).await,
             Err(ChangeError::NotDecided)
         ));
         let stranger = OrderId::from(uuid::Uuid::now_v7());
         assert_eq!(ordering.status(stranger).await.unwrap(), None);
-        let changed = ordering.change(stranger, Change::Pay, Call::default()).await;
+        let changed = ordering.change(stranger, Change::Pay { reference: None }, Call::default()).await;
         assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
+        // No worker is there, and it can be given up all the same.
+        let given_up = Order::given_up(id);
+        for _ in 0..2 {
+            let changed = ordering.change(id, Change::Cancel, Call::default()).await.unwrap();
+            assert_eq!(changed, OrderChange::Done(given_up.clone()));
+        }
+        assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Stored(given_up)));
     }
 
     /// A worker decides what arrives.
@@ -490,7 +505,7 @@ mod tests {
         loop {
             let deliveries = worker.take(10).await.unwrap();
             let commands: Vec<_> = deliveries.iter().flat_map(|one| one.commands.clone()).collect();
-            let decided = store.decide(&commands, Duration::from_secs(60)).await.unwrap();
+            let decided = store.decide(&commands, Rules::of_ttl(Duration::from_secs(60))).await.unwrap();
             let verdicts = commands.iter().map(Command::id).zip(decided.verdicts).collect();
             let replies = vec![crate::queue::Reply { to: deliveries[0].reply_to.clone(), verdicts }];
             worker
@@ -518,8 +533,8 @@ mod tests {
                 assert_eq!(changed, OrderChange::Done(cancelled.clone()));
                 assert!(began.elapsed() >= OrderGate::LEASE, "its pieces can be ordered at every API");
             }
-            let paid = ordering.change(order.id, Change::Pay, Call::default()).await;
-            assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));
+            let paid = ordering.change(order.id, Change::Pay { reference: None }, Call::default()).await;
+            assert!(matches!(paid, Err(ChangeError::Conflict(ChangeKind::Pay, OrderStatus::Cancelled))));
             assert_eq!(ordering.status(order.id).await.unwrap(), Some(OrderLookup::Stored(cancelled)));
         };
         tokio::select! {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Retention, Store},
+    ports::{Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Retention, Store},
     terms,
 };
 use crate::clock::Clock;
@@ -37,6 +37,7 @@ use crate::domain::{
     order::{Order, OrderStatus},
     product::{NewProduct, Product},
     rejection::Rejection,
+    rules::Rules,
     sku::Sku,
     terms::Terms,
     time::from_millis,
@@ -221,6 +222,16 @@ impl Orders for MemoryStore {
         Ok(Page::cut(rows, page.limit, None, |order| order.id))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut data = self.data()?;
+        let stored = data.aliases.get(&id).unwrap_or(&id);
+        if let Some(order) = data.orders.get(stored) {
+            return Ok(GivenUp::Stored(order.clone()));
+        }
+        data.orders.insert(id, Order::given_up(id));
+        Ok(GivenUp::Done(Order::given_up(id)))
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let (now, data) = (self.now(), self.data()?);
         let due = |order: &Order| {
@@ -243,14 +254,10 @@ fn one_more_than(limit: u32) -> usize {
 
 #[async_trait]
 impl Decider for MemoryStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let mut data = self.data()?;
         let now = self.now().as_millisecond();
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
         let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
@@ -258,8 +265,10 @@ impl Decider for MemoryStore {
         let holders = holdings::holders(&terms, commands).into_iter();
         let holdings =
             holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
-        let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, terms, holdings, stored: Some(stored), times }, commands);
+        let Decision { result, inventories, writes, .. } = decide::decide(
+            Snapshot { inventories, terms, holdings, stored: Some(stored), times, rules },
+            commands,
+        );
         data.write(inventories, writes)?;
         Ok(result)
     }
@@ -300,22 +309,18 @@ impl Data {
     }
 
     fn write(&mut self, inventories: Inventories, writes: Writes) -> Result<(), StoreError> {
-        let Writes { orders, statuses, aliases, holdings, movements, .. } = writes;
+        let Writes { orders, changed, completed, aliases, holdings, movements, .. } = writes;
         holdings::apply(&mut self.holdings, holdings);
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
                 *inventory = after;
             }
         }
-        for (order, key) in orders {
+        for (order, key) in orders.into_iter().chain(completed) {
             self.keys.extend(key.map(|key| (key, order.id)));
             self.orders.insert(order.id, order);
         }
-        for (id, status) in statuses {
-            if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.clone().with_status(status);
-            }
-        }
+        self.orders.extend(changed);
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
@@ -458,7 +463,7 @@ mod tests {
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
             let lines = Lines::one(product_id, total);
             let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
-            store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
+            store.decide(&[order.into()], Rules::of_ttl(Duration::from_secs(seconds))).await.unwrap();
             ids.push(id);
         }
         assert_eq!(store.due(None, 10).await.unwrap(), Page::empty());
@@ -495,7 +500,7 @@ mod tests {
                 key: None,
                 origin: Origin::default(),
             };
-            let result = store.decide(&[order.into()], Duration::from_secs(60)).await.unwrap();
+            let result = store.decide(&[order.into()], Rules::of_ttl(Duration::from_secs(60))).await.unwrap();
             verdicts.push(result.verdicts[0].as_str());
             clock.0.fetch_add(4_000, Ordering::Relaxed);
         }

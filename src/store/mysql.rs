@@ -13,6 +13,7 @@ mod retention;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
@@ -32,14 +33,14 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Store},
+    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        insert_opening, inventory_found, product_found, product_ids, products,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
+        due, insert_opening, inventory_found, product_found, product_ids, products,
     },
     terms,
     transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
@@ -54,6 +55,7 @@ use crate::domain::{
     order::Order,
     product::{NewProduct, Product},
     rejection::Rejection,
+    rules::Rules,
     sku::Sku,
     terms::Terms,
 };
@@ -279,6 +281,19 @@ impl Orders for MySqlStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
+        let mut connection = self.writes.acquire().await?;
+        match connection.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(_) => Ok(GivenUp::Done(connection.commit("COMMIT").await.map(|()| Order::given_up(id))?)),
+            Err(error) if is_duplicate(&error) => {
+                drop(connection);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -292,13 +307,9 @@ impl Orders for MySqlStore {
 
 #[async_trait]
 impl Decider for MySqlStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -385,15 +396,18 @@ impl MySqlTransaction {
     async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, movements, terms, .. } = changes;
+        let Changes {
+            completed_orders, orphaned_keys, keys, changed_orders, aliases, movements, terms, ..
+        } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
             (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
+            (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
             (movements, INSERT_MOVEMENTS),
             (buyers, buyers::INSERT_BUYERS),
@@ -528,11 +542,19 @@ const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_
          idempotency_key VARCHAR(255) PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch";
 
-const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
+const CHANGE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]', new_end BIGINT PATH '$[2]',
+         new_paid_at BIGINT PATH '$[3]', new_reference VARCHAR(128) PATH '$[4]'
      )) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
-     SET status = new_status";
+     SET status = new_status, expires_at = new_end, paid_at = new_paid_at, payment_reference = new_reference";
+
+const COMPLETE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_product BIGINT PATH '$[1]', new_total INT PATH '$[2]',
+         all_lines VARCHAR(2000) PATH '$[3]', new_buyer VARCHAR(128) PATH '$[4]'
+     )) AS batch
+     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
+     SET product_id = new_product, total = new_total, `lines` = all_lines, buyer = new_buyer";
 
 const SET_TERMS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
          id BIGINT PATH '$[0]', new_selling TINYINT PATH '$[1]', new_opens_at BIGINT PATH '$[2]',

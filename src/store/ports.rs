@@ -23,6 +23,7 @@ use crate::domain::{
     order::Order,
     product::{NewProduct, Product, ProductName},
     rejection::Rejection,
+    rules::Rules,
     sku::Sku,
     terms::Terms,
 };
@@ -180,8 +181,27 @@ pub trait Orders: Send + Sync {
     /// may be short though there are more.
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError>;
 
+    /// Cancels an order that is not stored and may be in its lane: stores it as [`Order::given_up`]. When its turn comes, nothing is
+    /// reserved for it. Whichever is first counts, this or the lane's decision.
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError>;
+
     /// Up to `limit` reservations that are due by the database's clock, the longest overdue first, beginning behind `after`.
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError>;
+}
+
+/// What became of [`Orders::give_up`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// The order as it is stored now.
+    Done(Order),
+    /// It was decided, or given up, before. Nothing has changed.
+    Stored(Order),
+}
+
+/// The order whose id is stored already.
+pub(super) async fn given_up_too_late(store: &dyn Orders, id: OrderId) -> Result<GivenUp, StoreError> {
+    let pruned = || StoreError::Contended(format!("the order {id} is stored, and then it is not"));
+    store.order(id).await?.map(GivenUp::Stored).ok_or_else(pruned)
 }
 
 /// The decisions.
@@ -195,11 +215,7 @@ pub trait Decider: Send + Sync {
     ///
     /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
     /// commands is right in either case.
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError>;
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError>;
 
     /// Those of these products whose inventories no other transaction has locked now.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;

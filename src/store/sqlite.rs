@@ -19,6 +19,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{
     ConnectOptions, Connection, Execute, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
@@ -48,14 +49,15 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Store},
+    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
     rows::{
         FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
     },
     slow_query::timed,
+    sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        insert_opening, inventory_found, product_found, product_ids, products,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
+        due, insert_opening, inventory_found, product_found, product_ids, products,
     },
     terms,
     transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
@@ -70,6 +72,7 @@ use crate::domain::{
     order::Order,
     product::{NewProduct, Product},
     rejection::Rejection,
+    rules::Rules,
     sku::Sku,
     terms::Terms,
 };
@@ -352,6 +355,24 @@ impl Orders for SqliteStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
+        match transaction.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(()) => {
+                transaction.execute(sqlx::query("COMMIT")).await?;
+                transaction.end();
+                Ok(GivenUp::Done(Order::given_up(id)))
+            }
+            Err(error) if is_duplicate(&error) => {
+                drop(transaction);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -365,13 +386,9 @@ impl Orders for SqliteStore {
 
 #[async_trait]
 impl Decider for SqliteStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     /// One lock covers the whole file.
@@ -466,15 +483,26 @@ impl SqliteTransaction {
     async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, movements, stock, terms, .. } = changes;
+        let Changes {
+            completed_orders,
+            orphaned_keys,
+            keys,
+            changed_orders,
+            aliases,
+            movements,
+            stock,
+            terms,
+            ..
+        } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
             (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
+            (changed_orders, CHANGE_ORDERS),
             (aliases, INSERT_ALIASES),
             (movements, INSERT_MOVEMENTS),
             (stock, MOVE_STOCK),
@@ -601,7 +629,13 @@ const DELETE_ORPHANED_KEYS: &str = "DELETE FROM idempotency_keys
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
      SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?);";
 
-const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
+const CHANGE_ORDERS: &str = "UPDATE orders
+     SET status = batch.value ->> 1, expires_at = batch.value ->> 2, paid_at = batch.value ->> 3,
+         payment_reference = batch.value ->> 4
+     FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
+
+const COMPLETE_ORDERS: &str = "UPDATE orders
+     SET product_id = batch.value ->> 1, total = batch.value ->> 2, lines = batch.value ->> 3, buyer = batch.value ->> 4
      FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
 
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Adjusted, Catalog, Creation, Installation, Ledger, Orders, Recount},
+    ports::{Adjusted, Catalog, Creation, GivenUp, Installation, Ledger, Orders, Recount},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
@@ -26,8 +26,8 @@ use crate::domain::{
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`]) have the limits of their
-/// transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`], [`Orders::give_up`]) have the
+/// limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -147,6 +147,10 @@ impl<S: Orders + ?Sized> Orders for TimeLimited<S> {
         self.read(self.store.orders(page)).await
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        self.store.give_up(id).await
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         self.read(self.store.due(after, limit)).await
     }
@@ -192,6 +196,10 @@ mod tests {
         }
 
         async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            pending().await
+        }
+
+        async fn give_up(&self, _: OrderId) -> Result<GivenUp, StoreError> {
             pending().await
         }
 

@@ -8,10 +8,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     mem,
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -31,8 +31,9 @@ use crate::{
         inventory::{Inventories, Inventory},
         lines::Line,
         movement::{Movement, MovementReason},
-        order::OrderState,
+        order::{Order, OrderState, Payment},
         rejection::RejectionDetails,
+        rules::Rules,
         terms::Terms,
     },
 };
@@ -103,8 +104,8 @@ impl LockedInventories {
         Ok(Self { inventories, terms, unreadable, now })
     }
 
-    fn times(&self, reservation_ttl: Duration) -> Times {
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+    fn times(&self, rules: Rules) -> Times {
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
     }
 }
@@ -137,8 +138,10 @@ pub(super) struct Changes {
     pub orphaned_keys: Option<String>,
     /// Idempotency keys of new orders: `[["<key>", "<32 hex digits>"], …]`.
     pub keys: Option<String>,
-    /// New statuses of stored orders: `[["<32 hex digits>", status], …]`.
-    pub statuses: Option<String>,
+    /// What changed of stored orders: `[["<32 hex digits>", status, expires_at, paid_at, payment_reference], …]`.
+    pub changed_orders: Option<String>,
+    /// What is known now of orders that were given up before their turn: `[["<32 hex digits>", product_id, total, lines, buyer], …]`.
+    pub completed_orders: Option<String>,
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
@@ -190,10 +193,10 @@ const RUNS: u32 = 5;
 pub(super) fn decide<'a, B: Begin>(
     store: &'a B,
     commands: &'a [Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> BoxFuture<'a, Result<BatchResult, StoreError>> {
     Box::pin(async move {
-        let error = match decide_together(store, commands, reservation_ttl).await {
+        let error = match decide_together(store, commands, rules).await {
             Err(error) if !error.is_transient() => error,
             result => return result,
         };
@@ -203,23 +206,23 @@ pub(super) fn decide<'a, B: Begin>(
             _ => {}
         }
         let (first, second) = commands.split_at(commands.len() / 2);
-        let first = decide(store, first, reservation_ttl).await?;
-        Ok(first.followed_by(decide(store, second, reservation_ttl).await?))
+        let first = decide(store, first, rules).await?;
+        Ok(first.followed_by(decide(store, second, rules).await?))
     })
 }
 
 async fn decide_together<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, StoreError> {
     let mut reads = if are_new_orders(commands) { Reads::Nothing } else { Reads::StoredOrders };
     let mut run = 1;
     loop {
         let result = match reads {
-            Reads::Nothing => decide_new_orders(store, commands, reservation_ttl).await,
+            Reads::Nothing => decide_new_orders(store, commands, rules).await,
             Reads::StoredOrders | Reads::OrphanedKeys => {
-                decide_any_commands(store, commands, reservation_ttl, reads).await
+                decide_any_commands(store, commands, rules, reads).await
             }
         };
         let cause = match result {
@@ -229,14 +232,14 @@ async fn decide_together<B: Begin>(
                 reads = Reads::StoredOrders;
                 RetryCause::Duplicate
             }
-            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
-                return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
-            }
-            // A worker of another lane has just stored one of its keys: the next run finds it. Or the order of a key was
-            // deleted by hand, and the key is left.
+            // A worker of another lane has just stored one of its keys, or a client has just given up one of its orders: the next
+            // run finds it. Or the order of a key was deleted by hand, and the key is left.
             Err(CommitError::Duplicate) if run < RUNS => {
                 (reads, run) = (Reads::OrphanedKeys, run + 1);
                 RetryCause::Duplicate
+            }
+            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
+                return Err(StoreError::Corrupt("an order collides with one that is not stored".to_owned()));
             }
             Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
@@ -313,7 +316,7 @@ fn are_new_orders(commands: &[Command]) -> bool {
 async fn decide_new_orders<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(products_of(commands)).await?;
@@ -321,8 +324,8 @@ async fn decide_new_orders<B: Begin>(
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
-    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times };
+    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times, rules };
     let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
@@ -340,7 +343,7 @@ async fn decide_new_orders<B: Begin>(
 async fn decide_any_commands<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
     reads: Reads,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
@@ -348,8 +351,9 @@ async fn decide_any_commands<B: Begin>(
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(reservation_ttl), locked.inventories, locked.terms);
-    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times };
+    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
+    let snapshot =
+        Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times, rules };
     let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
@@ -412,7 +416,7 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, holdings, orphaned_keys, movements } = &decision.writes;
+    let Writes { orders, changed, completed, aliases, holdings, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
@@ -440,11 +444,20 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         keys.extend(key.as_ref().map(|key| (key, id)));
         buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
     }
+    let mut completed_orders = Vec::new();
+    for (order, key) in completed {
+        let Some(lines) = &order.lines else { continue };
+        let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
+        completed_orders.push((id, product_id, total, stored_lines(lines), &order.buyer));
+        basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
+        keys.extend(key.as_ref().map(|key| (key, id)));
+    }
     let reservations = reservations.into_iter();
     let reservations: Vec<_> = reservations
         .map(|((product_id, total, expires_at), ids)| (product_id, total, expires_at, ids))
         .collect();
-    let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
+    let changed: Vec<_> = changed.values().map(changed_row).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
     let orphaned_keys: Vec<_> = orphaned_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
@@ -454,7 +467,8 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         basket_lines: list(&basket_lines),
         orphaned_keys: list(&orphaned_keys),
         keys: list(&keys),
-        statuses: list(&statuses),
+        changed_orders: list(&changed),
+        completed_orders: list(&completed_orders),
         aliases: list(&aliases),
         movements: movement_rows(movements),
         stock: stock_moves(before, &decision.inventories),
@@ -470,6 +484,14 @@ pub(super) fn held(changes: &HoldingChanges) -> Changes {
         rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
     };
     Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
+}
+
+/// As [`Changes::changed_orders`] takes it.
+fn changed_row(order: &Order) -> impl Serialize {
+    let Payment { reference, paid_at } = order.payment.clone().unwrap_or_default();
+    let (expires_at, paid_at) =
+        (order.expires_at().map(Timestamp::as_millisecond), paid_at.map(Timestamp::as_millisecond));
+    (order.id.uuid().simple(), order.status().as_str(), expires_at, paid_at, reference)
 }
 
 /// As [`Changes::movements`] takes them.

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -12,6 +12,7 @@ use crate::{
         inventory::{Inventories, Inventory},
         order::{Change, OrderStatus},
         origin::Origin,
+        rules::{LatePayment, Rules},
         terms::Terms,
         time::from_millis,
         verdict::Verdict,
@@ -54,12 +55,14 @@ enum Step {
     },
 }
 
+const PAY: Change = Change::Pay { reference: None };
+
 fn steps() -> impl Strategy<Value = Step> {
     let lines = proptest::sample::subsequence(vec![1_u64, 2, 3, 4], 1..=3).prop_shuffle();
     let lines =
         (lines, vec(1_u32..4, 3)).prop_map(|(products, totals)| products.into_iter().zip(totals).collect());
     let buyer = prop_oneof![1 => Just(None), 6 => (0_u8..3).prop_map(Some)];
-    let change = prop_oneof![Just(Change::Pay), Just(Change::Cancel), Just(Change::Expire)];
+    let change = prop_oneof![Just(PAY), Just(Change::Cancel), Just(Change::Expire)];
     prop_oneof![
         6 => (lines, buyer).prop_map(|(lines, buyer)| Step::Place { lines, buyer }),
         1 => any::<Index>().prop_map(|of| Step::Again { of }),
@@ -123,11 +126,12 @@ impl World {
                 let mut stored: Vec<_> = self.orders.values().collect();
                 stored.sort_unstable_by_key(|order| order.id);
                 let order = (!stored.is_empty()).then(|| of.get(&stored))?;
-                let command = ChangeOrder::of(order, SystemClock.command_id(), *change, reply, origin)?;
+                let command =
+                    ChangeOrder::of(order, SystemClock.command_id(), change.clone(), reply, origin)?;
                 let (_, lines, by, status) = self.known.get_mut(&order.id).unwrap();
                 if *status == OrderStatus::Reserved {
-                    *status = change.leads_to();
-                    if *change != Change::Pay {
+                    *status = change.kind().leads_to();
+                    if *change != PAY {
                         for (number, total) in lines.iter() {
                             *self.available.get_mut(number).unwrap() += i64::from(*total);
                             if let Some(by) = by {
@@ -187,6 +191,7 @@ impl World {
             holdings,
             stored: Some(StoredOrders { orders: self.orders.clone(), ..StoredOrders::default() }),
             times: Times { decided_at: at, expires_at: at },
+            rules: Rules { late_payment: LatePayment::Refuse, ..Rules::of_ttl(Duration::ZERO) },
         };
         if steps.iter().all(|step| matches!(step, Step::Place { .. })) {
             let without = decide(Snapshot { stored: None, ..snapshot.clone() }, &commands);
@@ -197,10 +202,7 @@ impl World {
         prop_assert!(decision.writes.holdings.values().all(|change| *change != 0));
         self.inventories = decision.inventories;
         self.orders.extend(decision.writes.orders.into_iter().map(|(order, _)| (order.id, order)));
-        for (id, status) in decision.writes.statuses {
-            let order = self.orders.remove(&id).unwrap();
-            self.orders.insert(id, order.with_status(status));
-        }
+        self.orders.extend(decision.writes.changed);
         apply(&mut self.holdings, decision.writes.holdings);
         self.history.extend(commands);
         self.check()

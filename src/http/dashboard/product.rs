@@ -137,6 +137,8 @@ impl ProductPage {
             ("Paid", totals.paid),
             ("Cancelled", totals.cancelled),
             ("Expired", totals.expired),
+            ("Returned", totals.returned),
+            ("Paid too late", totals.too_late),
         ];
         html! {
             dl.figures #figures {

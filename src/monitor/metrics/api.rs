@@ -9,7 +9,7 @@ use super::{
     table,
 };
 use crate::{
-    domain::{order::Change, rejection::RejectionReason},
+    domain::{order::ChangeKind, rejection::RejectionReason},
     queue::Refusal,
 };
 
@@ -41,7 +41,7 @@ pub enum OrderAnswer {
     Failed,
 }
 
-/// The answer to a payment or a cancellation.
+/// The answer to a payment, a cancellation, an extension or a return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeAnswer {
     Done,
@@ -58,6 +58,8 @@ pub enum ChangeAnswer {
 enum AskedChange {
     Payment,
     Cancellation,
+    Extension,
+    Return,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +86,13 @@ impl ApiMetrics {
         self.orders.add(answer, 1);
     }
 
-    pub fn change_answered(&self, change: Change, answer: ChangeAnswer) {
+    pub fn change_answered(&self, change: ChangeKind, answer: ChangeAnswer) {
         let change = match change {
-            Change::Pay => AskedChange::Payment,
-            Change::Cancel => AskedChange::Cancellation,
-            Change::Expire => return, // no client asks for it
+            ChangeKind::Pay => AskedChange::Payment,
+            ChangeKind::Cancel => AskedChange::Cancellation,
+            ChangeKind::Extend => AskedChange::Extension,
+            ChangeKind::Return => AskedChange::Return,
+            ChangeKind::Expire => return, // no client asks for it
         };
         self.changes.add((change, answer), 1);
     }
@@ -153,7 +157,12 @@ impl Label for OrderAnswer {
 
 impl Label for (AskedChange, ChangeAnswer) {
     fn all() -> Vec<(Self, Vec<&'static str>)> {
-        let changes = [(AskedChange::Payment, "payment"), (AskedChange::Cancellation, "cancellation")];
+        let changes = [
+            (AskedChange::Payment, "payment"),
+            (AskedChange::Cancellation, "cancellation"),
+            (AskedChange::Extension, "extension"),
+            (AskedChange::Return, "return"),
+        ];
         let answers = [
             (ChangeAnswer::Done, "done"),
             (ChangeAnswer::Pending, "pending"),

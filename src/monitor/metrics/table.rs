@@ -106,7 +106,7 @@ metrics! {
     ORDERS_ANSWERED = "antre_orders_answered_total", Counter, ["outcome", "reason"], Api,
         "Orders by the answer that their clients got.";
     CHANGES_ANSWERED = "antre_changes_answered_total", Counter, ["change", "outcome"], Api,
-        "Payments and cancellations by the answer that their clients got.";
+        "Payments, cancellations, extensions and returns by the answer that their clients got.";
     VERDICT_LATENCY = "antre_verdict_latency_seconds", Histogram(Latency), [], Api,
         "Time from submitting a command to its verdict, of commands whose clients waited for it.";
     COMMANDS_DETACHED = "antre_commands_detached_total", Counter, [], Api,

@@ -93,7 +93,7 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
         origin: Origin::default(),
     });
     for _ in 0..2 {
-        store.decide(std::slice::from_ref(&order), Duration::from_secs(900)).await.unwrap();
+        store.decide(std::slice::from_ref(&order), Rules::of_ttl(Duration::from_secs(900))).await.unwrap();
     }
     assert_eq!(
         *seen.0.lock().unwrap(),

@@ -128,7 +128,7 @@ async fn what_is_given_back_counts_no_more(database: Database) {
     let id = database.limited(20, 4).await;
     let [cancelled, paid] = [2, 2].map(|total| of("a", order(id, total)));
     database.decide(&[cancelled.clone(), paid.clone()]).await;
-    assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+    assert_eq!(database.change(&paid, PAY).await, PAID);
     assert_eq!(database.held(id, "a").await, 4, "paid pieces count");
     for _ in 0..2 {
         assert_eq!(database.change(&cancelled, Change::Cancel).await, CANCELLED);
@@ -146,7 +146,7 @@ async fn what_is_given_back_counts_no_more(database: Database) {
     let batch = [
         Command::from(of("a", order(id, 1))),
         change_of(&first, Change::Cancel),
-        change_of(&second, Change::Pay),
+        change_of(&second, PAY),
         Command::from(of("a", order(id, 2))),
         Command::from(of("a", order(id, 1))),
         Command::from(of("a", order(id, 1))),
@@ -228,7 +228,7 @@ async fn a_limit_that_is_set_later_counts_what_buyers_hold(database: Database) {
     let all = [&reserved, &paid, &cancelled, &basket_first, &basket_second, &elsewhere, &refused];
     database.decide(&all.map(Clone::clone)).await;
     database.decide(&[order(id, 3), of("b", order(id, 5))]).await;
-    database.change(&paid, Change::Pay).await;
+    database.change(&paid, PAY).await;
     database.change(&cancelled, Change::Cancel).await;
 
     database.set_limit(id, Some(2)).await;
@@ -251,7 +251,7 @@ async fn a_limit_that_is_set_later_counts_what_buyers_hold(database: Database) {
     database.set_limit(id, None).await;
     let free = [of("b", order(id, 30)), order(id, 1)];
     assert_eq!(accepted(&database.decide(&free).await), [true, true]);
-    database.change(&basket_first, Change::Pay).await;
+    database.change(&basket_first, PAY).await;
     database.set_limit(id, Some(3)).await;
     assert_eq!(held().await, [11, 35, 0]);
     assert_eq!(database.held_is_free(other).await, [true, true], "of another product nothing is limited");
@@ -271,7 +271,7 @@ async fn a_limit_below_what_is_held_takes_nothing_away(database: Database) {
     database.decide(&orders).await;
     database.set_limit(id, Some(2)).await;
     assert_eq!(database.decide(&[of("a", order(id, 1))]).await, [limit(id, 2, 9)]);
-    assert_eq!(database.change(&orders[0], Change::Pay).await, PAID);
+    assert_eq!(database.change(&orders[0], PAY).await, PAID);
     assert_eq!(database.change(&orders[1], Change::Cancel).await, CANCELLED);
     assert_eq!(database.held(id, "a").await, 5);
     database.assert_balanced().await;
@@ -318,7 +318,7 @@ async fn deleted_orders_count_no_more(database: Database) {
     let all = [paid.clone(), cancelled.clone(), basket.clone(), kept.clone(), plain.clone(), other.clone()];
     assert!(accepted(&database.decide(&all).await).iter().all(|accepted| *accepted));
     for order in [&paid, &basket, &plain, &other] {
-        database.change(order, Change::Pay).await;
+        database.change(order, PAY).await;
     }
     database.change(&cancelled, Change::Cancel).await;
     let ids: Vec<_> = all.iter().map(|order| order.id).collect();
@@ -368,7 +368,7 @@ async fn the_orders_of_a_buyer_are_listed(database: Database) {
     let unstored = of("a", order(shirt, 100));
     let all = [&plain, &paid, &basket, &refused, &other, &nobody, &unstored];
     database.decide(&all.map(Clone::clone)).await;
-    database.change(&paid, Change::Pay).await;
+    database.change(&paid, PAY).await;
     let mine = [plain.id, paid.id, basket.id, refused.id];
     assert!(mine.is_sorted());
     assert_eq!(database.orders_of_buyer("a").await, mine);
@@ -433,7 +433,7 @@ async fn a_row_of_holdings_that_is_gone_stops_no_order(database: Database) {
     database.decide(&orders).await;
     database.by_hand("DELETE FROM holdings").await.unwrap();
     assert_eq!(database.change(&orders[0], Change::Cancel).await, CANCELLED);
-    assert_eq!(database.change(&orders[1], Change::Pay).await, PAID);
+    assert_eq!(database.change(&orders[1], PAY).await, PAID);
     assert!(is_reserved(&database.decide(&[of("a", order(id, 1))]).await[0]));
     database.by_hand("UPDATE holdings SET pieces = 1").await.unwrap();
     assert_eq!(database.held(id, "a").await, 1);

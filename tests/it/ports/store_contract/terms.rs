@@ -182,7 +182,7 @@ async fn a_reservation_holds_as_long_as_its_product_says(database: Database) {
     let before = database.now().await;
     let verdicts = database.decide(&batch).await;
     let after = database.now().await;
-    let ttl = SignedDuration::try_from(TTL).unwrap();
+    let ttl = SignedDuration::try_from(TTL.reservation_ttl).unwrap();
     for ((verdict, order), hold) in verdicts.iter().zip(&batch).zip([SignedDuration::from_secs(60), ttl]) {
         let expires_at = self::expires_at(verdict);
         assert!(before + hold <= expires_at && expires_at <= after + hold, "{verdict:?}");
@@ -210,7 +210,7 @@ async fn changes_are_not_subject_to_the_terms(database: Database) {
         let id = database.product_of(10).await;
         let [paid, cancelled, expired] = database.reserve_for(id, [2, 3, 4], NO_TIME).await;
         database.set_terms(id, closed).await;
-        assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+        assert_eq!(database.change(&paid, PAY).await, PAID);
         assert_eq!(database.change(&cancelled, Change::Cancel).await, CANCELLED);
         assert_eq!(database.change(&expired, Change::Expire).await, EXPIRED);
         assert!(!is_reserved(&database.verdict_on(id, 2).await));
