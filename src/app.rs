@@ -70,6 +70,9 @@ pub async fn run(settings: Settings, role: Role, stop: CancellationToken) -> Res
         return if status { migration_status(&settings).await } else { migrate(&settings).await };
     }
     raise_file_limit();
+    if role != Role::Api {
+        settings.orders.check()?;
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     match (settings.backends.backends()?, role) {
         (Backends::Embedded { database_url }, Role::Serve | Role::Migrate { .. }) => {

@@ -4,7 +4,7 @@ mod answers;
 pub mod batch_loader;
 pub mod catalog;
 pub mod dispatcher;
+pub mod order_gate;
 pub mod ordering;
 mod pending_replies;
-pub mod sold_out;
 mod verdict_waits;

@@ -7,6 +7,7 @@
 
 pub mod audit;
 mod error;
+mod holdings;
 mod json;
 pub mod inspection;
 mod lane_sets;
@@ -28,6 +29,7 @@ mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
 mod statements;
+mod terms;
 mod time_limit;
 mod transaction;
 
@@ -38,7 +40,7 @@ pub use open_error::OpenError;
 pub use page::{Direction, Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Adjusted, Catalog, Creation, Decider, Deleted, Health, Installation, Ledger, Orders, Recount, Retention,
-    Store,
+    Adjusted, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Ledger, Orders, Recount,
+    Retention, Store,
 };
 pub use time_limit::TimeLimited;

@@ -86,6 +86,10 @@ pub struct InsufficientStock {
     pub available: u32,
 }
 
+/// With the pieces that come back there would be more than [`Stock::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StockTooLarge;
+
 /// The seller would have fewer pieces than buyers have reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StockBelowReserved {
@@ -179,6 +183,22 @@ impl Inventory {
         Ok(())
     }
 
+    /// Available pieces are paid at once and leave the warehouse, all of an order or none.
+    pub fn sell(&mut self, total: Quantity) -> Result<(), InsufficientStock> {
+        let available = self.available.checked_sub(total.get());
+        self.available = available.ok_or(InsufficientStock { available: self.available })?;
+        Ok(())
+    }
+
+    /// Pieces that were paid come back and are available again.
+    pub fn put_back(&mut self, total: Quantity) -> Result<(), StockTooLarge> {
+        if total.get() > Stock::MAX - self.stored() {
+            return Err(StockTooLarge);
+        }
+        self.available += total.get();
+        Ok(())
+    }
+
     /// Sets the stored pieces to what the seller counted. All that are not reserved are available.
     pub fn recount(&mut self, stock: Stock) -> Result<(), StockBelowReserved> {
         let Some(available) = stock.get().checked_sub(self.reserved) else {
@@ -221,6 +241,8 @@ mod tests {
         Pay(u32),
         Release(u32),
         Recount(u32),
+        Sell(u32),
+        PutBack(u32),
         Adjust(i64),
     }
 
@@ -232,6 +254,8 @@ mod tests {
             pieces.clone().prop_map(Move::Pay),
             pieces.clone().prop_map(Move::Release),
             pieces.clone().prop_map(Move::Recount),
+            pieces.clone().prop_map(Move::Sell),
+            pieces.clone().prop_map(Move::PutBack),
             (pieces, any::<bool>()).prop_map(|(pieces, more)| {
                 Move::Adjust(if more { i64::from(pieces) } else { -i64::from(pieces) })
             }),
@@ -251,6 +275,8 @@ mod tests {
                     Move::Pay(n) => (inventory.pay(Quantity::new(n).unwrap()).is_ok(), (a, r - i64::from(n))),
                     Move::Release(n) => (inventory.release(Quantity::new(n).unwrap()).is_ok(), (a + i64::from(n), r - i64::from(n))),
                     Move::Recount(n) => (inventory.recount(Stock::new(n).unwrap()).is_ok(), (i64::from(n) - r, r)),
+                    Move::Sell(n) => (inventory.sell(Quantity::new(n).unwrap()).is_ok(), (a - i64::from(n), r)),
+                    Move::PutBack(n) => (inventory.put_back(Quantity::new(n).unwrap()).is_ok(), (a + i64::from(n), r)),
                     Move::Adjust(n) => (inventory.adjust(StockChange::new(n).unwrap()).is_ok(), (a + n, r)),
                 };
                 let possible = wanted.0 >= 0 && wanted.1 >= 0 && wanted.0 + wanted.1 <= i64::from(Stock::MAX);

@@ -7,9 +7,13 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{readiness::Readiness, time::Time};
+use super::{
+    readiness::Readiness,
+    time::{Time, seconds_until},
+};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -112,12 +116,15 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidTerms "invalid_terms",
         InvalidChange "invalid_change",
         InvalidReasonText "invalid_reason",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
         InvalidBuyer "invalid_buyer",
+        InvalidReference "invalid_reference",
+        InvalidRestock "invalid_restock",
         DuplicateProduct "duplicate_product",
         InvalidOrderId "invalid_order_id",
         InvalidLimit "invalid_limit",
@@ -145,6 +152,10 @@ reasons! {
         StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
+        PaidWithAnotherReference "paid_with_another_reference",
+        OrderExpired "order_expired",
+        OrderNotPaid "order_not_paid",
+        StockTooLarge "stock_too_large",
     }
     PAYLOAD_TOO_LARGE {
         BodyTooLarge "body_too_large",
@@ -221,6 +232,9 @@ pub(super) struct ApiError {
     terms: Option<Box<RefusedByTerms>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) payment_reference: Option<Box<str>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -285,6 +299,7 @@ impl ApiError {
             stock: None,
             terms: None,
             order_status: None,
+            payment_reference: None,
             readiness: None,
             replayed: false,
             cause: None,
@@ -552,6 +567,10 @@ impl IntoResponse for ApiError {
         let mut response = json(status, &self.envelope(&words(status)));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(Time(opens_at)) = self.terms.as_ref().and_then(|terms| terms.opens_at) {
+            let seconds = seconds_until(opens_at, Timestamp::now());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if status == StatusCode::REQUEST_TIMEOUT {
             // What may still come of the body is no request.

@@ -9,8 +9,9 @@ use crate::{
         movement::{Adjustment, LedgerEntry, MovementSeq},
         product::{NewProduct, Product, ProductName},
         sku::Sku,
+        terms::Terms,
     },
-    service::{dispatcher::Dispatcher, sold_out::SoldOutCache},
+    service::{dispatcher::Dispatcher, order_gate::OrderGate},
     store::{Adjusted, Catalog, Creation, Ledger, Page, Recount, StoreError},
     telemetry::LogLimiter,
 };
@@ -125,13 +126,28 @@ impl CatalogService {
         match self.ledger.recount_if(id, stock, expected).await? {
             Recount::Done(product, inventory) => {
                 self.dispatcher.activity().recount(id, inventory);
-                SoldOutCache::outlast_leases().await;
+                OrderGate::outlast_leases().await;
                 Ok((product, inventory))
             }
             Recount::NoSuchProduct => Err(RecountError::ProductNotFound(id)),
             Recount::BelowReserved(below) => Err(RecountError::BelowReserved(below)),
             Recount::StockChanged { stored } => Err(RecountError::StockChanged { stored }),
         }
+    }
+
+    /// The terms of sale; `None`: there is no such product.
+    pub async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        self.store.terms(id).await
+    }
+
+    /// Sets all terms of sale, and returns whether there is such a product. Returns when every API takes the orders that they
+    /// allow. What they forbid, no lane has reserved since the commit.
+    pub async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        let is_product = self.store.set_terms(id, terms).await?;
+        if is_product && terms.selling {
+            OrderGate::outlast_leases().await;
+        }
+        Ok(is_product)
     }
 
     /// Changes the stored stock by a difference. Returns when every API takes orders of pieces that were added, also where another
@@ -152,7 +168,7 @@ impl CatalogService {
             Adjusted::Invalid(invalid) => return Err(AdjustError::Invalid(invalid)),
         };
         if adjustment.change.adds_pieces() {
-            SoldOutCache::outlast_leases().await;
+            OrderGate::outlast_leases().await;
         }
         Ok(AdjustmentDone { entry, is_replayed })
     }

@@ -22,7 +22,10 @@ use crate::domain::{
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product, ProductName},
+    rejection::Rejection,
+    rules::Rules,
     sku::Sku,
+    terms::Terms,
 };
 
 /// The products, and what the seller has of each.
@@ -59,8 +62,13 @@ pub trait Catalog: Send + Sync {
     /// Those of these products that exist, in any order.
     async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
 
-    /// Those of these products without available pieces, in any order. Sees all that was committed before the call.
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+    /// Those of these products of which every order is refused now, and why, in any order. A sale that opens within
+    /// `opening_margin`, by the clock of the database, is left out. Sees all that was committed before the call.
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError>;
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
@@ -70,6 +78,13 @@ pub trait Catalog: Send + Sync {
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
+
+    /// The terms of sale; `None`: there is no such product.
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError>;
+
+    /// Sets all terms of sale, and returns whether there is such a product. Takes the lock of the inventory, like a batch: they
+    /// count from the commit on.
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError>;
 }
 
 /// What the seller does with the stock of a product, and the ledger of all that was done. Every change of stored pieces is one
@@ -166,8 +181,27 @@ pub trait Orders: Send + Sync {
     /// may be short though there are more.
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError>;
 
+    /// Cancels an order that is not stored and may be in its lane: stores it as [`Order::given_up`]. When its turn comes, nothing is
+    /// reserved for it. Whichever is first counts, this or the lane's decision.
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError>;
+
     /// Up to `limit` reservations that are due by the database's clock, the longest overdue first, beginning behind `after`.
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError>;
+}
+
+/// What became of [`Orders::give_up`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// The order as it is stored now.
+    Done(Order),
+    /// It was decided, or given up, before. Nothing has changed.
+    Stored(Order),
+}
+
+/// The order whose id is stored already.
+pub(super) async fn given_up_too_late(store: &dyn Orders, id: OrderId) -> Result<GivenUp, StoreError> {
+    let pruned = || StoreError::Contended(format!("the order {id} is stored, and then it is not"));
+    store.order(id).await?.map(GivenUp::Stored).ok_or_else(pruned)
 }
 
 /// The decisions.
@@ -181,11 +215,7 @@ pub trait Decider: Send + Sync {
     ///
     /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
     /// commands is right in either case.
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError>;
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError>;
 
     /// Those of these products whose inventories no other transaction has locked now.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;

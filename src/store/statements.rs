@@ -48,6 +48,11 @@ macro_rules! is_final {
 }
 pub(super) use is_final;
 
+/// Parameters: id, when its reservation ended. NULL is said, so that the default of the column, which serves earlier releases, does not
+/// count.
+pub(super) const GIVE_UP: &str =
+    "INSERT INTO orders (id, status, expires_at, rejection_reason) VALUES (?, 'cancelled', ?, NULL)";
+
 /// Parameters: product, stored, available.
 pub(super) const INSERT_INVENTORY: &str =
     "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";

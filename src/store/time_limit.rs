@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Adjusted, Catalog, Creation, Installation, Ledger, Orders, Recount},
+    ports::{Adjusted, Catalog, Creation, GivenUp, Installation, Ledger, Orders, Recount},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
@@ -18,13 +18,16 @@ use crate::domain::{
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Ledger::recount_if`], [`Ledger::adjust`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`], [`Orders::give_up`]) have the
+/// limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -73,8 +76,12 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.existing(ids)).await
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        self.read(self.store.sold_out(ids)).await
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        self.read(self.store.closed_to_orders(ids, opening_margin)).await
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -87,6 +94,14 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
         self.read(self.store.inventories(after, limit)).await
+    }
+
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        self.read(self.store.terms(id)).await
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        self.store.set_terms(id, terms).await
     }
 }
 
@@ -130,6 +145,10 @@ impl<S: Orders + ?Sized> Orders for TimeLimited<S> {
 
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
         self.read(self.store.orders(page)).await
+    }
+
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        self.store.give_up(id).await
     }
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
@@ -177,6 +196,10 @@ mod tests {
         }
 
         async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            pending().await
+        }
+
+        async fn give_up(&self, _: OrderId) -> Result<GivenUp, StoreError> {
             pending().await
         }
 

@@ -8,10 +8,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     mem,
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -19,18 +19,22 @@ use super::{
     json::json,
     observer::RetryCause,
     rows::{ReadOrder, product_id, stored_lines},
+    terms::{self, TermsRow},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+        decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+        holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory},
         lines::Line,
         movement::{Movement, MovementReason},
-        order::OrderState,
+        order::{Order, OrderState, Payment},
         rejection::RejectionDetails,
+        rules::Rules,
+        terms::Terms,
     },
 };
 
@@ -60,6 +64,9 @@ pub(super) trait Transaction: Send {
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, OrderId)>, StoreError>> + Send;
 
+    /// What these buyers hold (`[[product_id, "<buyer>"], …]`): those of them that hold anything.
+    fn holdings(&mut self, holders: String) -> impl Future<Output = Result<Holdings, StoreError>> + Send;
+
     /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
     fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
@@ -67,32 +74,51 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
-    /// Products whose inventory is invalid, and what is wrong with it.
+    pub terms: SpecialTerms,
+    /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
     pub now: i64,
 }
 
+/// A locked row of `inventories`: product_id, stored, available, reserved, the six columns of [`TermsRow`], now.
+pub(super) type LockedRow =
+    (i64, i64, i64, i64, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, i64);
+
 impl LockedInventories {
-    /// Of rows of `product_id, stored, available, reserved, now`.
-    pub(super) fn of(rows: Vec<(i64, i64, i64, i64, i64)>) -> Result<Self, StoreError> {
+    pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
         let now = rows.first().map_or(0, |(.., now)| *now);
-        let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        for (id, stored, available, reserved, _) in rows {
+        let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
+        let mut unreadable = HashMap::new();
+        for (id, stored, available, reserved, selling, opens, closes, order, buyer, hold, _) in rows {
             let id = product_id(id)?;
-            match Inventory::from_columns(stored, available, reserved) {
-                Ok(inventory) => drop(inventories.insert(id, inventory)),
+            match read(stored, available, reserved, (selling, opens, closes, order, buyer, hold)) {
+                Ok((inventory, special)) => {
+                    inventories.insert(id, inventory);
+                    terms.extend(special.map(|special| (id, special)));
+                }
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
         }
-        Ok(Self { inventories, unreadable, now })
+        Ok(Self { inventories, terms, unreadable, now })
     }
 
-    fn times(&self, reservation_ttl: Duration) -> Times {
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+    fn times(&self, rules: Rules) -> Times {
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
     }
+}
+
+fn read(
+    stored: i64,
+    available: i64,
+    reserved: i64,
+    terms: TermsRow,
+) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory =
+        Inventory::from_columns(stored, available, reserved).map_err(|error| error.to_string())?;
+    Ok((inventory, terms::read_unless_default(terms)?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -112,8 +138,10 @@ pub(super) struct Changes {
     pub orphaned_keys: Option<String>,
     /// Idempotency keys of new orders: `[["<key>", "<32 hex digits>"], …]`.
     pub keys: Option<String>,
-    /// New statuses of stored orders: `[["<32 hex digits>", status], …]`.
-    pub statuses: Option<String>,
+    /// What changed of stored orders: `[["<32 hex digits>", status, expires_at, paid_at, payment_reference], …]`.
+    pub changed_orders: Option<String>,
+    /// What is known now of orders that were given up before their turn: `[["<32 hex digits>", product_id, total, lines, buyer], …]`.
+    pub completed_orders: Option<String>,
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
@@ -122,6 +150,19 @@ pub(super) struct Changes {
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
+    /// What buyers hold more than before, `[[product_id, "<buyer>", pieces], …]`.
+    pub more_held: Option<String>,
+    /// What buyers hold less than before, in the same form.
+    pub less_held: Option<String>,
+    /// The buyers of new orders, `[["<buyer>", "<32 hex digits>"], …]`.
+    pub buyers: Option<String>,
+    /// Products whose holdings are forgotten, `[product_id, …]`. No batch has any.
+    pub holdings_forgotten: Option<String>,
+    /// Products whose holdings are counted from their stored orders, in the same form. No batch has any.
+    pub holdings_counted: Option<String>,
+    /// New terms of products: `[[product_id, selling (0 or 1), opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds],
+    /// …]`. No batch has any.
+    pub terms: Option<String>,
 }
 
 /// A database that can begin a transaction.
@@ -152,10 +193,10 @@ const RUNS: u32 = 5;
 pub(super) fn decide<'a, B: Begin>(
     store: &'a B,
     commands: &'a [Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> BoxFuture<'a, Result<BatchResult, StoreError>> {
     Box::pin(async move {
-        let error = match decide_together(store, commands, reservation_ttl).await {
+        let error = match decide_together(store, commands, rules).await {
             Err(error) if !error.is_transient() => error,
             result => return result,
         };
@@ -165,23 +206,23 @@ pub(super) fn decide<'a, B: Begin>(
             _ => {}
         }
         let (first, second) = commands.split_at(commands.len() / 2);
-        let first = decide(store, first, reservation_ttl).await?;
-        Ok(first.followed_by(decide(store, second, reservation_ttl).await?))
+        let first = decide(store, first, rules).await?;
+        Ok(first.followed_by(decide(store, second, rules).await?))
     })
 }
 
 async fn decide_together<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, StoreError> {
     let mut reads = if are_new_orders(commands) { Reads::Nothing } else { Reads::StoredOrders };
     let mut run = 1;
     loop {
         let result = match reads {
-            Reads::Nothing => decide_new_orders(store, commands, reservation_ttl).await,
+            Reads::Nothing => decide_new_orders(store, commands, rules).await,
             Reads::StoredOrders | Reads::OrphanedKeys => {
-                decide_any_commands(store, commands, reservation_ttl, reads).await
+                decide_any_commands(store, commands, rules, reads).await
             }
         };
         let cause = match result {
@@ -191,14 +232,14 @@ async fn decide_together<B: Begin>(
                 reads = Reads::StoredOrders;
                 RetryCause::Duplicate
             }
-            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
-                return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
-            }
-            // A worker of another lane has just stored one of its keys: the next run finds it. Or the order of a key was
-            // deleted by hand, and the key is left.
+            // A worker of another lane has just stored one of its keys, or a client has just given up one of its orders: the next
+            // run finds it. Or the order of a key was deleted by hand, and the key is left.
             Err(CommitError::Duplicate) if run < RUNS => {
                 (reads, run) = (Reads::OrphanedKeys, run + 1);
                 RetryCause::Duplicate
+            }
+            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
+                return Err(StoreError::Corrupt("an order collides with one that is not stored".to_owned()));
             }
             Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
@@ -221,6 +262,49 @@ enum Reads {
     OrphanedKeys,
 }
 
+/// How often new terms that meet a locked row are tried before the seller gets the error.
+const RUNS_OF_TERMS: u32 = 3;
+
+/// Sets a product's terms of sale: see [`Catalog::set_terms`].
+pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+    let mut run = 1;
+    loop {
+        match set_terms_once(store, id, terms).await {
+            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_)))
+                if run < RUNS_OF_TERMS =>
+            {
+                run += 1
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
+    let mut transaction = store.begin().await?;
+    let locked = transaction.lock_inventories(json(&[id])).await?;
+    // Invalid terms are replaced as well.
+    if !locked.inventories.contains_key(&id) && !locked.unreadable.contains_key(&id) {
+        return Ok(false);
+    }
+    let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
+    let selling = u8::from(selling);
+    let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
+    let limit_before = locked.terms.get(&id).and_then(|terms| terms.max_per_buyer);
+    let is_limited = terms.max_per_buyer.is_some();
+    // A limit that was there before was followed by the holdings from then on; one that was invalid most likely not.
+    let is_followed = limit_before.is_some() == is_limited && locked.unreadable.is_empty();
+    let (forgotten, counted) = (!is_followed, !is_followed && is_limited);
+    let changes = Changes {
+        terms: list(&[row]),
+        holdings_forgotten: forgotten.then(|| json(&[id])),
+        holdings_counted: counted.then(|| json(&[id])),
+        ..Changes::default()
+    };
+    transaction.commit(changes).await?;
+    Ok(true)
+}
+
 /// Whether a batch is what most batches are: new orders, each once.
 fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
@@ -232,15 +316,17 @@ fn are_new_orders(commands: &[Command]) -> bool {
 async fn decide_new_orders<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(products_of(commands)).await?;
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times }, commands);
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
+    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times, rules };
+    let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -257,18 +343,30 @@ async fn decide_new_orders<B: Begin>(
 async fn decide_any_commands<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
     reads: Reads,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times }, commands);
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
+    let snapshot =
+        Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times, rules };
+    let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
+}
+
+/// What the buyers of new orders hold. They only change under the locks of the inventories: what is read stays true.
+async fn holdings(
+    transaction: &mut impl Transaction,
+    terms: &SpecialTerms,
+    commands: &[Command],
+) -> Result<Holdings, StoreError> {
+    let holders = holdings::holders(terms, commands);
+    if holders.is_empty() { Ok(Holdings::new()) } else { transaction.holdings(json(&holders)).await }
 }
 
 /// The stored orders that these commands are about.
@@ -318,11 +416,11 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, orphaned_keys, movements } = &decision.writes;
+    let Writes { orders, changed, completed, aliases, holdings, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
-    let (mut basket_lines, mut keys) = (Vec::new(), Vec::new());
+    let (mut basket_lines, mut keys, mut buyers) = (Vec::new(), Vec::new(), Vec::new());
     for (order, key) in orders {
         let Some(lines) = &order.lines else { continue };
         let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
@@ -344,12 +442,22 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         }
         basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
         keys.extend(key.as_ref().map(|key| (key, id)));
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
+    }
+    let mut completed_orders = Vec::new();
+    for (order, key) in completed {
+        let Some(lines) = &order.lines else { continue };
+        let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
+        completed_orders.push((id, product_id, total, stored_lines(lines), &order.buyer));
+        basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
+        keys.extend(key.as_ref().map(|key| (key, id)));
     }
     let reservations = reservations.into_iter();
     let reservations: Vec<_> = reservations
         .map(|((product_id, total, expires_at), ids)| (product_id, total, expires_at, ids))
         .collect();
-    let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
+    let changed: Vec<_> = changed.values().map(changed_row).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
     let orphaned_keys: Vec<_> = orphaned_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
@@ -359,11 +467,31 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         basket_lines: list(&basket_lines),
         orphaned_keys: list(&orphaned_keys),
         keys: list(&keys),
-        statuses: list(&statuses),
+        changed_orders: list(&changed),
+        completed_orders: list(&completed_orders),
         aliases: list(&aliases),
         movements: movement_rows(movements),
         stock: stock_moves(before, &decision.inventories),
+        buyers: list(&buyers),
+        ..held(holdings)
     }
+}
+
+/// Only what these holdings change.
+pub(super) fn held(changes: &HoldingChanges) -> Changes {
+    let rows = |sign: i64| {
+        let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
+        rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
+    };
+    Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
+}
+
+/// As [`Changes::changed_orders`] takes it.
+fn changed_row(order: &Order) -> impl Serialize {
+    let Payment { reference, paid_at } = order.payment.clone().unwrap_or_default();
+    let (expires_at, paid_at) =
+        (order.expires_at().map(Timestamp::as_millisecond), paid_at.map(Timestamp::as_millisecond));
+    (order.id.uuid().simple(), order.status().as_str(), expires_at, paid_at, reference)
 }
 
 /// As [`Changes::movements`] takes them.

@@ -15,6 +15,7 @@ mod ports {
 /// The REST API of one process.
 mod api {
     mod bad_input;
+    pub(crate) mod buyers;
     mod baskets;
     pub(crate) mod contract;
     mod edge;
@@ -27,6 +28,7 @@ mod api {
     mod schemathesis;
     mod skus;
     pub(crate) mod stock;
+    pub(crate) mod terms;
     mod waiting;
 }
 

@@ -7,7 +7,7 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, Snapshot, Times},
+        decide::{self, Snapshot, SpecialTerms, Times},
         ids::ProductId,
         inventory::Inventories,
         inventory::{Inventory, Stock},
@@ -40,7 +40,7 @@ fn batches(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || inventories.clone(),
                 |inventories| {
-                    let snapshot = Snapshot { inventories, stored: None, times };
+                    let snapshot = Snapshot { inventories, terms: SpecialTerms::new(), stored: None, times };
                     decide::decide(snapshot, black_box(&orders))
                 },
                 BatchSize::SmallInput,

@@ -1,5 +1,5 @@
-//! Compares inventories with their orders and movements, all the time and slowly: a few products a second, one product after the other, round
-//! after round. It has one connection of its own, rests much longer than it reads, and gives up what takes long.
+//! Compares inventories with their orders and movements, all the time and slowly: a few products a second, one product after the
+//! other, round after round. It has one connection of its own, rests much longer than it reads, and gives up what takes long.
 
 use std::{sync::Arc, time::Duration};
 

@@ -135,7 +135,7 @@ async fn a_basket_is_answered_again_under_its_key(pair: Pair) {
 
 async fn a_basket_whose_client_did_not_wait_is_decided_too(pair: Pair) {
     let app = App::start(pair).await;
-    let (shirt, hat) = (app.create_stocked("Kaos Polos", 10).await, app.create_stocked("Topi", 1).await);
+    let (shirt, hat) = (app.create_stocked("Kaos Polos", 10).await, app.create_stocked("Topi", 2).await);
     let send = async |of: &[(u64, u64)]| {
         let order = json!({"lines": lines(of)});
         let build = |request: reqwest::RequestBuilder| request.header("Prefer", "respond-async").json(&order);
@@ -150,7 +150,7 @@ async fn a_basket_whose_client_did_not_wait_is_decided_too(pair: Pair) {
     };
     let reserved = send(&[(shirt, 1), (hat, 1)]).await;
     assert_eq!(reserved.data()["status"], "reserved");
-    let rejected = send(&[(shirt, 1), (hat, 1)]).await;
+    let rejected = send(&[(shirt, 10), (hat, 1)]).await;
     let data = rejected.data();
     assert_eq!((&data["status"], &data["reason"]), (&json!("rejected"), &json!("insufficient_stock")));
     assert_eq!(app.inventory(shirt).await, [10, 9, 1]);

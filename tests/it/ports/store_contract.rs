@@ -16,7 +16,7 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
-        event::Event,
+        event::{Event, EventKind},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{
             InvalidAdjustment, Inventory, Stock, StockAboveMaximum, StockBelowReserved, StockChange,
@@ -27,12 +27,13 @@ use antre::{
         origin::Origin,
         product::{NewProduct, Product, ProductName},
         rejection::Rejection,
+        rules::{LatePayment, Rules},
         sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Adjusted, Creation, Direction, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore,
-        mysql::MySqlStore, sqlite::SqliteStore,
+        Adjusted, Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError,
+        memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -93,6 +94,7 @@ macro_rules! suite {
 
 mod baskets;
 mod batches;
+mod buyers;
 mod cancellation;
 mod catalog;
 mod changes;
@@ -103,8 +105,10 @@ mod keys;
 mod ledger;
 mod life;
 mod lists;
+mod payments;
 mod redelivery;
 mod retention;
+mod terms;
 
 /// The database of one test.
 struct Database {
@@ -247,7 +251,14 @@ impl Home {
     }
 }
 
-const TTL: Duration = Duration::from_secs(900);
+/// Late payments are refused, unless a test says otherwise.
+const TTL: Rules = refusing_late_payments(Duration::from_secs(900));
+
+const fn refusing_late_payments(reservation_ttl: Duration) -> Rules {
+    Rules { late_payment: LatePayment::Refuse, ..Rules::of_ttl(reservation_ttl) }
+}
+
+const PAY: Change = Change::Pay { reference: None };
 
 /// No test waits longer than this for a database.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -328,7 +339,7 @@ async fn decide(store: &dyn Store, orders: &[NewOrder]) -> Vec<Verdict> {
 }
 
 /// A time to live with which a reservation is due at once.
-const NO_TIME: Duration = Duration::ZERO;
+const NO_TIME: Rules = refusing_late_payments(Duration::ZERO);
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
     let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
@@ -397,10 +408,10 @@ impl Database {
         self.settle_within(commands, TTL).await
     }
 
-    async fn settle_within(&self, commands: &[Command], ttl: Duration) -> Vec<Verdict> {
+    async fn settle_within(&self, commands: &[Command], rules: Rules) -> Vec<Verdict> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self.store.decide(commands, ttl).await {
+            match self.store.decide(commands, rules).await {
                 Ok(decided) => return decided.verdicts,
                 Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
             }
@@ -420,10 +431,10 @@ impl Database {
         &self,
         id: ProductId,
         totals: [u32; N],
-        ttl: Duration,
+        rules: Rules,
     ) -> [NewOrder; N] {
         let orders = totals.map(|total| order(id, total));
-        let verdicts = self.settle_within(&commands(&orders), ttl).await;
+        let verdicts = self.settle_within(&commands(&orders), rules).await;
         assert_eq!(accepted(&verdicts), [true; N]);
         orders
     }

@@ -19,12 +19,15 @@ use crate::{
     support::servers::{Place, servers},
 };
 
+mod baskets;
+mod buyers;
 mod chaos;
 mod events;
 mod life;
 mod load;
 mod outages;
 mod queue;
+mod terms;
 mod workers;
 
 /// Processes that share a place.

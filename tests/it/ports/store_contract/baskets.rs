@@ -75,7 +75,7 @@ async fn each_change_moves_all_lines(database: Database) {
     assert_eq!(accepted(&verdicts), [true, true]);
     assert_eq!(database.pieces(hat).await, [10, 7, 3]);
     assert_eq!(database.pieces(shirt).await, [10, 1, 9]);
-    assert_eq!(database.settle(&[change_of(&baskets[0], Change::Pay)]).await, [PAID]);
+    assert_eq!(database.settle(&[change_of(&baskets[0], PAY)]).await, [PAID]);
     assert_eq!(database.pieces(hat).await, [9, 7, 2]);
     assert_eq!(database.pieces(shirt).await, [7, 1, 6]);
     assert_eq!(database.settle(&[change_of(&baskets[1], Change::Expire)]).await, [EXPIRED]);
@@ -93,7 +93,7 @@ async fn each_change_moves_all_lines(database: Database) {
         ..ChangeOrder::of(
             &database.store.order(last.id).await.unwrap().unwrap(),
             SystemClock.command_id(),
-            Change::Pay,
+            PAY,
             ReplyMode::Detached,
             Origin::default(),
         )

@@ -101,7 +101,7 @@ async fn a_recount_that_changes_the_stock_is_a_movement(database: Database) {
 async fn a_recount_that_expects_another_stock_changes_nothing(database: Database) {
     let id = database.product_of(10).await;
     let [paid, _] = database.reserve(id, [3, 2]).await;
-    assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+    assert_eq!(database.change(&paid, PAY).await, PAID);
     let recount = async |counted, expected| {
         database.store.recount_if(id, stock(counted), Some(stock(expected))).await.unwrap()
     };
@@ -237,7 +237,7 @@ async fn payments_are_one_movement_for_each_product_and_batch(database: Database
     let (shirt, hat) = (database.product_of(20).await, database.product_of(20).await);
     let [a, b, c, d] = database.reserve(shirt, [1, 2, 3, 4]).await;
     let [e, f] = database.reserve(hat, [5, 6]).await;
-    let pay = |order| change_of(order, Change::Pay);
+    let pay = |order| change_of(order, PAY);
     // Twice in one batch, and again later: paid once.
     let batch = [pay(&a), pay(&e), pay(&b), pay(&a), change_of(&c, Change::Cancel), order(shirt, 1).into()];
     database.settle(&batch).await;
@@ -260,7 +260,7 @@ async fn a_paid_basket_is_a_movement_of_each_product(database: Database) {
     let (shirt, hat) = (database.product_of(20).await, database.product_of(20).await);
     let orders = [basket([(shirt, 1), (hat, 2)]), basket([(hat, 3), (shirt, 4)]), order(hat, 5)];
     assert_eq!(accepted(&database.decide(&orders).await), [true; 3]);
-    let pay: Vec<_> = orders.iter().map(|order| change_of(order, Change::Pay)).collect();
+    let pay: Vec<_> = orders.iter().map(|order| change_of(order, PAY)).collect();
     database.settle(&pay).await;
     assert_eq!(database.facts_of(shirt).await, [("recount", 20, 0, 20), ("sale", -5, 2, 15)]);
     assert_eq!(database.facts_of(hat).await, [("recount", 20, 0, 20), ("sale", -10, 3, 10)]);
@@ -341,19 +341,19 @@ async fn restocking_during_a_sale_agrees_to_the_piece(database: Database) {
             for round in 0..40_u32 {
                 let orders = [1, 2, 1].map(|total| order(id, total));
                 let verdicts = decide(&*store, &orders).await;
-                let change = if round % 4 == 3 { Change::Cancel } else { Change::Pay };
+                let change = if round % 4 == 3 { Change::Cancel } else { PAY };
                 let reserved: Vec<_> = orders
                     .iter()
                     .zip(&verdicts)
                     .filter(|(_, verdict)| is_reserved(verdict))
-                    .map(|(order, _)| (order, change_of(order, change)))
+                    .map(|(order, _)| (order, change_of(order, change.clone())))
                     .collect();
                 let changes: Vec<_> = reserved.iter().map(|(_, change)| change.clone()).collect();
                 let deadline = Instant::now() + DEADLINE;
                 while let Err(error) = store.decide(&changes, TTL).await {
                     assert!(error.is_transient() && Instant::now() < deadline, "{error}");
                 }
-                if change == Change::Pay {
+                if change == PAY {
                     let lines = reserved.iter().flat_map(|(order, _)| order.lines.as_slice());
                     paid += lines.map(|line| i64::from(line.total.get())).sum::<i64>();
                 }
@@ -393,7 +393,7 @@ enum Pick {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = || prop_oneof![2 => Just(None), 1 => (0_u8..5).prop_map(Some)];
-    let change = prop_oneof![3 => Just(Change::Pay), 1 => Just(Change::Cancel), 1 => Just(Change::Expire)];
+    let change = prop_oneof![3 => Just(PAY), 1 => Just(Change::Cancel), 1 => Just(Change::Expire)];
     let pick = prop_oneof![
         1 => (0..2_usize, 1_u32..8, key(), any::<bool>())
             .prop_map(|(product, total, key, is_basket)| Pick::Place { product, total, key, is_basket }),
@@ -479,12 +479,12 @@ async fn a_batch_without_payments_writes_no_movement(database: Database) {
     assert_eq!(accepted(&database.decide(&[order(id, 3)]).await), [true]);
     assert_eq!(database.store.recount(id, stock(10)).await.unwrap().done().unwrap().1.stored(), 10);
     // The trigger works: a payment whose movement cannot be written is not made.
-    assert_eq!(database.change(&paid, Change::Pay).await, Verdict::Undecidable);
+    assert_eq!(database.change(&paid, PAY).await, Verdict::Undecidable);
     assert!(!database.store.recount(id, stock(11)).await.unwrap_err().is_transient());
     assert!(!database.store.adjust(id, &adjustment(1)).await.unwrap_err().is_transient());
     assert_eq!(database.pieces(id).await, [10, 6, 4]);
     database.by_hand("DROP TRIGGER refuse_INSERT_movements").await.unwrap();
-    assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+    assert_eq!(database.change(&paid, PAY).await, PAID);
     database.assert_balanced().await;
 }
 
