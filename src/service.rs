@@ -4,6 +4,7 @@ mod answers;
 pub mod batch_loader;
 pub mod catalog;
 pub mod dispatcher;
+pub mod known_products;
 pub mod ordering;
 mod pending_replies;
 pub mod sold_out;

@@ -36,6 +36,7 @@ pub use open_error::OpenError;
 pub use page::{Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store,
+    Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,
+    Retention, Store, Update,
 };
 pub use time_limit::TimeLimited;

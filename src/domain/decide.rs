@@ -20,11 +20,16 @@ use crate::domain::{
 /// The inventories of a batch, by product.
 pub type Inventories = BTreeMap<ProductId, Inventory>;
 
+/// Products that are archived, and since when.
+pub type ArchivedProducts = HashMap<ProductId, Timestamp>;
+
 /// What a transaction reads, under its locks, before it decides.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Of all products of the batch that have one. A product without an inventory does not exist.
     pub inventories: Inventories,
+    /// Those of them that nobody can order any more.
+    pub archived: ArchivedProducts,
     /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
     pub stored: Option<StoredOrders>,
     pub times: Times,
@@ -133,10 +138,10 @@ pub struct Writes {
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, stored, times } = snapshot;
+    let Snapshot { inventories, archived, stored, times } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, stored, times, placed: HashMap::new() };
+    let mut batch = Batch { decision, archived, stored, times, placed: HashMap::new() };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -166,6 +171,7 @@ type Decided = Result<(Verdict, Effect), String>;
 
 struct Batch {
     decision: Decision,
+    archived: ArchivedProducts,
     stored: Option<StoredOrders>,
     times: Times,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
@@ -206,13 +212,19 @@ impl Batch {
         let Some(inventory) = self.decision.inventories.get_mut(&order.product_id) else {
             return rejected(Rejection::ProductNotFound);
         };
-        let (verdict, effect) = match inventory.reserve(order.total) {
+        let reserved = match self.archived.contains_key(&order.product_id) {
+            true => None,
+            false => Some(inventory.reserve(order.total)),
+        };
+        let (verdict, effect) = match reserved {
+            // Whoever orders it now learns the same as of a product that was never there.
+            None => rejected(Rejection::ProductNotFound),
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
-            Ok(()) => {
+            Some(Ok(())) => {
                 let expires_at = self.times.expires_at.max(order.id.created_at());
                 (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
-            Err(InsufficientStock { available }) => rejected(Rejection::InsufficientStock { available }),
+            Some(Err(InsufficientStock { available })) => rejected(Rejection::InsufficientStock { available }),
         };
         if !self.store_order(order, verdict, order.key.clone()) {
             self.decision.not_stored.push(index);

@@ -133,6 +133,8 @@ reasons! {
     CONFLICT {
         SkuTaken "sku_taken",
         StockBelowReserved "stock_below_reserved",
+        ProductHasReservations "product_has_reservations",
+        ProductArchived "product_archived",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
     }
@@ -394,8 +396,24 @@ impl From<Refusal> for ApiError {
 impl ApiError {
     /// Another product has the SKU.
     pub(super) fn sku_taken(by: ProductId) -> Self {
-        let message = format!("product {by} has this sku; nothing was created");
+        let message = format!("product {by} has this sku; nothing was created or changed");
         Self { product_id: Some(by), ..Self::new(Reason::SkuTaken, message) }
+    }
+}
+
+impl ApiError {
+    pub(super) fn product_has_reservations(pieces: u32) -> Self {
+        let message = format!(
+            "{} reserved by buyers; nothing was changed. Archive the product once its reservations are paid, cancelled or \
+             expired",
+            pieces_are(pieces)
+        );
+        Self { reserved_stock: Some(pieces), ..Self::new(Reason::ProductHasReservations, message) }
+    }
+
+    pub(super) fn product_archived(id: ProductId) -> Self {
+        let message = format!("product {id} is archived: it is not sold any more, and nothing was changed");
+        Self::new(Reason::ProductArchived, message)
     }
 }
 

@@ -4,7 +4,7 @@ use super::envelope::{ApiError, Reason};
 use crate::{
     domain::order::{Order, OrderStatus},
     service::{
-        catalog::{CreateError, RecountError},
+        catalog::{ArchiveError, CreateError, RecountError, UpdateError},
         ordering::{ChangeError, PlaceError},
     },
 };
@@ -49,10 +49,31 @@ impl From<CreateError> for ApiError {
     }
 }
 
+impl From<UpdateError> for ApiError {
+    fn from(error: UpdateError) -> Self {
+        match error {
+            UpdateError::ProductNotFound(id) => Self::product_not_found(id),
+            UpdateError::SkuTaken(by) => Self::sku_taken(by),
+            UpdateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ArchiveError> for ApiError {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::ProductNotFound(id) => Self::product_not_found(id),
+            ArchiveError::HasReservations(pieces) => Self::product_has_reservations(pieces),
+            ArchiveError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<RecountError> for ApiError {
     fn from(error: RecountError) -> Self {
         match error {
             RecountError::ProductNotFound(id) => Self::product_not_found(id),
+            RecountError::Archived(id) => Self::product_archived(id),
             RecountError::BelowReserved(below) => below.into(),
             RecountError::Store(error) => error.into(),
         }

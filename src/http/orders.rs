@@ -187,7 +187,7 @@ impl From<Order> for OrderView {
 }
 
 /// A time as clients see it: RFC 3339 in UTC with three digits of fraction, always, so that times sort as text.
-struct Time(Timestamp);
+pub(super) struct Time(pub(super) Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

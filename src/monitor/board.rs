@@ -100,6 +100,14 @@ impl Board {
         }
     }
 
+    /// Leaves out products that are archived.
+    pub fn forget(&self, archived: impl IntoIterator<Item = ProductId>) {
+        let mut state = self.state();
+        for id in archived {
+            state.products.remove(&id);
+        }
+    }
+
     /// Ends a second. Must be called once a second.
     pub fn tick(&self) {
         let mut state = self.state();

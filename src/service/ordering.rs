@@ -3,11 +3,7 @@
 //! A new order or a change is a command: it is queued in its product's lane, and the client waits for the verdict until its
 //! deadline. What is final, and what a product or key is known for, is answered without the lane.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -17,6 +13,7 @@ use crate::{
         ids::{IdempotencyKey, OrderId, ProductId},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
+        product::ProductState,
         rejection::Rejection,
         verdict::Verdict,
     },
@@ -68,9 +65,6 @@ pub struct OrderService {
     sold_out_cache: Arc<SoldOutCache>,
     orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
-    products: Arc<BatchLoader<ProductId>>,
-    /// Products that exist. A product is never deleted, so an entry stays true.
-    known_products: RwLock<HashSet<ProductId>>,
     metrics: Arc<ApiMetrics>,
 }
 
@@ -82,11 +76,9 @@ impl OrderService {
         metrics: Arc<ApiMetrics>,
     ) -> Self {
         Self {
-            sold_out_cache: SoldOutCache::new(catalog.clone(), metrics.clone()),
+            sold_out_cache: SoldOutCache::new(catalog, metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
-            products: Arc::new(BatchLoader::new(catalog)),
-            known_products: RwLock::default(),
             dispatcher,
             stored_orders: orders,
             metrics,
@@ -123,14 +115,18 @@ impl OrderService {
             self.dispatcher.activity().refuse_sold_out(product_id);
             return rejected(SOLD_OUT);
         }
-        if !self.is_product(product_id).await? {
+        let state = self.dispatcher.products().state(product_id).await?;
+        if state.is_none() {
             return rejected(Rejection::ProductNotFound);
         }
         // A stored order is answered at once, without another id for it.
-        if wait.is_zero()
+        if (wait.is_zero() || state == Some(ProductState::Archived))
             && let Some(stored) = self.find_by_key(key.as_ref(), product_id, total).await?
         {
             return stored;
+        }
+        if state == Some(ProductState::Archived) {
+            return rejected(Rejection::ProductNotFound);
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
@@ -275,17 +271,6 @@ impl OrderService {
     pub fn waiting_time(&self, preferred: Option<Duration>) -> Duration {
         self.dispatcher.waiting_time(preferred)
     }
-
-    async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {
-        if self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id) {
-            return Ok(true);
-        }
-        let exists = self.products.load(id).await?.is_some();
-        if exists {
-            self.known_products.write().unwrap_or_else(PoisonError::into_inner).insert(id);
-        }
-        Ok(exists)
-    }
 }
 
 /// The answer to an order whose idempotency key belongs to this one, which was placed earlier.
@@ -309,7 +294,10 @@ mod tests {
         domain::command::Command,
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
-        service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
+        service::{
+            dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
+            known_products::KnownProducts,
+        },
         store::{Store, memory::MemoryStore},
     };
 
@@ -321,7 +309,8 @@ mod tests {
     ) -> OrderService {
         let (metrics, clock) = (Metrics::unwatched().api, Arc::new(SystemClock));
         let activity = Arc::new(Activity::new(clock.clone()));
-        let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop, metrics.clone()).await;
+        let products = Arc::new(KnownProducts::new(store.clone()));
+        let dispatcher = Dispatcher::new(queue, products, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
     }
 
@@ -429,7 +418,7 @@ mod tests {
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
         let one = Quantity::new(1).unwrap();
-        assert!(ordering.is_product(product_id).await.unwrap());
+        assert!(ordering.dispatcher.products().state(product_id).await.unwrap().is_some());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();

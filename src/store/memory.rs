@@ -20,17 +20,22 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, Health, Installation, Orders, Recount, Retention, Store},
+    ports::{
+        Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,
+        Retention, Store, Update,
+    },
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
+    decide::{
+        self, ArchivedProducts, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes,
+    },
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::{Order, OrderStatus},
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     sku::Sku,
     time::from_millis,
 };
@@ -90,7 +95,7 @@ impl Catalog for MemoryStore {
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let product = Product { id, name, sku };
+        let product = Product { id, name, sku, archived_at: None };
         data.products.insert(id, (product.clone(), Inventory::of(stock)));
         Ok(Creation::Done(product))
     }
@@ -99,14 +104,43 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.get(&id).map(|(product, _)| product.clone()))
     }
 
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let ProductChange { name, sku } = change;
+        let mut data = self.data()?;
+        let wanted = sku.as_ref().and_then(Option::as_ref);
+        let taken = data.product_of_sku(wanted).map(|product| product.id).filter(|by| *by != id);
+        let Some((product, _)) = data.products.get_mut(&id) else { return Ok(Update::NoSuchProduct) };
+        if let Some(by) = taken {
+            return Ok(Update::SkuTaken(by));
+        }
+        product.name = name.unwrap_or_else(|| product.name.clone());
+        product.sku = sku.unwrap_or_else(|| product.sku.clone());
+        Ok(Update::Done(product.clone()))
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        let mut data = self.data()?;
+        let Some((product, inventory)) = data.products.get_mut(&id) else {
+            return Ok(Archival::NoSuchProduct);
+        };
+        if product.archived_at.is_none() && inventory.reserved() > 0 {
+            return Ok(Archival::HasReservations(inventory.reserved()));
+        }
+        product.archived_at.get_or_insert(from_millis(self.now().as_millisecond()));
+        Ok(Archival::Done(product.clone()))
+    }
+
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let data = self.data()?;
         let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, _))| product.clone()).take(one_more_than(limit)).collect();
+        let rows = behind.map(|(_, (product, _))| product);
+        let rows = rows.filter(|product| product.archived_at.is_some() == archived);
+        let rows = rows.take(one_more_than(limit)).cloned().collect();
         Ok(Page::cut(rows, limit, None, |product| product.id))
     }
 
@@ -119,15 +153,33 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.keys().copied().collect())
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        let now = self.now();
+        let lane = |(product, _): &(Product, Inventory)| {
+            let archived_for = product.archived_at.map(|at| now.duration_since(at).unsigned_abs());
+            ProductLane { product_id: product.id, archived_for }
+        };
+        Ok(self.data()?.products.values().map(lane).collect())
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let data = self.data()?;
-        Ok(ids.iter().copied().filter(|id| data.products.contains_key(id)).collect())
+        let state = |id: &ProductId| {
+            let (product, _) = data.products.get(id)?;
+            let state = product.archived_at.map_or(ProductState::Live, |_| ProductState::Archived);
+            Some((*id, state))
+        };
+        Ok(ids.iter().filter_map(state).collect())
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
         let data = self.data()?;
-        let is_sold_out =
-            |id: &ProductId| data.products.get(id).is_some_and(|(_, inventory)| inventory.available() == 0);
+        let is_sold_out = |id: &ProductId| {
+            let product = data.products.get(id);
+            product.is_some_and(|(product, inventory)| {
+                inventory.available() == 0 && product.archived_at.is_none()
+            })
+        };
         Ok(ids.iter().copied().filter(is_sold_out).collect())
     }
 
@@ -142,7 +194,8 @@ impl Catalog for MemoryStore {
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
         let data = self.data()?;
         let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
+        let rows = behind.filter(|(_, (product, _))| product.archived_at.is_none());
+        let rows = rows.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
         let rows = rows.take(one_more_than(limit)).collect();
         Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
     }
@@ -152,6 +205,9 @@ impl Catalog for MemoryStore {
         let Some((product, inventory)) = data.products.get_mut(&id) else {
             return Ok(Recount::NoSuchProduct);
         };
+        if product.archived_at.is_some() {
+            return Ok(Recount::Archived);
+        }
         Ok(match inventory.recount(stock) {
             Ok(()) => Recount::Done(product.clone(), *inventory),
             Err(below) => Recount::BelowReserved(below),
@@ -222,9 +278,10 @@ impl Decider for MemoryStore {
         let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
-        let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
+        let (inventories, archived) = data.inventories_of(commands);
+        let stored = data.stored(commands);
         let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, stored: Some(stored), times }, commands);
+            decide::decide(Snapshot { inventories, archived, stored: Some(stored), times }, commands);
         data.write(inventories, writes);
         Ok(result)
     }
@@ -241,9 +298,10 @@ impl Data {
         products.find(|product| sku.is_some() && product.sku.as_ref() == sku)
     }
 
-    fn inventories_of(&self, commands: &[Command]) -> Inventories {
-        let products = commands.iter().map(Command::product_id);
-        products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
+    fn inventories_of(&self, commands: &[Command]) -> (Inventories, ArchivedProducts) {
+        let products = commands.iter().filter_map(|command| self.products.get(&command.product_id()));
+        let archived = products.clone().filter_map(|(product, _)| Some((product.id, product.archived_at?)));
+        (products.clone().map(|(product, inventory)| (product.id, *inventory)).collect(), archived.collect())
     }
 
     /// The stored orders that these commands are about, by id and by key. An order is deleted with its keys, so that no key is

@@ -28,14 +28,18 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{
+        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store, Update,
+    },
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+        FoundRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id, product_id,
+        readable,
     },
     sqlx_error::is_duplicate,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, product_found, product_ids, products,
+        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states, products,
+        update_product,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -46,7 +50,7 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     sku::Sku,
 };
 
@@ -74,11 +78,26 @@ pub struct MySqlStore {
 }
 
 impl MySqlStore {
-    /// Who has the SKU, if the insertion failed because somebody has it.
-    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<Creation, StoreError> {
+    /// Who has the SKU, if a statement failed because somebody has it.
+    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<ProductId, StoreError> {
         let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
         let taken = self.products_by_sku(&[sku]).await?;
-        taken.first().map(|product| Creation::SkuTaken(product.id)).ok_or_else(|| error.into())
+        taken.first().map(|product| product.id).ok_or_else(|| error.into())
+    }
+
+    async fn update_once(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let mut connection = self.writes.acquire().await?;
+        let sku = change.sku.clone().flatten();
+        if let Some(mut update) = update_product(id, change)
+            && let Err(error) = connection.execute(update.build()).await
+        {
+            drop(connection);
+            let taken = self.sku_taken(sku, error).await?;
+            return Ok(Update::SkuTaken(taken));
+        }
+        let rows = connection.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?;
+        connection.commit("COMMIT").await?;
+        Ok(product_found(rows)?.map_or(Update::NoSuchProduct, Update::Done))
     }
 
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
@@ -150,35 +169,46 @@ impl Catalog for MySqlStore {
             Ok(inserted) => inserted.last_insert_id(),
             Err(error) => {
                 drop(connection);
-                return self.sku_taken(sku, error).await;
+                return Ok(Creation::SkuTaken(self.sku_taken(sku, error).await?));
             }
         };
         connection
             .execute(sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get()))
             .await?;
         connection.commit("COMMIT").await?;
-        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
+        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku, archived_at: None }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+        product_found(self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+    }
+
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        transaction::again_if_locked(|| self.update_once(id, change.clone())).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        transaction::archive(self, id).await
     }
 
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS);
+        let query = query.bind(after.map_or(0, id_column)).bind(archived).bind(i64::from(limit) + 1);
         Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
     }
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id, products.name, products.sku
+            "SELECT products.id, products.name, products.sku, archived_at
              FROM JSON_TABLE(?, '$[*]' COLUMNS (sku VARCHAR(64) COLLATE ascii_bin PATH '$')) AS batch
-             STRAIGHT_JOIN products USING (sku)",
+             STRAIGHT_JOIN products USING (sku)
+             LEFT JOIN inventories ON product_id = products.id",
         );
         products(self.reads.fetch_all(query.bind(json(&skus))).await?)
     }
@@ -188,13 +218,18 @@ impl Catalog for MySqlStore {
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        Ok(lanes_of_products(self.reads.fetch_all(sqlx::query_as(PRODUCT_LANES)).await?))
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id
+            "SELECT products.id, archived_at IS NOT NULL
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN products ON products.id = batch.id",
+             STRAIGHT_JOIN products ON products.id = batch.id
+             LEFT JOIN inventories ON product_id = products.id",
         );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+        product_states(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -202,13 +237,13 @@ impl Catalog for MySqlStore {
             "SELECT product_id
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories ON product_id = batch.id
-             WHERE available_stock = 0",
+             WHERE available_stock = 0 AND archived_at IS NULL",
         );
         product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+        inventory_found(self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
     }
 
     async fn inventories(
@@ -340,6 +375,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const PRODUCT_LANES: &str = product_lanes!(now_ms!());
 
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
@@ -355,13 +391,12 @@ pub(super) struct MySqlTransaction(PooledConnection);
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, ",
             now_ms!(),
-            " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+            " AS now_ms FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
         );
-        let rows: Vec<(i64, i64, i64, i64, i64)> =
-            self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        let rows: Vec<LockedRow> = self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
     }
 
@@ -393,7 +428,7 @@ impl Transaction for MySqlTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, archived, stock } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
@@ -401,6 +436,7 @@ impl Transaction for MySqlTransaction {
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
+            (archived, ARCHIVE),
         ] {
             if let Some(rows) = rows {
                 self.0.execute(sqlx::query(statement).bind(rows)).await?;
@@ -468,3 +504,7 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
+
+const ARCHIVE: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', at BIGINT PATH '$[1]')) AS batch
+     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
+     SET archived_at = batch.at";

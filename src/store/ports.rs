@@ -20,7 +20,7 @@ use crate::domain::{
     inventory::{Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product, ProductName},
+    product::{NewProduct, Product, ProductChange, ProductName, ProductState},
     sku::Sku,
 };
 
@@ -42,9 +42,17 @@ pub trait Catalog: Send + Sync {
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
 
-    /// Up to `limit` products in id order, beginning behind `after`.
+    /// Changes the name or the SKU of a product, archived or not, unless another one has the SKU.
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError>;
+
+    /// Archives a product of which nothing is reserved, by the database's clock. Takes the lock of the inventory, like a batch, so
+    /// that nothing is reserved afterwards. A product that is archived already stays as it is.
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError>;
+
+    /// Up to `limit` products that are archived, or up to `limit` that are not, in id order, beginning behind `after`.
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError>;
@@ -52,25 +60,31 @@ pub trait Catalog: Send + Sync {
     /// Those of these products that exist, in any order.
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError>;
 
-    /// The ids of all products, ascending: a lane each.
+    /// The ids of all products, archived ones too, ascending.
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
 
-    /// Those of these products that exist, in any order.
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+    /// All products as workers need to know them, in any order.
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError>;
 
-    /// Those of these products without available pieces, in any order. Sees all that was committed before the call.
+    /// Those of these products that exist.
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError>;
+
+    /// Those of these products that are not archived and have no available pieces, in any order. Sees all that was committed
+    /// before the call.
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
-    /// Up to `limit` products with their inventories, in id order, beginning behind `after`. `None`: the inventory is invalid.
+    /// Up to `limit` products that are not archived with their inventories, in id order, beginning behind `after`. `None`: the
+    /// inventory is invalid.
     async fn inventories(
         &self,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
 
-    /// Sets `stored_stock` to what the seller counted. Takes the lock of the inventory, like a batch.
+    /// Sets `stored_stock` to what the seller counted, unless the product is archived. Takes the lock of the inventory, like a
+    /// batch.
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
 }
 
@@ -82,11 +96,41 @@ pub enum Creation {
     SkuTaken(ProductId),
 }
 
+/// What became of [`Catalog::update`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The product as it is now.
+    Done(Product),
+    NoSuchProduct,
+    /// The product that has the SKU. Nothing has changed.
+    SkuTaken(ProductId),
+}
+
+/// What became of [`Catalog::archive`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Archival {
+    /// The product as it is now, archived by this call or earlier.
+    Done(Product),
+    NoSuchProduct,
+    /// So many pieces are reserved. Nothing has changed.
+    HasReservations(u32),
+}
+
+/// A product, and for how long it has been archived, by the database's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductLane {
+    pub product_id: ProductId,
+    /// `None`: it is not.
+    pub archived_for: Option<Duration>,
+}
+
 /// What became of [`Catalog::recount`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recount {
     Done(Product, Inventory),
     NoSuchProduct,
+    /// Nobody sells it any more. Nothing has changed.
+    Archived,
     /// Nothing has changed.
     BelowReserved(StockBelowReserved),
 }
@@ -95,7 +139,7 @@ impl Recount {
     pub fn done(self) -> Option<(Product, Inventory)> {
         match self {
             Self::Done(product, inventory) => Some((product, inventory)),
-            Self::NoSuchProduct | Self::BelowReserved(_) => None,
+            Self::NoSuchProduct | Self::Archived | Self::BelowReserved(_) => None,
         }
     }
 }

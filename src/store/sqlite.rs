@@ -35,8 +35,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     lists::{
-        self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
-        page_of_products,
+        self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
     },
     migrations::{self, Schema},
     observed::{Observed, Observer},
@@ -44,14 +43,19 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, Health, Installation, Orders, Recount, Store},
+    ports::{
+        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store, Update,
+    },
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+        FoundRow, InventoryRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id,
+        product_id, readable,
     },
     slow_query::timed,
+    sqlx_error::is_duplicate,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, product_found, product_ids, products,
+        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states, products,
+        update_product,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -62,7 +66,7 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     sku::Sku,
 };
 
@@ -195,6 +199,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const PRODUCT_LANES: &str = product_lanes!(now_ms!());
 
 #[async_trait]
 impl Catalog for SqliteStore {
@@ -216,20 +221,44 @@ impl Catalog for SqliteStore {
         transaction.execute(insert).await?;
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
-        Ok(Creation::Done(Product { id: product_id(id)?, name, sku }))
+        Ok(Creation::Done(Product { id: product_id(id)?, name, sku, archived_at: None }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+        product_found(self.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+    }
+
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
+        let sku = change.sku.clone().flatten();
+        if let Some(mut update) = update_product(id, change)
+            && let Err(error) = transaction.execute(update.build()).await
+        {
+            drop(transaction);
+            let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
+            let taken = self.products_by_sku(&[sku]).await?;
+            return taken.first().map(|product| Update::SkuTaken(product.id)).ok_or_else(|| error.into());
+        }
+        let rows = transaction.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?;
+        transaction.execute(sqlx::query("COMMIT")).await?;
+        transaction.end();
+        Ok(product_found(rows)?.map_or(Update::NoSuchProduct, Update::Done))
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        transaction::archive(self, id).await
     }
 
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS);
+        let query = query.bind(after.map_or(0, id_column)).bind(archived).bind(i64::from(limit) + 1);
         let mut connection = self.listing().await?;
         let rows = timed(PRODUCTS, query.fetch_all(&mut *connection)).await?;
         Ok(page_of_products(rows, limit))
@@ -237,7 +266,9 @@ impl Catalog for SqliteStore {
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id, name, sku FROM json_each(?) AS batch CROSS JOIN products ON sku = batch.value",
+            "SELECT products.id, name, sku, archived_at
+             FROM json_each(?) AS batch CROSS JOIN products ON sku = batch.value
+             LEFT JOIN inventories ON product_id = products.id",
         );
         products(self.fetch_all(query.bind(json(&skus))).await?)
     }
@@ -247,24 +278,30 @@ impl Catalog for SqliteStore {
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        Ok(lanes_of_products(self.fetch_all(sqlx::query_as(PRODUCT_LANES)).await?))
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value",
+            "SELECT products.id, archived_at IS NOT NULL
+             FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value
+             LEFT JOIN inventories ON product_id = products.id",
         );
-        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
+        product_states(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
         let query = sqlx::query_as(
             "SELECT product_id
              FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
-             WHERE available_stock = 0",
+             WHERE available_stock = 0 AND archived_at IS NULL",
         );
         product_ids(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+        inventory_found(self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
     }
 
     async fn inventories(
@@ -461,12 +498,11 @@ impl Transaction for SqliteTransaction {
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         const LOCK: &str = concat!(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock, ",
+             SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, ",
             now_ms!(),
-            " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
+            " AS now_ms FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
         );
-        let rows: Vec<(i64, i64, i64, i64, i64)> =
-            self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
+        let rows: Vec<LockedRow> = self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
     }
 
@@ -495,7 +531,7 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, stock } = changes;
+        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, archived, stock } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
@@ -503,6 +539,7 @@ impl Transaction for SqliteTransaction {
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
             (aliases, INSERT_ALIASES),
+            (archived, ARCHIVE),
             (stock, MOVE_STOCK),
         ];
         let (mut statements, mut lists) = (String::new(), Vec::new());
@@ -551,6 +588,9 @@ const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),
          available_stock = available_stock + (batch.value ->> 2),
          reserved_stock  = reserved_stock  + (batch.value ->> 3)
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
+
+const ARCHIVE: &str = "UPDATE inventories SET archived_at = batch.value ->> 1
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
 
 #[cfg(test)]

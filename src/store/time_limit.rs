@@ -9,21 +9,21 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Catalog, Creation, Installation, Orders, Recount},
+    ports::{Archival, Catalog, Creation, Installation, Orders, ProductLane, Recount, Update},
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     sku::Sku,
 };
 
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::update`], [`Catalog::archive`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -52,12 +52,21 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.product(id)).await
     }
 
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        self.store.update(id, change).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        self.store.archive(id).await
+    }
+
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
-        self.read(self.store.products(after, limit)).await
+        self.read(self.store.products(archived, after, limit)).await
     }
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
@@ -68,8 +77,12 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.product_ids()).await
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        self.read(self.store.existing(ids)).await
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        self.read(self.store.product_lanes()).await
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
+        self.read(self.store.states(ids)).await
     }
 
     async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {

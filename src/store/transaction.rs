@@ -17,14 +17,16 @@ use serde::Serialize;
 use super::{
     error::StoreError,
     observer::RetryCause,
-    ports::{Catalog, Recount},
-    rows::{ReadOrder, product_id},
+    ports::{Archival, Catalog, Recount},
+    rows::{LockedRow, ReadOrder, product_id},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes},
+        decide::{
+            self, ArchivedProducts, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes,
+        },
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock},
         order::OrderState,
@@ -65,6 +67,7 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
+    pub archived: ArchivedProducts,
     /// Products whose inventory is invalid, and what is wrong with it.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
@@ -72,19 +75,20 @@ pub(super) struct LockedInventories {
 }
 
 impl LockedInventories {
-    /// Of rows of `product_id, stored, available, reserved, now`.
-    pub(super) fn of(rows: Vec<(i64, i64, i64, i64, i64)>) -> Result<Self, StoreError> {
+    pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
-        let now = rows.first().map_or(0, |(.., now)| *now);
+        let now = rows.first().map_or(0, |row| row.now_ms);
         let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        for (id, stored, available, reserved, _) in rows {
-            let id = product_id(id)?;
-            match Inventory::from_columns(stored, available, reserved) {
+        let mut archived = ArchivedProducts::new();
+        for row in rows {
+            let id = product_id(row.product_id)?;
+            match Inventory::try_from(row.stock) {
                 Ok(inventory) => drop(inventories.insert(id, inventory)),
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
+            archived.extend(row.archived_at.map(|at| (id, from_millis(at))));
         }
-        Ok(Self { inventories, unreadable, now })
+        Ok(Self { inventories, archived, unreadable, now })
     }
 
     fn times(&self, reservation_ttl: Duration) -> Times {
@@ -110,6 +114,8 @@ pub(super) struct Changes {
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
+    /// Products to archive: `[[product_id, archived_at], …]`.
+    pub archived: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
@@ -219,25 +225,58 @@ pub(super) async fn recount<S: Catalog + Begin>(
     stock: Stock,
 ) -> Result<Recount, StoreError> {
     let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
+    again_if_locked(|| async { Ok(recount_once(store, product.clone(), stock).await?) }).await
+}
+
+/// Archives a product: see [`Catalog::archive`].
+pub(super) async fn archive<S: Catalog + Begin>(store: &S, id: ProductId) -> Result<Archival, StoreError> {
+    let Some(product) = store.product(id).await? else { return Ok(Archival::NoSuchProduct) };
+    again_if_locked(|| async { Ok(archive_once(store, product.clone()).await?) }).await
+}
+
+/// How often something that the seller does is tried when it meets a locked row, before the seller gets the error.
+const SELLERS_RUNS: u32 = 3;
+
+/// Runs it again when the database gave it up because of the locks of others.
+pub(super) async fn again_if_locked<T, F>(run_once: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
     let mut run = 1;
     loop {
-        match recount_once(store, product.clone(), stock).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_))) if run < RECOUNTS => {
-                run += 1
-            }
-            result => return Ok(result?),
+        match run_once().await {
+            Err(StoreError::Locked(_) | StoreError::Contended(_)) if run < SELLERS_RUNS => run += 1,
+            result => return result,
         }
     }
 }
 
-/// How often a recount that meets a locked row is tried before the seller gets the error.
-const RECOUNTS: u32 = 3;
+async fn archive_once<B: Begin>(store: &B, product: Product) -> Result<Archival, CommitError> {
+    let mut transaction = store.begin().await?;
+    let locked = transaction.lock_inventories(json(&[product.id])).await?;
+    if let Some(cause) = locked.unreadable.into_values().next() {
+        return Err(StoreError::Corrupt(cause).into());
+    }
+    let Some(inventory) = locked.inventories.get(&product.id) else { return Ok(Archival::NoSuchProduct) };
+    if let Some(at) = locked.archived.get(&product.id) {
+        return Ok(Archival::Done(Product { archived_at: Some(*at), ..product }));
+    }
+    if inventory.reserved() > 0 {
+        return Ok(Archival::HasReservations(inventory.reserved()));
+    }
+    let archived = list(&[(product.id, locked.now)]);
+    transaction.commit(Changes { archived, ..Changes::default() }).await?;
+    Ok(Archival::Done(Product { archived_at: Some(from_millis(locked.now)), ..product }))
+}
 
 async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Result<Recount, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(json(&[product.id])).await?;
     if let Some(cause) = locked.unreadable.into_values().next() {
         return Err(StoreError::Corrupt(cause).into());
+    }
+    if locked.archived.contains_key(&product.id) {
+        return Ok(Recount::Archived);
     }
     let before = locked.inventories;
     let mut after = before.clone();
@@ -269,8 +308,9 @@ async fn decide_new_orders<B: Begin>(
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision = decide::decide(Snapshot { inventories: before.clone(), stored: None, times }, commands);
+    let (times, before, archived) = (locked.times(reservation_ttl), locked.inventories, locked.archived);
+    let snapshot = Snapshot { inventories: before.clone(), archived, stored: None, times };
+    let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
         && !stored_orders(&mut transaction, not_stored, Reads::StoredOrders).await?.is_empty()
@@ -294,9 +334,9 @@ async fn decide_any_commands<B: Begin>(
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
-    let (times, before) = (locked.times(reservation_ttl), locked.inventories);
-    let decision =
-        decide::decide(Snapshot { inventories: before.clone(), stored: Some(stored), times }, commands);
+    let (times, before, archived) = (locked.times(reservation_ttl), locked.inventories, locked.archived);
+    let snapshot = Snapshot { inventories: before.clone(), archived, stored: Some(stored), times };
+    let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
 }
@@ -379,6 +419,7 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         keys: list(&keys),
         statuses: list(&statuses),
         aliases: list(&aliases),
+        archived: None,
         stock: list(&differences(before, &decision.inventories)),
     }
 }

@@ -7,7 +7,7 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, Inventories, Snapshot, Times},
+        decide::{self, ArchivedProducts, Inventories, Snapshot, Times},
         ids::ProductId,
         inventory::{Inventory, Stock},
         order::Quantity,
@@ -38,7 +38,7 @@ fn batches(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || inventories.clone(),
                 |inventories| {
-                    let snapshot = Snapshot { inventories, stored: None, times };
+                    let snapshot = Snapshot { inventories, archived: ArchivedProducts::new(), stored: None, times };
                     decide::decide(snapshot, black_box(&orders))
                 },
                 BatchSize::SmallInput,

@@ -21,7 +21,27 @@ fn product(number: u64) -> ProductId {
 fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timestamp) -> Decision {
     let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
     let times = Times { decided_at: SystemClock.now(), expires_at };
-    decide(Snapshot { inventories, stored: None, times }, &commands)
+    decide(Snapshot { inventories, archived: HashMap::new(), stored: None, times }, &commands)
+}
+
+#[test]
+fn an_archived_product_takes_no_new_orders_and_its_stored_ones_stay() {
+    let (shirt, cap) = (product(1), product(2));
+    let inventories: Inventories = [(shirt, inventory(5)), (cap, inventory(5))].into();
+    let archived = [(shirt, SystemClock.now())].into();
+    let times = Times { decided_at: SystemClock.now(), expires_at: SystemClock.now() };
+    let known = order(shirt, 2);
+    let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at: times.expires_at };
+    let paid = Order { id: known.id, product_id: shirt, total: known.total, state };
+    let stored = StoredOrders { orders: [(paid.id, paid)].into(), ..StoredOrders::default() };
+    let commands = [order(shirt, 1), known, order(cap, 1)].map(Command::Place);
+    let snapshot = Snapshot { inventories, archived, stored: Some(stored), times };
+    let decision = decide(snapshot, &commands);
+    let [refused, again, reserved] = &decision.result.verdicts[..] else { panic!("{decision:?}") };
+    assert_eq!(*refused, Verdict::Rejected(Rejection::ProductNotFound));
+    assert!(matches!(again, Verdict::Reserved { .. }), "redelivered, it gets its stored verdict");
+    assert!(matches!(reserved, Verdict::Reserved { .. }));
+    assert_eq!(decision.inventories[&shirt], inventory(5));
 }
 
 fn inventory(stock: u32) -> Inventory {
@@ -189,7 +209,7 @@ impl World {
         let decided_at = SystemClock.now();
         let times = Times { decided_at, expires_at: decided_at };
         let (inventories, stored) = (self.inventories.clone(), Some(self.stored.clone()));
-        let decision = decide(Snapshot { inventories, stored, times }, &commands);
+        let decision = decide(Snapshot { inventories, archived: HashMap::new(), stored, times }, &commands);
         prop_assert_eq!(&decision.result.undecidable, &[]);
         self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();

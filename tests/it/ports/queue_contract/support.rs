@@ -19,7 +19,7 @@ use antre::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    queue::{Completion, Consumer, Delivery, Outcome, Queue, Reply, ReplySink, Submitter},
+    queue::{Completion, Consumer, Delivery, NothingArchived, Outcome, Queue, Reply, ReplySink, Submitter},
 };
 use jiff::SignedDuration;
 use tokio::{sync::mpsc, time::timeout};
@@ -83,7 +83,7 @@ impl ReplySink for Sink {
 impl Api {
     pub(super) async fn open(queue: &Arc<dyn Queue>) -> Self {
         let (sink, outcomes) = mpsc::unbounded_channel();
-        let submitter = queue.submitter(Arc::new(Sink(sink))).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Sink(sink)), Arc::new(NothingArchived)).await.unwrap();
         Self { submitter, outcomes }
     }
 
