@@ -340,7 +340,10 @@ impl ApiError {
     pub(super) fn rejected(rejection: Rejection, product_id: ProductId) -> Self {
         let reason = Reason::Rejected(rejection.reason());
         match rejection {
-            Rejection::ProductNotFound => Self::product_not_found(product_id),
+            Rejection::ProductNotFound => Self::new(
+                reason,
+                format!("there is no product {product_id} to order: it does not exist, or it is archived"),
+            ),
             Rejection::InsufficientStock { available } => {
                 Self { available_stock: Some(available), ..Self::new(reason, insufficient_stock(available)) }
             }

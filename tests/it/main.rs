@@ -20,6 +20,7 @@ mod api {
     mod http;
     pub(crate) mod life;
     mod one_rule;
+    mod products;
     pub(crate) mod race;
     mod routes;
     mod schemathesis;

@@ -21,14 +21,14 @@ use antre::{
         inventory::{Inventory, Stock, StockBelowReserved},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
-        product::{NewProduct, Product, ProductName},
+        product::{NewProduct, Product, ProductChange, ProductName, ProductState},
         rejection::Rejection,
         sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Creation, Due, OrderPage, Page, Recount, Store, StoreError, memory::MemoryStore, mysql::MySqlStore,
-        sqlite::SqliteStore,
+        Archival, Creation, Due, OrderPage, Page, Recount, Store, StoreError, Update, memory::MemoryStore,
+        mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -87,6 +87,7 @@ macro_rules! suite {
     };
 }
 
+mod archive;
 mod batches;
 mod cancellation;
 mod catalog;

@@ -19,6 +19,7 @@ use crate::{
     support::servers::{Place, servers},
 };
 
+mod archive;
 mod chaos;
 mod events;
 mod life;
