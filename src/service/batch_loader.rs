@@ -208,7 +208,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         leaving.abort();
-        assert_eq!(loader.load(known).await.unwrap(), Some(()));
+        assert_eq!(loader.load(known).await.unwrap(), Some(ProductState::Live));
     }
 
     #[tokio::test]

@@ -30,11 +30,11 @@ fn an_archived_product_takes_no_new_orders_and_its_stored_ones_stay() {
     let inventories: Inventories = [(shirt, inventory(5)), (cap, inventory(5))].into();
     let archived = [(shirt, SystemClock.now())].into();
     let times = Times { decided_at: SystemClock.now(), expires_at: SystemClock.now() };
-    let known = order(shirt, 2);
+    let known = order(1, 2);
     let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at: times.expires_at };
     let paid = Order { id: known.id, product_id: shirt, total: known.total, state };
     let stored = StoredOrders { orders: [(paid.id, paid)].into(), ..StoredOrders::default() };
-    let commands = [order(shirt, 1), known, order(cap, 1)].map(Command::Place);
+    let commands = [order(1, 1), known, order(2, 1)].map(Command::Place);
     let snapshot = Snapshot { inventories, archived, stored: Some(stored), times };
     let decision = decide(snapshot, &commands);
     let [refused, again, reserved] = &decision.result.verdicts[..] else { panic!("{decision:?}") };

@@ -129,7 +129,7 @@ async fn concurrent_recounts_and_orders_lose_no_update(database: Database) {
                     Ok(Recount::BelowReserved(below)) => {
                         assert!(counted < below.reserved, "{counted}: {below:?}")
                     }
-                    Ok(Recount::NoSuchProduct) => panic!("the product is gone"),
+                    Ok(gone @ (Recount::NoSuchProduct | Recount::Archived)) => panic!("{gone:?}"),
                     Err(error) => assert!(error.is_transient(), "{error}"),
                 }
             }

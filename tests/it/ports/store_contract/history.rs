@@ -121,6 +121,7 @@ async fn replay(database: &Database, steps: Vec<Step>) {
                     Recount::Done(..) => Some(Ok(())),
                     Recount::BelowReserved(below) => Some(Err(below)),
                     Recount::NoSuchProduct => None,
+                    Recount::Archived => panic!("nobody archived it"),
                 };
                 assert_eq!(found, expected);
             }
