@@ -49,6 +49,8 @@ struct Shared {
     found: mpsc::UnboundedSender<Found>,
     /// One look at a time.
     looking: tokio::sync::Mutex<()>,
+    /// One removal at a time: the markers of several workers arrive together.
+    removing: tokio::sync::Mutex<()>,
     gone: Mutex<Gone>,
 }
 
@@ -72,14 +74,17 @@ impl Retirement {
         let (sender, found) = mpsc::unbounded_channel();
         let gone = Mutex::new(Gone { lanes: HashSet::new(), since: Instant::now() });
         let declarer = Declarer::new(topology, "worker: lanes of archived products");
-        let shared = Shared { declarer, found: sender, looking: tokio::sync::Mutex::default(), gone };
+        let (looking, removing) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        let shared = Shared { declarer, found: sender, looking, removing, gone };
         Self { shared: Arc::new(shared), found, lanes: HashSet::new() }
     }
 
-    /// Looks at these lanes, and asks those that may be empty. Returns at once.
+    /// Looks at these lanes, and asks those that may be empty and were looked at before: by now all workers know that they are
+    /// retiring, and open none of them again. Returns at once.
     pub(super) fn look_at(&mut self, lanes: Vec<Lane>) {
-        self.lanes = lanes.iter().cloned().collect();
-        tokio::spawn(self.shared.clone().look_at(lanes));
+        let looks = lanes.iter().map(|lane| (lane.clone(), self.is_retiring(lane))).collect();
+        self.lanes = lanes.into_iter().collect();
+        tokio::spawn(self.shared.clone().look_at(looks));
     }
 
     /// What a look found. Cancel safe.
@@ -117,10 +122,10 @@ impl Retirement {
 }
 
 impl Shared {
-    async fn look_at(self: Arc<Self>, lanes: Vec<Lane>) {
+    async fn look_at(self: Arc<Self>, looks: Vec<(Lane, bool)>) {
         let Ok(_alone) = self.looking.try_lock() else { return };
-        for lane in self.worth_a_look(lanes) {
-            match self.look(&lane).await {
+        for (lane, asks) in self.worth_a_look(looks) {
+            match self.look(&lane, asks).await {
                 Ok(found) => drop(self.found.send(found)), // the consumer may have ended
                 Err(error) => {
                     tracing::debug!(%lane, %error, "could not look for the lane of an archived product");
@@ -131,21 +136,21 @@ impl Shared {
     }
 
     /// Those of these lanes that may exist.
-    fn worth_a_look(&self, mut lanes: Vec<Lane>) -> Vec<Lane> {
+    fn worth_a_look(&self, mut looks: Vec<(Lane, bool)>) -> Vec<(Lane, bool)> {
         let mut gone = self.gone();
         if gone.since.elapsed() >= LOOK_AGAIN {
             *gone = Gone { lanes: HashSet::new(), since: Instant::now() };
         }
-        lanes.retain(|lane| !gone.lanes.contains(lane));
-        lanes
+        looks.retain(|(lane, _)| !gone.lanes.contains(lane));
+        looks
     }
 
-    async fn look(&self, lane: &Lane) -> Result<Found, QueueError> {
+    async fn look(&self, lane: &Lane, asks: bool) -> Result<Found, QueueError> {
         let Some(ready) = self.ready(lane).await? else {
             self.gone().lanes.insert(lane.clone());
             return Ok(Found::Nothing(lane.clone()));
         };
-        if ready == 0 {
+        if asks && ready == 0 {
             let (_connection, channel) = self.declarer.channel().await?;
             let marker =
                 channel.basic_publish("".into(), lane.name(), BasicPublishOptions::default(), &[], properties(EMPTY_V1));
@@ -167,6 +172,7 @@ impl Shared {
     }
 
     async fn remove_if_empty(&self, lane: &Lane) -> Result<bool, QueueError> {
+        let _alone = self.removing.lock().await;
         if self.ready(lane).await? != Some(0) {
             return Ok(false);
         }
