@@ -72,12 +72,13 @@ pub async fn run(settings: Settings, role: Role, stop: CancellationToken) -> Res
         return if status { migration_status(&settings).await } else { migrate(&settings).await };
     }
     raise_file_limit();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     match (settings.backends.backends()?, role) {
         (Backends::Embedded { database_url }, Role::Serve | Role::Migrate { .. }) => {
-            serve_embedded(&settings, &database_url, stop).await
+            serve_embedded(&settings, &database_url, clock, stop).await
         }
         (Backends::Servers { database_url, amqp_url }, role) => {
-            run_on_servers(&settings, role, &database_url, &amqp_url, stop).await
+            run_on_servers(&settings, role, &database_url, &amqp_url, clock, stop).await
         }
         (Backends::Embedded { .. }, Role::Api | Role::Worker) => Err(SettingsError(
             "DATABASE_URL (mysql://…) and AMQP_URL are missing: separate API and worker processes need both servers; \
@@ -136,6 +137,7 @@ async fn migration_status(settings: &Settings) -> Result<(), AppError> {
 async fn serve_embedded(
     settings: &Settings,
     database_url: &str,
+    clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), AppError> {
     let listener = listen(settings.http.listen_addr_or_default()).await?;
@@ -144,8 +146,8 @@ async fn serve_embedded(
     let pools = store.clone();
     watching.pools(move || pools.pool_use())?;
     let store: Arc<dyn Store> = Arc::new(store);
-    let queue = MemoryQueue::new(LANE_CAPACITY, SystemClock.now());
-    let monitoring = Monitoring::new(ProcessRole::Serve);
+    let queue = MemoryQueue::new(LANE_CAPACITY, clock.now());
+    let monitoring = Monitoring::new(ProcessRole::Serve, clock.clone());
     watching.undecided(&monitoring.activity)?;
     let worker = RunningWorker::start(
         settings,
@@ -154,10 +156,11 @@ async fn serve_embedded(
         &watching,
         &monitoring,
         sqlite_audit(database_url.to_owned()),
+        clock.clone(),
     )?;
-    let dispatcher = dispatcher(settings, &store, &queue, &stop, &watching, &monitoring).await?;
+    let dispatcher = dispatcher(settings, &store, &queue, &clock, &stop, &watching, &monitoring).await?;
     let health = Some(worker.health.clone());
-    let api = api(&store, &dispatcher, health, &watching, &monitoring, &stop);
+    let api = api(&store, &dispatcher, health, &watching, &monitoring, clock, &stop);
     let running = monitoring.start(Servers {
         health: store.clone(),
         catalogue: Arc::new(TimeLimited::new(store.clone(), READ_LIMIT)),
@@ -189,6 +192,7 @@ async fn run_on_servers(
     role: Role,
     database_url: &str,
     amqp_url: &str,
+    clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(), AppError> {
     let address = match role {
@@ -227,18 +231,20 @@ async fn run_on_servers(
     )
     .await;
     watching.broker(&queue)?;
-    let monitoring = Monitoring::new(match role {
+    let process_role = match role {
         Role::Api => ProcessRole::Api,
         Role::Worker => ProcessRole::Worker,
         _ => ProcessRole::Serve,
-    });
+    };
+    let monitoring = Monitoring::new(process_role, clock.clone());
     watching.undecided(&monitoring.activity)?;
     let (reports, depths) = (Arc::new(queue.clone()), Arc::new(queue.clone()));
     let queue: Arc<dyn Queue> = Arc::new(queue);
     let worker = match has_worker {
         true => {
             let audit = mysql_audit(database_url.to_owned());
-            Some(RunningWorker::start(settings, &store, queue.clone(), &watching, &monitoring, audit)?)
+            let (queue, clock) = (queue.clone(), clock.clone());
+            Some(RunningWorker::start(settings, &store, queue, &watching, &monitoring, audit, clock)?)
         }
         false => None,
     };
@@ -250,9 +256,10 @@ async fn run_on_servers(
             (http::worker_site(probes, watching.metrics.clone()), queue as Arc<dyn Ping>)
         }
         _ => {
-            let dispatcher = dispatcher(settings, &store, &*queue, &stop, &watching, &monitoring).await?;
+            let dispatcher =
+                dispatcher(settings, &store, &*queue, &clock, &stop, &watching, &monitoring).await?;
             let dispatcher = api_dispatcher.insert(dispatcher);
-            let api = api(&store, dispatcher, health, &watching, &monitoring, &stop);
+            let api = api(&store, dispatcher, health, &watching, &monitoring, clock, &stop);
             (http::site(api, links(settings)), dispatcher.health_check())
         }
     };
@@ -307,6 +314,7 @@ fn api(
     worker: Option<Arc<WorkerHealth>>,
     Watching { metrics }: &Watching,
     monitoring: &Monitoring,
+    clock: Arc<dyn Clock>,
     stop: &CancellationToken,
 ) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
@@ -315,7 +323,7 @@ fn api(
         OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
         Probes::new(store.clone(), dispatcher.health_check(), worker, monitoring.progress()),
         metrics.clone(),
-        Dashboard::new(monitoring.board.clone(), Arc::new(SystemClock), stop.clone()),
+        Dashboard::new(monitoring.board.clone(), clock, stop.clone()),
     )
 }
 
@@ -323,11 +331,12 @@ async fn dispatcher(
     settings: &Settings,
     store: &Arc<dyn Store>,
     queue: &dyn Queue,
+    clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
     watching: &Watching,
     monitoring: &Monitoring,
 ) -> Result<Arc<Dispatcher>, AppError> {
-    let (timeout, clock) = (settings.http.order_timeout, Arc::new(SystemClock));
+    let (timeout, clock) = (settings.http.order_timeout, clock.clone());
     let (metrics, activity) = (watching.metrics.api.clone(), monitoring.activity.clone());
     let products = Arc::new(KnownProducts::new(Arc::new(TimeLimited::new(store.clone(), READ_LIMIT))));
     let dispatcher = Dispatcher::new(queue, products, timeout, clock, activity, stop.clone(), metrics).await;

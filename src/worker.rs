@@ -1,7 +1,7 @@
 //! The worker: takes the commands that have arrived, decides them, replies, and acknowledges them once the replies are confirmed.
 //! A crash anywhere in between means that the commands are delivered again, and a decided order gets its stored verdict.
 //!
-//! While the database is away it holds its batch and tries again. A product that alone cannot be decided, for example because
+//! While the database is away it holds its batch and tries again, and takes what arrives meanwhile ([`intake`]). A product that alone cannot be decided, for example because
 //! another session keeps its row locked, is [`stalled`], and the others go on.
 
 mod batch;
@@ -9,6 +9,7 @@ mod dead_letters;
 mod decided;
 pub mod expiry;
 pub mod health;
+mod intake;
 mod isolation;
 pub mod pruning;
 mod split_deliveries;
@@ -16,14 +17,15 @@ mod stalled;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    batch::{BatchDecider, MAX_BATCH, products_of, replies_of},
+    batch::{BatchDecider, products_of, replies_of},
     dead_letters::report_undecidable,
     decided::log_decided,
     health::WorkerHealth,
+    intake::Intake,
     isolation::Isolation,
     stalled::{Progress, Stalled},
 };
@@ -31,7 +33,7 @@ use crate::{
     backoff::backoff,
     domain::{decide::BatchResult, ids::ProductId},
     monitor::activity::Activity,
-    queue::{Completion, Consumer, Delivery, Queue, QueueError, RETIRE_AFTER},
+    queue::{Completion, Delivery, Queue, QueueError, RETIRE_AFTER},
     store::{Decider, ProductLane, Store, StoreError},
     telemetry::{LogLimiter, listed},
 };
@@ -90,8 +92,8 @@ impl Worker {
         let _holding = self.activity.undecided().session();
         let decider = BatchDecider { decider: self.decider.clone(), reservation_ttl: self.reservation_ttl };
         let stalled = Stalled::new(decider.clone());
-        let mut session =
-            Session { worker: self, decider, consumer, stalled, failures: LogLimiter::default() };
+        let intake = Intake::new(consumer, self.activity.undecided().clone());
+        let mut session = Session { worker: self, decider, intake, stalled, failures: LogLimiter::default() };
         let mut has_worked = false;
         let result = session.run(&mut has_worked).await;
         result.map_err(lost(has_worked))
@@ -117,7 +119,7 @@ struct ConsumerLost {
 struct Session<'a> {
     worker: &'a Worker,
     decider: BatchDecider,
-    consumer: Box<dyn Consumer>,
+    intake: Intake,
     stalled: Stalled,
     failures: LogLimiter,
 }
@@ -128,7 +130,7 @@ impl Session<'_> {
         rescan.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.worker.stop.cancelled() => return self.consumer.drain().await,
+                () = self.worker.stop.cancelled() => return self.intake.consumer.drain().await,
                 _ = rescan.tick() => {
                     self.stalled.forget_idle();
                     self.look_for_lanes().await?;
@@ -137,13 +139,12 @@ impl Session<'_> {
                     Progress::Decided(deliveries, result) => self.complete(deliveries, result).await?,
                     Progress::Requeue(deliveries) => {
                         self.worker.activity.undecided().release(&deliveries);
-                        self.consumer.requeue(deliveries).await?;
+                        self.intake.consumer.requeue(deliveries).await?;
                     }
                 },
-                taken = self.consumer.take(MAX_BATCH) => {
+                taken = self.intake.next() => {
                     let deliveries = taken?;
                     *has_worked = true;
-                    self.worker.activity.undecided().take(&deliveries);
                     let batch = self.stalled.hold_back(deliveries);
                     self.decide(batch).await?;
                 }
@@ -154,10 +155,10 @@ impl Session<'_> {
     /// Decides a batch in one transaction and completes it. Tries again until that succeeds; products that cannot be decided
     /// while others can are stalled.
     async fn decide(&mut self, mut batch: Vec<Delivery>) -> Result<(), QueueError> {
-        let worker = self.worker;
+        let (worker, began) = (self.worker, Instant::now());
         let (mut delays, mut failures) = (backoff(MIN_DELAY, MAX_DELAY), 0);
         while !batch.is_empty() {
-            let error = match self.decider.decide(&batch).await {
+            let error = match self.intake.during(began, self.decider.decide(&batch)).await {
                 Ok(result) => return self.complete(batch, result).await,
                 Err(error) => error,
             };
@@ -172,7 +173,7 @@ impl Session<'_> {
                 // Unacknowledged, they are delivered again when the consumer ends.
                 return Err(QueueError("stopped while the database was away".to_owned()));
             }
-            worker.pause(delays.next()).await;
+            self.intake.during(began, worker.pause(delays.next())).await;
         }
         Ok(())
     }
@@ -182,13 +183,13 @@ impl Session<'_> {
         self.worker.activity.undecided().decide(&decided);
         if !result.undecidable.is_empty() {
             let dead = report_undecidable(&decided, &result.undecidable);
-            self.consumer.dead_letter(dead).await?;
+            self.intake.consumer.dead_letter(dead).await?;
         }
         log_decided(&decided, &result.verdicts);
         let completion =
             Completion { replies: replies_of(&decided, &result.verdicts), events: result.events };
         let finished = self.stalled.finish(decided);
-        self.consumer.settle(finished, completion).await
+        self.intake.consumer.settle(finished, completion).await
     }
 
     /// Returns what is left to be decided in one batch.
@@ -209,9 +210,9 @@ impl Session<'_> {
             Ok(products) => {
                 let Lanes { served, retiring, has_archived } = Lanes::of(&products);
                 self.worker.activity.serve(served.len());
-                self.consumer.serve(&served).await?;
+                self.intake.consumer.serve(&served).await?;
                 if has_archived {
-                    self.consumer.retire(&retiring).await?;
+                    self.intake.consumer.retire(&retiring).await?;
                 }
                 Ok(())
             }

@@ -2,11 +2,12 @@
 
 use std::{fs, process, sync::Arc};
 
+use jiff::Timestamp;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::{
-    clock::{Clock, SystemClock},
+    clock::Clock,
     monitor::{
         activity::Activity,
         board::Board,
@@ -27,6 +28,7 @@ pub(super) struct Monitoring {
     pub(super) activity: Arc<Activity>,
     /// What an API knows of all processes. A worker does not use it.
     pub(super) board: Arc<Board>,
+    clock: Arc<dyn Clock>,
     role: ProcessRole,
 }
 
@@ -47,10 +49,10 @@ pub(super) struct RunningMonitoring {
 }
 
 impl Monitoring {
-    pub(super) fn new(role: ProcessRole) -> Self {
-        let activity = Arc::new(Activity::new(Arc::new(SystemClock)));
-        let board = Arc::new(Board::new(Arc::new(SystemClock)));
-        Self { activity, board, role }
+    pub(super) fn new(role: ProcessRole, clock: Arc<dyn Clock>) -> Self {
+        let activity = Arc::new(Activity::new(clock.clone()));
+        let board = Arc::new(Board::new(clock.clone()));
+        Self { activity, board, clock, role }
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -64,9 +66,10 @@ impl Monitoring {
     /// Tells and listens from now on.
     pub(super) fn start(&self, servers: Servers) -> RunningMonitoring {
         let Servers { health, catalogue, ping, reports, depths } = servers;
-        let vitals = Vitals::watch(health, ping, Arc::new(SystemClock));
+        let vitals = Vitals::watch(health, ping, self.clock.clone());
         let (activity, board) = (self.activity.clone(), self.board_of_api());
-        let reporter = Reporter::new(identity(self.role), activity, vitals, reports, depths, board.clone());
+        let identity = identity(self.role, self.clock.now());
+        let reporter = Reporter::new(identity, activity, vitals, reports, depths, board.clone());
         let reporter = Arc::new(reporter);
         let (telling, asking, listening) = (reporter.clone(), reporter.clone(), reporter.clone());
         let mut tasks = vec![
@@ -77,9 +80,9 @@ impl Monitoring {
             tasks.push(tokio::spawn(
                 async move { supervise("listener", || listening.listen_forever()).await },
             ));
+            let clock = self.clock.clone();
             tasks.push(tokio::spawn(async move {
-                let read =
-                    || catalogue::read_while_watched(catalogue.clone(), board.clone(), Arc::new(SystemClock));
+                let read = || catalogue::read_while_watched(catalogue.clone(), board.clone(), clock.clone());
                 supervise("catalogue", read).await;
             }));
         }
@@ -101,7 +104,7 @@ impl RunningMonitoring {
     }
 }
 
-fn identity(role: ProcessRole) -> ProcessIdentity {
+fn identity(role: ProcessRole, started_at: Timestamp) -> ProcessIdentity {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = match host.trim() {
         "" => "localhost",
@@ -112,6 +115,6 @@ fn identity(role: ProcessRole) -> ProcessIdentity {
         name: format!("{}@{host}/{}", role.as_str(), process::id()),
         role,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: SystemClock.now(),
+        started_at,
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{monitoring::Monitoring, watching::Watching};
 use crate::{
-    clock::SystemClock,
+    clock::Clock,
     monitor::{
         metrics::MetricsError,
         observed::{
@@ -45,10 +45,11 @@ impl RunningWorker {
         watching: &Watching,
         monitoring: &Monitoring,
         open_audit: OpenAudit,
+        clock: Arc<dyn Clock>,
     ) -> Result<Self, MetricsError> {
         let Watching { metrics } = watching;
-        let (stop, clock) = (CancellationToken::new(), Arc::new(SystemClock));
-        watching.expiry(SystemClock)?;
+        let stop = CancellationToken::new();
+        watching.expiry(clock.clone())?;
         let expiry = Expiry {
             queue: queue.clone(),
             store: store.clone(),

@@ -131,7 +131,7 @@ impl Watching {
     }
 
     /// How late reservations expire.
-    pub(super) fn expiry(&self, clock: impl Clock + 'static) -> Result<(), MetricsError> {
+    pub(super) fn expiry(&self, clock: Arc<dyn Clock>) -> Result<(), MetricsError> {
         let expiry = self.metrics.worker.expiry.clone();
         self.metrics.pull(&table::EXPIRY_LAG, move || Sample::of(expiry.lag_seconds(clock.now())))
     }

@@ -18,10 +18,13 @@ pub const MIN_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// How many orders one step examines at most.
 const MAX_STEP: u32 = 1_000;
+/// How many the first step examines: how quick this database is shows only then.
+const FIRST_STEP: u32 = 100;
 /// How many it examines at least, whatever that takes.
-const MIN_STEP: u32 = 50;
-/// How long a step should take: an order that meets it waits as long.
-const STEP_TIME: Duration = Duration::from_millis(5);
+const MIN_STEP: u32 = 10;
+/// How long a step should take: an order that meets it waits as long. On SQLite, where a step holds the file's lock, steps of 5 ms
+/// took the p99 of 300 orders a second from 1.7 to 8.9 ms.
+const STEP_TIME: Duration = Duration::from_millis(1);
 /// The pass rests this many times as long as its last step took, so that most of the database's time is left for orders.
 const REST: u32 = 3;
 
@@ -54,7 +57,7 @@ impl<'a> Pass<'a> {
             mode,
             end: OrderId::first_at(end),
             place: None,
-            step: MAX_STEP,
+            step: FIRST_STEP,
             deleted: Deleted::default(),
         })
     }
@@ -105,11 +108,11 @@ mod tests {
 
     #[test]
     fn a_slow_step_makes_the_next_one_smaller_and_a_quick_one_lets_it_grow() {
-        let next = |last, ms| next_step(last, Duration::from_millis(ms));
-        assert_eq!(next(1_000, 10), 500);
-        assert_eq!(next(400, 5), 400);
-        assert_eq!(next(400, 1), 500);
+        let next = |last, us| next_step(last, Duration::from_micros(us));
+        assert_eq!(next(1_000, 2_000), 500);
+        assert_eq!(next(400, 1_000), 400);
+        assert_eq!(next(400, 200), 500);
         assert_eq!(next(1_000, 0), MAX_STEP);
-        assert_eq!(next(100, 10_000), MIN_STEP);
+        assert_eq!(next(100, 10_000_000), MIN_STEP);
     }
 }

@@ -187,8 +187,9 @@ impl Publisher {
         }
     }
 
-    /// Declares the lane of a new product, and notifies the workers. Many products come at once when a shop fills its
-    /// catalogue: a few lanes are opened at a time, and a product that waits too long is opened by its first order.
+    /// Declares the lane of a new product, and notifies the workers: also of a lane that cannot be declared, so that they try it
+    /// until they can. Many products come at once when a shop fills its catalogue: a few lanes are opened at a time, and a
+    /// product that waits too long is opened by its first order.
     pub(super) async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {
         if self.is_blocked() {
             return Err(blocked());
@@ -197,16 +198,18 @@ impl Publisher {
             return Err(QueueError("too many lanes are being opened".to_owned()));
         };
         let lane = self.topology.lane(self.topology.lane_of(product_id));
-        self.declarer.declare(&lane).await.map_err(|error| match error {
-            DeclareError::Lane(error) | DeclareError::Broker(error) => error,
-        })?;
+        let declared = match self.declarer.declare(&lane).await {
+            Ok(()) => Ok(()),
+            Err(DeclareError::Lane(error)) => Err(error),
+            Err(DeclareError::Broker(error)) => return Err(error),
+        };
         let (_connection, channel) = self.declarer.channel().await?;
         let (exchange, payload) = (self.topology.new_products_name(), wire::encode_product(product_id));
         let options = BasicPublishOptions::default();
         with_timeout(async {
             channel.basic_publish(exchange, "".into(), options, &payload, properties(PRODUCT_V1)).await?.await
         })
-        .await
-        .map(drop)
+        .await?;
+        declared
     }
 }

@@ -267,8 +267,9 @@ impl Topology {
     }
 }
 
-/// Dead letters are kept until a person has looked. The queue is a quorum queue, so that they outlive a node, and has no
-/// limit, because lanes are bounded.
+/// Dead letters are kept until a person has looked. The queue is a quorum queue, so that they outlive a node, and its length has
+/// no limit, because lanes are bounded. RabbitMQ's own limit of 20 lost deliveries applies: an argument against it would make the
+/// broker refuse the declaration of a queue that exists, and `antre dead` gives letters back in a way that does not count.
 async fn declare_dead(channel: &Channel, name: ShortString) -> Result<(), lapin::Error> {
     let arguments = table([("x-queue-type", text("quorum"))]);
     channel.queue_declare(name, QueueDeclareOptions::durable(), arguments).await?;

@@ -77,7 +77,8 @@ async fn a_request_is_followed_from_the_api_to_the_worker() {
 }
 
 async fn at_info_no_order_has_a_line(pair: Pair) {
-    let app = App::start(pair).await;
+    // A busy test machine may be slow.
+    let app = App::start_with(pair, &[("SLOW_BATCH", "60s"), ("SLOW_QUERY", "60s")]).await;
     let product = app.create_stocked("Kaos Polos", 20).await;
     assert_eq!(app.order(product, 1).await.status, 201);
     let before = app.log();

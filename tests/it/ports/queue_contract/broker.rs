@@ -14,7 +14,7 @@ use antre::{
 };
 use futures_util::StreamExt;
 use lapin::{
-    options::{BasicAckOptions, BasicConsumeOptions},
+    options::{BasicAckOptions, BasicConsumeOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 use serde_json::{Value, json};
@@ -62,6 +62,27 @@ async fn lanes_are_declared_with_their_options() {
     assert!(replies.name.starts_with(&format!("{prefix}replies.")) && replies.exclusive, "{replies:?}");
     drop(api);
     servers().await.queues_when(prefix, |queues| queues.len() == 2).await;
+}
+
+/// A worker learns of a product whose lane the API cannot declare: it tries the lane itself until it can.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn workers_are_notified_of_a_lane_that_cannot_be_declared() {
+    let place = servers().await.fresh().await;
+    let queue = rabbitmq_queue(&place, LaneMode::Product, 100).await;
+    let mut api = Api::open(&queue).await;
+    let mut consumer = consumer(&queue, &[]).await;
+    let connection = lapin::Connection::connect(&place.amqp_url, Default::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let lane = format!("{}orders.product.1", place.queue_prefix);
+    let different =
+        channel.queue_declare(lane.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default());
+    different.await.unwrap();
+    api.submitter.open_lane(product(1)).await.unwrap_err();
+    channel.queue_delete(lane.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let submitted = api.submit(product(1), 1);
+    assert_eq!(settle_all(&mut consumer, 1).await, std::slice::from_ref(&submitted));
+    api.receives_verdicts_on(&[submitted]).await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{Cluster, all_is_decided, workers_serve};
 use crate::{
-    api::life,
+    api::life::{self, keys},
     support::{
         harness::{App, TIMEOUT, eventually},
         servers::{Place, Server, servers},
@@ -48,9 +48,9 @@ async fn the_last_piece_that_is_returned_is_sold_at_every_api() {
 async fn one_key_through_two_apis() {
     let place = servers().await.fresh().await;
     let cluster = Cluster::start(&place, 2, 3, &[]).await;
-    life::one_order_for_twenty_requests(&cluster.clients()).await;
-    life::one_of_these_products(&cluster.clients(), 8, 15).await;
-    life::keys_meet(&cluster.clients(), 6, 800).await;
+    keys::one_order_for_twenty_requests(&cluster.clients()).await;
+    keys::one_of_these_products(&cluster.clients(), 8, 15).await;
+    keys::keys_meet(&cluster.clients(), 6, 800).await;
     all_is_decided(&place).await;
 }
 
@@ -59,12 +59,12 @@ async fn one_key_through_two_apis() {
 async fn a_key_outlives_the_broker() {
     let alone = servers().await.alone().await;
     let cluster = Cluster::start(&alone.place, 2, 1, &[]).await;
-    let product = life::one_order_for_twenty_requests(&cluster.clients()).await;
+    let product = keys::one_order_for_twenty_requests(&cluster.clients()).await;
     let order = cluster.apis[0].all("/api/orders").await;
     alone.restart(Server::Broker).await;
     for api in cluster.clients() {
         let answer = eventually("orders are not queued", async || {
-            let answer = api.order_with(product, 7, &[("Idempotency-Key", life::KEY)]).await;
+            let answer = api.order_with(product, 7, &[("Idempotency-Key", keys::KEY)]).await;
             (answer.status != 503).then_some(answer)
         })
         .await;
@@ -74,7 +74,7 @@ async fn a_key_outlives_the_broker() {
             _ => answer.data().clone(),
         };
         assert_eq!(&found, &order[0], "{answer:?}");
-        let other = api.order_with(product, 8, &[("Idempotency-Key", life::KEY)]).await;
+        let other = api.order_with(product, 8, &[("Idempotency-Key", keys::KEY)]).await;
         assert_eq!((other.status, other.reason()), (422, "idempotency_key_reused"));
     }
     assert_eq!(cluster.apis[1].inventory(product).await, [100, 93, 7]);

@@ -78,6 +78,21 @@ async fn a_message_that_cannot_be_read_is_listed_shown_and_dropped() {
     assert!(said.contains(id) && said.contains("antre dead list"), "{said}");
 }
 
+/// RabbitMQ drops a message of this queue once its receiver has died with it 20 times. To look at a letter is no such death.
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn looking_at_a_letter_never_uses_it_up() {
+    let place = servers().await.fresh().await;
+    let app = App::start_role("serve", &place, &[]).await;
+    let (id, payload) = order(1);
+    publish(&place, "orders.dead", [payload]).await;
+    for look in 0..15 {
+        let letters = listed(&app, 1).await;
+        assert_eq!((letters.len(), &letters[0]["lost_deliveries"]), (1, &json!(0)), "{look}: {letters:?}");
+        printed(&tool(&app, &["dead", "show", &id]).await, 0);
+    }
+}
+
 /// Two pieces, three letters: the first two get them.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]

@@ -54,8 +54,17 @@ async fn there_is_a_page_for_each_command_and_roff_accepts_it() {
             assert_eq!(complaints, "", "{name}");
         }
     }
-    let worker = fs::read_to_string(directory.path().join("antre-worker.1")).unwrap();
+    let page = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    let worker = page("antre-worker.1");
     assert!(worker.contains("reservation\\-ttl") && !worker.contains("order\\-timeout"), "{worker}");
+    // Each setting with its environment variable, and never with the value that the variable has now.
+    assert!(worker.contains("RESERVATION_TTL") && !worker.contains("ORDER_TIMEOUT"), "{worker}");
+    let database = [("DATABASE_URL", "mysql://shop:secret@db/antre")];
+    let all = printed(&run(directory.path(), &["man"], &database).await, 0);
+    for name in ["LISTEN_ADDR", "DATABASE_URL", "AMQP_URL", "RETENTION", "RUST_LOG", "SLOW_BATCH"] {
+        assert!(all.contains(name), "{name}: {all}");
+    }
+    assert!(!all.contains("secret"), "{all}");
     let said = complaint(&run(directory.path(), &["man", "--dir", "nowhere"], &[]).await, 1);
     assert!(said.contains("nowhere"), "{said}");
 }
