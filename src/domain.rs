@@ -6,6 +6,8 @@ pub mod ids;
 pub mod sku;
 pub mod product;
 pub mod quantity;
+pub mod lines;
+pub mod names;
 pub mod inventory;
 pub mod order;
 pub mod rejection;

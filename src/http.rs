@@ -22,6 +22,7 @@ mod route_names;
 mod server;
 mod site;
 mod socket;
+mod time;
 
 use std::sync::Arc;
 

@@ -142,7 +142,7 @@ pub trait ReplySink: Send + Sync {
 }
 
 /// What became of a submitted command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is queued. Arrives only for a [detached](Command::is_detached) command, whose client waits for nothing more.
     Queued,

@@ -1,11 +1,15 @@
 //! What waits in a lane: new orders, and changes of stored orders. Every command on an order takes its product's lane, so that
 //! all of them are decided in turn.
 
+use std::iter;
+
 use jiff::Timestamp;
 
 use crate::domain::{
     ids::{CommandId, IdempotencyKey, OrderId, ProductId},
-    order::{Change, Quantity},
+    lines::Lines,
+    names::Buyer,
+    order::{Change, Order},
     origin::Origin,
 };
 
@@ -24,8 +28,10 @@ pub struct ChangeOrder {
     /// The id of this request; its verdict names it.
     pub id: CommandId,
     pub order_id: OrderId,
-    /// The product of the order, which determines the lane.
+    /// The product of the order's first line, which determines the lane.
     pub product_id: ProductId,
+    /// The products of its other lines.
+    pub other_products: Box<[ProductId]>,
     pub change: Change,
     /// Whether a client waits for the verdict.
     pub reply: ReplyMode,
@@ -70,9 +76,18 @@ impl Command {
     /// The product whose lane it takes.
     pub fn product_id(&self) -> ProductId {
         match self {
-            Self::Place(order) => order.product_id,
+            Self::Place(order) => order.lines.first().product_id,
             Self::Change(change) => change.product_id,
         }
+    }
+
+    /// The products of all lines of its order, that of the lane first.
+    pub fn products(&self) -> impl Iterator<Item = ProductId> {
+        let (of_order, of_change) = match self {
+            Self::Place(order) => (Some(order.lines.products()), None),
+            Self::Change(change) => (None, Some(change.products())),
+        };
+        of_order.into_iter().flatten().chain(of_change.into_iter().flatten())
     }
 
     /// Whether a client waits for the verdict.
@@ -121,6 +136,39 @@ impl Command {
     }
 }
 
+impl ChangeOrder {
+    /// A change of this stored order. `None`: the order has no lines yet, and so no lane.
+    pub fn of(
+        order: &Order,
+        id: CommandId,
+        change: Change,
+        reply: ReplyMode,
+        origin: Origin,
+    ) -> Option<Self> {
+        let lines = order.lines.as_ref()?;
+        let others = lines.others().iter().map(|line| line.product_id);
+        Some(Self {
+            id,
+            order_id: order.id,
+            product_id: lines.first().product_id,
+            other_products: others.collect(),
+            change,
+            reply,
+            origin,
+        })
+    }
+
+    /// The products of all lines of the order, that of the lane first.
+    pub fn products(&self) -> impl Iterator<Item = ProductId> {
+        iter::once(self.product_id).chain(self.other_products.iter().copied())
+    }
+
+    /// Whether the order is the one that it names, with the same products.
+    pub fn is_about(&self, order: &Order) -> bool {
+        order.lines.as_ref().is_some_and(|lines| lines.products().eq(self.products()))
+    }
+}
+
 impl From<NewOrder> for Command {
     fn from(order: NewOrder) -> Self {
         Self::Place(order)
@@ -138,8 +186,9 @@ impl From<ChangeOrder> for Command {
 pub struct NewOrder {
     /// Also says when the order was created.
     pub id: OrderId,
-    pub product_id: ProductId,
-    pub total: Quantity,
+    pub lines: Lines,
+    /// Who orders, if the shop says it.
+    pub buyer: Option<Buyer>,
     /// Whether the client waits for the verdict.
     pub reply: ReplyMode,
     pub key: Option<IdempotencyKey>,

@@ -10,15 +10,13 @@ use crate::domain::{
     command::{ChangeOrder, Command, NewOrder},
     event::Event,
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{InsufficientStock, Inventory},
+    inventory::{InsufficientStock, Inventories},
+    lines::Line,
     order::{Order, OrderState, OrderStatus},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
     verdict::Verdict,
 };
-
-/// The inventories of a batch, by product.
-pub type Inventories = BTreeMap<ProductId, Inventory>;
 
 /// Products that are archived, and since when.
 pub type ArchivedProducts = HashMap<ProductId, Timestamp>;
@@ -115,7 +113,7 @@ pub struct Decision {
     /// The inventories afterwards.
     pub inventories: Inventories,
     pub writes: Writes,
-    /// Indexes of the commands whose new orders, of existing products, are not stored, ascending. A store that has not looked
+    /// Indexes of the commands whose new orders are not stored, ascending. A store that has not looked
     /// for them must still do so: no insertion collides when they are stored already.
     pub not_stored: Vec<usize>,
 }
@@ -133,8 +131,8 @@ pub struct Writes {
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
 }
 
-/// First come, first served: each order gets all its pieces if as many are available when its turn comes, and
-/// none otherwise. The first change of a reservation counts. Commands of different products never affect each other.
+/// First come, first served: each order gets all pieces of all its lines if as many are available when its turn comes, and
+/// none otherwise. The first change of a reservation counts. Commands without a common product never affect each other.
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
@@ -153,7 +151,13 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
         });
         let result = &mut batch.decision.result;
         result.verdicts.push(verdict);
-        result.outcomes.entry(command.product_id()).or_default().count(effect);
+        let mut products = command.products();
+        if let Some(lane) = products.next() {
+            result.outcomes.entry(lane).or_default().count(effect);
+        }
+        for other in products {
+            result.outcomes.entry(other).or_default();
+        }
     }
     let Batch { mut decision, stored, .. } = batch;
     for (product_id, outcome) in &mut decision.result.outcomes {
@@ -183,18 +187,18 @@ impl Batch {
         if self.stored.is_none() {
             return Ok(self.place_new(index, order));
         }
-        if let Some(verdict) = self.placed.get(&order.id).copied() {
-            self.store_for_copy(order, verdict);
+        if let Some(verdict) = self.placed.get(&order.id).cloned() {
+            self.store_for_copy(order, &verdict);
             return Ok((verdict, Effect::Repeated));
         }
         let decided = match self.stored_verdict(order)? {
             Some(decided) => decided,
             None => {
-                self.check_product(order.product_id)?;
+                order.lines.products().try_for_each(|id| self.check_product(id))?;
                 self.place_new(index, order)
             }
         };
-        self.placed.insert(order.id, decided.0);
+        self.placed.insert(order.id, decided.0.clone());
         Ok(decided)
     }
 
@@ -209,43 +213,51 @@ impl Batch {
     }
 
     fn place_new(&mut self, index: usize, order: &NewOrder) -> (Verdict, Effect) {
-        let Some(inventory) = self.decision.inventories.get_mut(&order.product_id) else {
-            return rejected(Rejection::ProductNotFound);
-        };
-        let reserved = match self.archived.contains_key(&order.product_id) {
-            true => None,
-            false => Some(inventory.reserve(order.total)),
-        };
-        let (verdict, effect) = match reserved {
-            // Whoever orders it now learns the same as of a product that was never there.
-            None => rejected(Rejection::ProductNotFound),
+        let (verdict, effect) = match self.reserve(order) {
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
-            Some(Ok(())) => {
+            Ok(()) => {
                 let expires_at = self.times.expires_at.max(order.id.created_at());
                 (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
-            Some(Err(InsufficientStock { available })) => rejected(Rejection::InsufficientStock { available }),
+            Err(rejection) => rejected(rejection),
         };
-        if !self.store_order(order, verdict, order.key.clone()) {
+        if !self.store_order(order, &verdict, order.key.clone()) {
             self.decision.not_stored.push(index);
         }
         (verdict, effect)
+    }
+
+    /// Reserves the pieces of all lines, or none.
+    fn reserve(&mut self, order: &NewOrder) -> Result<(), Rejection> {
+        // Whoever orders an archived product learns the same as of one that was never there.
+        if let Some(product_id) = order.lines.products().find(|id| self.archived.contains_key(id)) {
+            return Err(Rejection::ProductNotFound { product_id });
+        }
+        let inventories = &mut self.decision.inventories;
+        if let Some(line) = order.lines.only() {
+            return reserve(inventories, line);
+        }
+        let before: Vec<_> =
+            order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
+        let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
+        reserved.inspect_err(|_| inventories.extend(before))
     }
 
     /// The verdict on an order that was decided before, under its own id or its key.
     fn stored_verdict(&mut self, order: &NewOrder) -> Result<Option<(Verdict, Effect)>, String> {
         self.check_order(order.id)?;
         let Some(StoredOrders { orders, keys, .. }) = &self.stored else { return Ok(None) };
-        if let Some(known) = orders.get(&order.id).copied() {
+        if let Some(known) = orders.get(&order.id).cloned() {
+            let verdict = Verdict::on_stored(&known);
             self.emit(known.with_status(OrderStatus::Reserved));
-            return Ok(Some((Verdict::on_stored(&known), Effect::Repeated)));
+            return Ok(Some((verdict, Effect::Repeated)));
         }
         let Some(id) = order.key.as_ref().and_then(|key| keys.get(key)).copied() else { return Ok(None) };
         self.check_order(id)?;
-        let Some(known) = orders.get(&id).copied() else { return Ok(None) };
-        if !known.is_for(order.product_id, order.total) {
+        let Some(known) = orders.get(&id).cloned() else { return Ok(None) };
+        if !known.is_for(&order.lines, order.buyer.as_ref()) {
             let (verdict, effect) = rejected(Rejection::KeyReused);
-            self.store_order(order, verdict, None);
+            self.store_order(order, &verdict, None);
             return Ok(Some((verdict, effect)));
         }
         if order.is_detached() {
@@ -256,56 +268,55 @@ impl Batch {
 
     /// An order is in a batch twice when its client stopped waiting in between: then the verdict on the first copy, which was
     /// only to be sent, is stored.
-    fn store_for_copy(&mut self, order: &NewOrder, verdict: Verdict) {
+    fn store_for_copy(&mut self, order: &NewOrder, verdict: &Verdict) {
         let is_stored = |stored: &StoredOrders| stored.orders.contains_key(&order.id);
         if !order.is_detached() || self.stored.as_ref().is_some_and(is_stored) {
             return;
         }
         match verdict {
             Verdict::AlreadyPlaced(known) => self.decision.writes.aliases.push((order.id, known.id)),
-            Verdict::Rejected(Rejection::KeyReused) => drop(self.store_order(order, verdict, None)),
-            _ => drop(self.store_order(order, verdict, order.key.clone())),
+            Verdict::Rejected(Rejection::KeyReused) => _ = self.store_order(order, verdict, None),
+            _ => _ = self.store_order(order, verdict, order.key.clone()),
         }
     }
 
     /// Whether the order is stored with this verdict.
-    fn store_order(&mut self, order: &NewOrder, verdict: Verdict, key: Option<IdempotencyKey>) -> bool {
+    fn store_order(&mut self, order: &NewOrder, verdict: &Verdict, key: Option<IdempotencyKey>) -> bool {
+        let is_of_no_product = matches!(verdict, Verdict::Rejected(Rejection::ProductNotFound { .. }))
+            && !self.decision.inventories.contains_key(&order.lines.first().product_id);
+        if is_of_no_product {
+            return false;
+        }
         let Some(order) = stored_order(order, verdict) else { return false };
         if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored {
-            orders.insert(order.id, order);
+            orders.insert(order.id, order.clone());
             if let Some(key) = &key {
                 keys.insert(key.clone(), order.id);
                 self.decision.writes.orphaned_keys.extend(orphaned_keys.remove_entry(key));
             }
         }
+        self.emit(order.clone());
         self.decision.writes.orders.push((order, key));
-        self.emit(order);
         true
     }
 
     fn change(&mut self, command: &ChangeOrder) -> Decided {
         self.check_order(command.order_id)?;
-        self.check_product(command.product_id)?;
+        command.products().try_for_each(|id| self.check_product(id))?;
         let order = self.stored.as_mut().and_then(|stored| stored.orders.get_mut(&command.order_id));
         let Some(order) = order else { return Ok((Verdict::OrderNotFound, Effect::Repeated)) };
-        if order.product_id != command.product_id {
-            return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventory
+        if !command.is_about(order) {
+            return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventories
         }
-        let changed = match self.decision.inventories.get_mut(&command.product_id) {
-            Some(inventory) => order
-                .change(command.change, inventory, self.times.decided_at)
-                .map_err(|error| error.to_string())?,
-            None if order.status() == OrderStatus::Reserved => {
-                return Err(format!("product {} has no inventory, though it has orders", order.product_id));
-            }
-            None => false,
-        };
-        let order = *order;
+        let changed = order
+            .change(command.change, &mut self.decision.inventories, self.times.decided_at)
+            .map_err(|error| error.to_string())?;
+        let order = order.clone();
         if changed {
             self.decision.writes.statuses.insert(order.id, order.status());
         }
         if changed || order.status() == command.change.leads_to() {
-            self.emit(order);
+            self.emit(order.clone());
         }
         let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
         Ok((Verdict::Current(order), effect))
@@ -318,6 +329,14 @@ impl Batch {
     }
 }
 
+/// Reserves all pieces of a line, or none.
+fn reserve(inventories: &mut Inventories, Line { product_id, total }: Line) -> Result<(), Rejection> {
+    let inventory = inventories.get_mut(&product_id).ok_or(Rejection::ProductNotFound { product_id })?;
+    inventory
+        .reserve(total)
+        .map_err(|InsufficientStock { available }| Rejection::InsufficientStock { product_id, available })
+}
+
 fn rejected(rejection: Rejection) -> (Verdict, Effect) {
     (Verdict::Rejected(rejection), Effect::Rejected(rejection))
 }
@@ -326,8 +345,8 @@ fn rejected(rejection: Rejection) -> (Verdict, Effect) {
 ///
 /// A reservation always is. A rejection only when no client waits for it; any other is only sent, so that a flood of orders
 /// for a sold-out product writes nothing.
-fn stored_order(order: &NewOrder, verdict: Verdict) -> Option<Order> {
-    let state = match verdict {
+fn stored_order(order: &NewOrder, verdict: &Verdict) -> Option<Order> {
+    let state = match *verdict {
         Verdict::Reserved { expires_at } => {
             OrderState::Accepted { status: OrderStatus::Reserved, expires_at }
         }
@@ -336,7 +355,8 @@ fn stored_order(order: &NewOrder, verdict: Verdict) -> Option<Order> {
         }
         _ => return None,
     };
-    Some(Order { id: order.id, product_id: order.product_id, total: order.total, state })
+    let NewOrder { id, lines, buyer, .. } = order;
+    Some(Order { id: *id, lines: Some(lines.clone()), buyer: buyer.clone(), payment: None, state })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::domain::order::Order;
 
 /// An order was placed, or its status changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The order with its new status.
     pub order: Order,

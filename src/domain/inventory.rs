@@ -1,8 +1,13 @@
 //! The pieces of one product, and all changes to them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::domain::quantity::Quantity;
+use crate::domain::{ids::ProductId, quantity::Quantity};
+
+/// The inventories of a batch, by product.
+pub type Inventories = BTreeMap<ProductId, Inventory>;
 
 /// How many pieces the seller counted in the warehouse: 0 to [`Stock::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 
 use crate::domain::{
     ids::{OrderId, ProductId},
-    inventory::{BooksDoNotBalance, Inventory},
+    inventory::{BooksDoNotBalance, Inventories},
+    lines::Lines,
+    names::{Buyer, PaymentReference},
     rejection::Rejection,
     word::serde_as_word,
 };
@@ -22,6 +24,8 @@ pub enum OrderStatus {
     Cancelled,
     /// Not paid in time; its pieces are available again.
     Expired,
+    /// It was paid, and came back.
+    Returned,
     /// Nothing was ever reserved.
     Rejected,
 }
@@ -31,7 +35,8 @@ impl OrderStatus {
     pub const PENDING: &'static str = "pending";
 
     /// All of them, in the order in which an order can have them.
-    pub const ALL: [Self; 5] = [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Rejected];
+    pub const ALL: [Self; 6] =
+        [Self::Reserved, Self::Paid, Self::Cancelled, Self::Expired, Self::Returned, Self::Rejected];
 
     /// As written in answers, messages and the database.
     pub const fn as_str(self) -> &'static str {
@@ -40,11 +45,12 @@ impl OrderStatus {
             Self::Paid => "paid",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::Returned => "returned",
             Self::Rejected => "rejected",
         }
     }
 
-    /// Whether an order with this status never changes again.
+    /// Whether an order with this status holds no pieces that could come back: a paid one may be returned, but need not.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Reserved)
     }
@@ -56,16 +62,27 @@ impl OrderStatus {
 }
 
 /// A stored order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     /// Its name, which also says when it was created.
     pub id: OrderId,
-    /// What was ordered.
-    pub product_id: ProductId,
-    /// How many pieces.
-    pub total: Quantity,
+    /// What was ordered. `None`: it was cancelled before its turn in the lane, and is not known until then.
+    pub lines: Option<Lines>,
+    /// Who ordered, if the shop said it.
+    pub buyer: Option<Buyer>,
+    /// What is known of its payment, if it was paid.
+    pub payment: Option<Payment>,
     /// How far it has come, with what belongs to that stage.
     pub state: OrderState,
+}
+
+/// What is known of a payment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Payment {
+    /// The shop's name for it.
+    pub reference: Option<PaymentReference>,
+    /// When the lane decided it. Not known of orders that an earlier release stored.
+    pub paid_at: Option<Timestamp>,
 }
 
 /// The status of a stored order, with the data of that status.
@@ -106,9 +123,14 @@ impl Order {
         }
     }
 
-    /// Whether the order is of this product and total. An idempotency key may repeat only such an order.
-    pub fn is_for(&self, product_id: ProductId, total: Quantity) -> bool {
-        (self.product_id, self.total) == (product_id, total)
+    /// The product in whose lane it is decided, if that is known.
+    pub fn lane(&self) -> Option<ProductId> {
+        self.lines.as_ref().map(|lines| lines.first().product_id)
+    }
+
+    /// Whether the order is of these lines and this buyer. An idempotency key may repeat only such an order.
+    pub fn is_for(&self, lines: &Lines, buyer: Option<&Buyer>) -> bool {
+        self.lines.as_ref() == Some(lines) && self.buyer.as_ref() == buyer
     }
 
     /// The same order with another status. A rejected order stays rejected.
@@ -120,25 +142,47 @@ impl Order {
         Self { state, ..self }
     }
 
-    /// Changes the status of a reservation and moves its pieces. Returns whether anything changed: all other statuses are final,
-    /// and an expiry before its time has no effect.
+    /// Changes the status of a reservation and moves the pieces of all its lines, or nothing. Returns whether anything changed:
+    /// all other statuses are final, and an expiry before its time has no effect.
     pub fn change(
         &mut self,
         change: Change,
-        inventory: &mut Inventory,
+        inventories: &mut Inventories,
         at: Timestamp,
-    ) -> Result<bool, BooksDoNotBalance> {
+    ) -> Result<bool, CannotChange> {
         let OrderState::Accepted { status: OrderStatus::Reserved, expires_at } = self.state else {
             return Ok(false);
         };
-        match change {
-            Change::Pay => inventory.pay(self.total)?,
-            Change::Expire if expires_at > at => return Ok(false),
-            Change::Cancel | Change::Expire => inventory.release(self.total)?,
+        if change == Change::Expire && expires_at > at {
+            return Ok(false);
         }
-        *self = self.with_status(change.leads_to());
+        let lines = self.lines.as_ref().ok_or(CannotChange::LinesNotKnown)?;
+        // First all lines are tried: a row that somebody changed by hand must not leave an order changed in part.
+        let mut moved = Vec::with_capacity(lines.as_slice().len());
+        for line in lines.as_slice() {
+            let mut inventory =
+                *inventories.get(&line.product_id).ok_or(CannotChange::NoInventory(line.product_id))?;
+            match change {
+                Change::Pay => inventory.pay(line.total)?,
+                Change::Cancel | Change::Expire => inventory.release(line.total)?,
+            }
+            moved.push((line.product_id, inventory));
+        }
+        inventories.extend(moved);
+        self.state = OrderState::Accepted { status: change.leads_to(), expires_at };
         Ok(true)
     }
+}
+
+/// Why a reservation cannot be changed: somebody changed the database by hand, or it is a bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CannotChange {
+    #[error(transparent)]
+    Books(#[from] BooksDoNotBalance),
+    #[error("product {0} has no inventory, though it has orders")]
+    NoInventory(ProductId),
+    #[error("it is reserved, but has no lines")]
+    LinesNotKnown,
 }
 
 /// A change of a reservation.

@@ -8,7 +8,7 @@ use crate::domain::{
 };
 
 /// What the lane decided on one command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The pieces are reserved, committed in the database.
     Reserved {

@@ -186,17 +186,23 @@ fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
         );
     }
     if let Some((name, reason, expected)) = T::FIELDS.iter().find(|(name, ..)| !fields.contains_key(*name)) {
-        return ApiError::field(*reason, *name, format!("{name} is missing; it must be {expected}"));
+        return ApiError::missing((name, *reason, expected));
     }
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let parsed = T::deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
     let path = track.path().to_string();
-    match (known().find(|(name, ..)| *name == path), parsed.err()) {
-        (Some((name, reason, expected)), _) => {
-            ApiError::field(*reason, *name, format!("{name} must be {expected}"))
+    // `lines[2].total` is a `total`, `lines[2]` one of the `lines`.
+    let last = path.rsplit('.').next().unwrap_or_default();
+    let (name, is_element) = last.split_once('[').map_or((last, false), |(name, _)| (name, true));
+    match (known().find(|known| known.0 == name), parsed.err()) {
+        (Some((_, reason, expected)), _) if !is_element => {
+            ApiError::field(*reason, path.as_str(), format!("{path} must be {expected}"))
         }
-        (None, error) => {
+        (Some((_, reason, _)), Some(error)) => {
+            ApiError::field(*reason, path.as_str(), format!("{path}: {error}"))
+        }
+        (_, error) => {
             let what = error.map(|error| error.to_string()).unwrap_or_default();
             ApiError::new(Reason::InvalidBody, format!("the body is not what it must be: {what}"))
         }

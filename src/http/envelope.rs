@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Serialize, Serializer};
 
-use super::readiness::Readiness;
+use super::{body::Field, readiness::Readiness, time::Time};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
@@ -114,6 +114,9 @@ reasons! {
         InvalidStock "invalid_stock",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
+        InvalidLines "invalid_lines",
+        InvalidBuyer "invalid_buyer",
+        DuplicateProduct "duplicate_product",
         InvalidOrderId "invalid_order_id",
         InvalidLimit "invalid_limit",
         InvalidAfter "invalid_after",
@@ -209,6 +212,8 @@ pub(super) struct ApiError {
     product_id: Option<ProductId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    terms: Option<Box<RefusedByTerms>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reserved_stock: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,6 +226,18 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// What belongs to an order that the terms of sale refuse.
+#[derive(Debug, Serialize)]
+struct RefusedByTerms {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opens_at: Option<Time>,
+    /// Pieces of the product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<u32>,
 }
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -252,6 +269,7 @@ impl ApiError {
             field: None,
             product_id: None,
             available_stock: None,
+            terms: None,
             reserved_stock: None,
             order_status: None,
             readiness: None,
@@ -287,6 +305,15 @@ impl ApiError {
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self { field: Some(field.into()), ..Self::new(reason, message) }
+    }
+
+    pub(super) fn of_product(self, product_id: ProductId) -> Self {
+        Self { product_id: Some(product_id), ..self }
+    }
+
+    /// A field of the body that is required and not there.
+    pub(super) fn missing((name, reason, expected): Field) -> Self {
+        Self::field(reason, name, format!("{name} is missing; it must be {expected}"))
     }
 
     /// A bug. What it is goes to the log, not to the client.
@@ -337,38 +364,71 @@ impl ApiError {
         Self { readiness: Some(Box::new(readiness)), ..Self::new(Reason::NotReady, message) }
     }
 
-    pub(super) fn rejected(rejection: Rejection, product_id: ProductId) -> Self {
-        let reason = Reason::Rejected(rejection.reason());
-        match rejection {
-            Rejection::ProductNotFound => Self::new(
-                reason,
-                format!("there is no product {product_id} to order: it does not exist, or it is archived"),
-            ),
-            Rejection::InsufficientStock { available } => {
-                Self { available_stock: Some(available), ..Self::new(reason, insufficient_stock(available)) }
+    pub(super) fn rejected(rejection: Rejection) -> Self {
+        let details = rejection.details();
+        let of = details.product_id.map_or(String::new(), |id| format!(" of product {id}"));
+        let message: Cow<'static, str> = match rejection {
+            Rejection::ProductNotFound { product_id } => {
+                format!("there is no product {product_id} to order: it does not exist, or it is archived").into()
             }
-            Rejection::KeyReused => Self::new(
-                reason,
-                "this Idempotency-Key belongs to an order of another product or total; nothing was reserved, use a \
-                 new key for a new order",
-            ),
+            Rejection::InsufficientStock { available, .. } => insufficient_stock(available, &of),
+            Rejection::KeyReused => {
+                "this Idempotency-Key belongs to an order of other products, totals or buyer; nothing was \
+                                     reserved, use a new key for a new order"
+                    .into()
+            }
+            Rejection::SalePaused { .. } => {
+                format!("the sale{of} is paused by the seller; nothing was reserved, try again later").into()
+            }
+            Rejection::SaleNotOpen { opens_at, .. } => {
+                format!("the sale{of} opens at {opens_at:.3}; nothing was reserved, order again then").into()
+            }
+            Rejection::SaleClosed { .. } => format!("the sale{of} is over; nothing was reserved").into(),
+            Rejection::LimitPerOrder { limit, .. } => {
+                format!("one order may have {} at most{of}; nothing was reserved", pieces(limit)).into()
+            }
+            Rejection::LimitPerBuyer { limit, held, .. } => {
+                let limit = pieces(limit);
+                format!(
+                    "one buyer may have {limit} at most{of}, and this one has {held}; nothing was reserved"
+                )
+                .into()
+            }
+            Rejection::BuyerRequired { .. } => {
+                format!("there is a limit for each buyer{of}; send the order with a buyer").into()
+            }
+        };
+        let (opens_at, limit, held) = (details.opens_at.map(Time), details.limit, details.held);
+        let has_terms = opens_at.is_some() || limit.is_some();
+        Self {
+            product_id: details.product_id,
+            available_stock: details.available_stock,
+            terms: has_terms.then(|| Box::new(RefusedByTerms { opens_at, limit, held })),
+            ..Self::new(Reason::Rejected(rejection.reason()), message)
         }
     }
 }
 
-fn insufficient_stock(available: u32) -> Cow<'static, str> {
+fn insufficient_stock(available: u32, of: &str) -> Cow<'static, str> {
     match available {
-        0 => "no piece is available any more; nothing was reserved".into(),
-        n => format!("only {} available; nothing was reserved", pieces_are(n)).into(),
+        0 => format!("no piece{of} is available any more; nothing was reserved").into(),
+        1 => format!("only 1 piece{of} is available; nothing was reserved").into(),
+        n => format!("only {n} pieces{of} are available; nothing was reserved").into(),
+    }
+}
+
+/// `1 piece`, `2 pieces`.
+fn pieces(count: u32) -> String {
+    match count {
+        1 => "1 piece".to_owned(),
+        n => format!("{n} pieces"),
     }
 }
 
 /// `1 piece is`, `2 pieces are`.
 fn pieces_are(count: u32) -> String {
-    match count {
-        1 => "1 piece is".to_owned(),
-        n => format!("{n} pieces are"),
-    }
+    let verb = if count == 1 { "is" } else { "are" };
+    format!("{} {verb}", pieces(count))
 }
 
 impl From<Refusal> for ApiError {
@@ -475,8 +535,9 @@ mod tests {
             reserved(12),
             "12 pieces are reserved by buyers: the stock cannot be less; nothing was changed"
         );
-        assert_eq!(insufficient_stock(0), "no piece is available any more; nothing was reserved");
-        assert_eq!(insufficient_stock(1), "only 1 piece is available; nothing was reserved");
-        assert_eq!(insufficient_stock(88), "only 88 pieces are available; nothing was reserved");
+        let short = |available| insufficient_stock(available, " of product 7");
+        assert_eq!(short(0), "no piece of product 7 is available any more; nothing was reserved");
+        assert_eq!(short(1), "only 1 piece of product 7 is available; nothing was reserved");
+        assert_eq!(short(88), "only 88 pieces of product 7 are available; nothing was reserved");
     }
 }

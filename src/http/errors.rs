@@ -2,19 +2,33 @@
 
 use super::envelope::{ApiError, Reason};
 use crate::{
-    domain::order::{Order, OrderStatus},
+    domain::{
+        lines::{InvalidLines, Lines},
+        order::{Order, OrderStatus},
+    },
     service::{
         catalog::{ArchiveError, CreateError, RecountError, UpdateError},
         ordering::{ChangeError, PlaceError},
     },
 };
 
+impl From<InvalidLines> for ApiError {
+    fn from(invalid: InvalidLines) -> Self {
+        match invalid {
+            InvalidLines::Count => {
+                Self::field(Reason::InvalidLines, "lines", format!("lines must be {}", Lines::EXPECTED))
+            }
+            InvalidLines::Duplicate(product_id) => {
+                Self::field(Reason::DuplicateProduct, "lines", invalid.to_string()).of_product(product_id)
+            }
+        }
+    }
+}
+
 impl From<PlaceError> for ApiError {
     fn from(error: PlaceError) -> Self {
         match error {
-            PlaceError::Rejected { product_id, rejection, replayed } => {
-                Self::rejected(rejection, product_id).replayed(replayed)
-            }
+            PlaceError::Rejected { rejection, replayed } => Self::rejected(rejection).replayed(replayed),
             PlaceError::NotReserved(order) => not_reserved(&order).replayed(true),
             PlaceError::Refused(refusal) => refusal.into(),
             PlaceError::Undecidable => undecidable(),
@@ -106,6 +120,9 @@ fn conflict(status: OrderStatus) -> ApiError {
             "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
              order",
         ),
+        OrderStatus::Returned => {
+            (Reason::OrderNotReserved, "the order was returned; nothing was changed, place a new one")
+        }
         OrderStatus::Rejected => {
             (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
         }

@@ -7,8 +7,7 @@ use axum::{
     http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
@@ -17,29 +16,72 @@ use super::{
     origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences},
     query::{ListQuery, OrderPath},
+    time::Time,
 };
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
+        lines::{Line, Lines},
+        names::{Buyer, PaymentReference},
         order::{Change, Order, OrderStatus, Quantity},
         origin::Origin,
         rejection::Rejection,
     },
-    service::ordering::{Call, OrderChange, OrderLookup, Placement, StatusFilter},
+    service::ordering::{Call, OrderChange, OrderLookup, Placement, Request, StatusFilter},
 };
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OrderRequest {
+    product_id: Option<ProductId>,
+    total: Option<Quantity>,
+    lines: Option<Vec<LineRequest>>,
+    buyer: Option<Buyer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LineRequest {
     product_id: ProductId,
     total: Quantity,
 }
 
+const PRODUCT_ID: Field = ("product_id", Reason::InvalidProductId, ProductId::EXPECTED);
+const TOTAL: Field = ("total", Reason::InvalidTotal, Quantity::EXPECTED);
+
 impl Fields for OrderRequest {
-    const FIELDS: &'static [Field] = &[
-        ("product_id", Reason::InvalidProductId, ProductId::EXPECTED),
-        ("total", Reason::InvalidTotal, Quantity::EXPECTED),
+    const FIELDS: &'static [Field] = &[];
+    const OPTIONAL: &'static [Field] = &[
+        PRODUCT_ID,
+        TOTAL,
+        ("lines", Reason::InvalidLines, Lines::EXPECTED),
+        ("buyer", Reason::InvalidBuyer, Buyer::EXPECTED),
     ];
+}
+
+impl OrderRequest {
+    /// The lines of the order: of `lines`, or of `product_id` and `total`.
+    fn lines(
+        product_id: Option<ProductId>,
+        total: Option<Quantity>,
+        lines: Option<Vec<LineRequest>>,
+    ) -> Result<Lines, ApiError> {
+        match (product_id, total, lines) {
+            (Some(product_id), Some(total), None) => Ok(Lines::one(product_id, total)),
+            (None, None, Some(lines)) => {
+                let lines =
+                    lines.into_iter().map(|LineRequest { product_id, total }| Line { product_id, total });
+                Lines::try_from(lines.collect::<Vec<_>>()).map_err(ApiError::from)
+            }
+            (_, _, Some(_)) => Err(ApiError::field(
+                Reason::InvalidLines,
+                "lines",
+                "an order has either product_id and total, or lines",
+            )),
+            (None, _, None) => Err(ApiError::missing(PRODUCT_ID)),
+            (Some(_), None, None) => Err(ApiError::missing(TOTAL)),
+        }
+    }
 }
 
 /// `POST /api/orders`
@@ -53,7 +95,12 @@ pub(super) async fn place(
     >,
 ) -> Response {
     let wait = preferences.wait();
-    let answer = match api.orders.place(order.product_id, order.total, key, Call { wait, origin }).await {
+    let OrderRequest { product_id, total, lines, buyer } = order;
+    let lines = match OrderRequest::lines(product_id, total, lines) {
+        Ok(lines) => lines,
+        Err(error) => return error.into_response(),
+    };
+    let answer = match api.orders.place(Request { lines, buyer, key }, Call { wait, origin }).await {
         Ok(Placement::Accepted { order, replayed }) => {
             let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
             if replayed { mark_replayed(answer.into_response()) } else { answer.into_response() }
@@ -156,10 +203,21 @@ struct OrderView {
 /// What is known of an order once it is decided.
 #[derive(Serialize)]
 struct Known {
-    product_id: ProductId,
-    total: Quantity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lines: Option<Lines>,
+    /// Of an order of one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    product_id: Option<ProductId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buyer: Option<Buyer>,
     created_at: Time,
     expires_at: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paid_at: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<PaymentReference>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -174,42 +232,22 @@ impl OrderView {
 
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
+        let (id, status) = (order.id, order.status().as_str());
+        let (expires_at, rejection) = (order.expires_at(), order.rejection());
+        let only = order.lines.as_ref().and_then(Lines::only);
+        let payment = order.payment.unwrap_or_default();
         let known = Known {
-            product_id: order.product_id,
-            total: order.total,
-            created_at: Time(order.id.created_at()),
-            expires_at: order.expires_at().map(Time),
-            reason: order.rejection().map(|rejection| rejection.reason().as_str()),
-            available_stock: order.rejection().and_then(Rejection::available),
+            lines: order.lines,
+            product_id: only.map(|line| line.product_id),
+            total: only.map(|line| line.total),
+            buyer: order.buyer,
+            created_at: Time(id.created_at()),
+            expires_at: expires_at.map(Time),
+            paid_at: payment.paid_at.map(Time),
+            payment_reference: payment.reference,
+            reason: rejection.map(|rejection| rejection.reason().as_str()),
+            available_stock: rejection.and_then(Rejection::available),
         };
-        Self { id: order.id, status: order.status().as_str(), known: Some(known) }
-    }
-}
-
-/// A time as clients see it: RFC 3339 in UTC with three digits of fraction, always, so that times sort as text.
-pub(super) struct Time(pub(super) Timestamp);
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.3}", self.0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_always_has_three_digits_of_fraction() {
-        for (millis, text) in [
-            (1_769_850_000_000, "2026-01-31T09:00:00.000Z"),
-            (1_769_850_000_100, "2026-01-31T09:00:00.100Z"),
-            (1_769_850_000_120, "2026-01-31T09:00:00.120Z"),
-            (1_769_850_000_123, "2026-01-31T09:00:00.123Z"),
-            (0, "1970-01-01T00:00:00.000Z"),
-        ] {
-            let time = Time(Timestamp::from_millisecond(millis).unwrap());
-            assert_eq!(serde_json::to_value(time).unwrap(), text);
-        }
+        Self { id, status, known: Some(known) }
     }
 }

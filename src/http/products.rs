@@ -11,8 +11,8 @@ use super::{
     api::Api,
     body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
     envelope::{ApiError, Reason, page, success},
-    orders::Time,
     query::{ListQuery, ProductPath},
+    time::Time,
 };
 use crate::domain::{
     ids::ProductId,

@@ -173,6 +173,7 @@ mod tests {
         clock::{Clock, SystemClock},
         domain::{
             command::{NewOrder, ReplyMode},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },
@@ -183,7 +184,14 @@ mod tests {
         let order = |number: &u64| {
             let (id, product_id) = (SystemClock.order_id(), ProductId::new(*number).unwrap());
             let (total, reply, origin) = (Quantity::new(1).unwrap(), ReplyMode::Detached, Origin::default());
-            Command::from(NewOrder { id, product_id, total, reply, key: None, origin })
+            Command::from(NewOrder {
+                id,
+                lines: Lines::one(product_id, total),
+                buyer: None,
+                reply,
+                key: None,
+                origin,
+            })
         };
         let commands = products.iter().map(order).collect();
         Delivery { commands, lane: "a lane".into(), reply_to: "an API".into(), tag: 1 }

@@ -413,6 +413,7 @@ mod tests {
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
+        lines::Lines,
         order::{Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
     };
@@ -438,8 +439,8 @@ mod tests {
         submitter.submit(
             NewOrder {
                 id,
-                product_id,
-                total,
+                lines: Lines::one(product_id, total),
+                buyer: None,
                 reply: ReplyMode::Detached,
                 key: None,
                 origin: Origin::default(),
@@ -466,7 +467,15 @@ mod tests {
         let event = |status| {
             let (id, product_id) = (SystemClock.order_id(), ProductId::new(1).unwrap());
             let state = OrderState::Accepted { status, expires_at: SystemClock.now() };
-            Event { order: Order { id, product_id, total: Quantity::new(1).unwrap(), state } }
+            Event {
+                order: Order {
+                    id,
+                    lines: Some(Lines::one(product_id, Quantity::new(1).unwrap())),
+                    buyer: None,
+                    payment: None,
+                    state,
+                },
+            }
         };
         let mut consumer = queue.consumer().await.unwrap();
         let publish = |events: &[Event]| Completion { events: events.to_vec(), ..Completion::default() };

@@ -2,7 +2,7 @@
 
 use crate::{
     domain::{
-        ids::{OrderId, ProductId},
+        ids::OrderId,
         order::{Order, OrderStatus},
         rejection::Rejection,
     },
@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// An order that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// The pieces are reserved or paid, committed in the database. `replayed`: the order was placed earlier, under the same
     /// idempotency key.
@@ -26,7 +26,7 @@ pub enum Placement {
 pub enum PlaceError {
     /// The lane decided so. `replayed`: it did earlier, under the same idempotency key.
     #[error("rejected: {rejection:?}")]
-    Rejected { product_id: ProductId, rejection: Rejection, replayed: bool },
+    Rejected { rejection: Rejection, replayed: bool },
     /// The order of this idempotency key was placed earlier, and holds no pieces any more.
     #[error("the order of this key is {}", .0.status().as_str())]
     NotReserved(Order),
@@ -41,7 +41,7 @@ pub enum PlaceError {
 }
 
 /// A payment or cancellation that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderChange {
     /// The order has the status that the change leads to: by this change, or by an earlier one.
     Done(Order),

@@ -32,7 +32,7 @@ const MAX_WAIT: Duration = Duration::from_secs(3);
 /// A key that a [`BatchLoader`] reads.
 #[async_trait]
 pub trait LoadKey: Clone + Eq + Hash + Send + Sync + 'static {
-    type Value: Copy + Send;
+    type Value: Clone + Send;
     /// The role of the store that reads it.
     type Source: ?Sized + Send + Sync + 'static;
 
@@ -138,7 +138,7 @@ impl<K: LoadKey> BatchLoader<K> {
             match AssertUnwindSafe(reading).catch_unwind().await {
                 Ok(Ok(values)) => {
                     for Request { key, reply } in requests {
-                        let _ = reply.send(Ok(values.get(&key).copied())); // the client may have left
+                        let _ = reply.send(Ok(values.get(&key).cloned())); // the client may have left
                     }
                 }
                 Ok(Err(error)) if error.is_transient() => {

@@ -122,9 +122,9 @@ impl Dispatcher {
             }
         };
         if let Some(command) = traced {
-            log_answered(&command, outcome, began.elapsed());
+            log_answered(&command, outcome.as_ref(), began.elapsed());
         }
-        span.end(word_for(outcome));
+        span.end(word_for(outcome.as_ref()));
         outcome
     }
 
@@ -184,11 +184,11 @@ impl Dispatcher {
     }
 }
 
-fn word_for(outcome: Option<Outcome>) -> &'static str {
-    outcome.as_ref().map_or("pending", Outcome::as_str)
+fn word_for(outcome: Option<&Outcome>) -> &'static str {
+    outcome.map_or("pending", Outcome::as_str)
 }
 
-fn log_answered(command: &Command, outcome: Option<Outcome>, elapsed: Duration) {
+fn log_answered(command: &Command, outcome: Option<&Outcome>, elapsed: Duration) {
     tracing::debug!(
         order_id = %command.order_id(),
         product_id = command.product_id().get(),

@@ -11,7 +11,9 @@ use crate::{
     domain::{
         command::{ChangeOrder, NewOrder},
         ids::{IdempotencyKey, OrderId, ProductId},
-        order::{Change, Order, OrderState, OrderStatus, Quantity},
+        lines::Lines,
+        names::Buyer,
+        order::{Change, Order, OrderState, OrderStatus},
         origin::Origin,
         product::ProductState,
         rejection::Rejection,
@@ -33,7 +35,13 @@ pub use super::answers::{ChangeError, OrderChange, PlaceError, Placement};
 /// The shortest wait that is left after lookups.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
-const SOLD_OUT: Rejection = Rejection::InsufficientStock { available: 0 };
+/// What a client wants to order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub lines: Lines,
+    pub buyer: Option<Buyer>,
+    pub key: Option<IdempotencyKey>,
+}
 
 /// What a request says besides what it wants.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +52,7 @@ pub struct Call {
 }
 
 /// What is known of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderLookup {
     Stored(Order),
     /// It is not stored, and may be in its lane.
@@ -87,75 +95,80 @@ impl OrderService {
 
     /// Places an order and waits for its verdict, for as long as the call says but no longer than the order timeout. A wait of 0
     /// ends when the order is queued, unless its key is stored. When the caller goes away, the order stays in its lane.
-    pub async fn place(
-        &self,
-        product_id: ProductId,
-        total: Quantity,
-        key: Option<IdempotencyKey>,
-        call: Call,
-    ) -> Result<Placement, PlaceError> {
-        let answer = self.try_to_place(product_id, total, key, call).await;
+    pub async fn place(&self, request: Request, call: Call) -> Result<Placement, PlaceError> {
+        let answer = self.try_to_place(request, call).await;
         self.metrics.order_answered(order_answer(&answer));
         answer
     }
 
     async fn try_to_place(
         &self,
-        product_id: ProductId,
-        total: Quantity,
-        key: Option<IdempotencyKey>,
+        request: Request,
         Call { wait, origin }: Call,
     ) -> Result<Placement, PlaceError> {
         let (wait, began) = (self.waiting_time(wait), Instant::now());
-        let rejected = |rejection| Err(PlaceError::Rejected { product_id, rejection, replayed: false });
+        let rejected = |rejection| Err(PlaceError::Rejected { rejection, replayed: false });
+        let lane = request.lines.first().product_id;
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
-        if key.is_none() && self.sold_out_cache.is_sold_out(product_id).await {
-            self.metrics.refused_as_sold_out();
-            self.dispatcher.activity().refuse_sold_out(product_id);
-            return rejected(SOLD_OUT);
+        if request.key.is_none() {
+            for product_id in request.lines.products() {
+                if self.sold_out_cache.is_sold_out(product_id).await {
+                    self.metrics.refused_as_sold_out();
+                    self.dispatcher.activity().refuse_sold_out(lane);
+                    return rejected(Rejection::InsufficientStock { product_id, available: 0 });
+                }
+            }
         }
-        let state = self.dispatcher.products().state(product_id).await?;
-        if state.is_none() {
-            return rejected(Rejection::ProductNotFound);
+        let mut archived = None;
+        for product_id in request.lines.products() {
+            match self.dispatcher.products().state(product_id).await? {
+                Some(ProductState::Live) => {}
+                Some(ProductState::Archived) => archived = archived.or(Some(product_id)),
+                None => return rejected(Rejection::ProductNotFound { product_id }),
+            }
         }
         // A stored order is answered at once, without another id for it.
-        if (wait.is_zero() || state == Some(ProductState::Archived))
-            && let Some(stored) = self.find_by_key(key.as_ref(), product_id, total).await?
+        if (wait.is_zero() || archived.is_some())
+            && let Some(stored) = self.find_by_key(&request).await?
         {
             return stored;
         }
-        if state == Some(ProductState::Archived) {
-            return rejected(Rejection::ProductNotFound);
+        if let Some(product_id) = archived {
+            return rejected(Rejection::ProductNotFound { product_id });
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
         let id = self.dispatcher.clock().order_id();
-        let order =
-            NewOrder { id, product_id, total, reply: reply_mode(id.into(), wait), key: key.clone(), origin };
+        let Request { lines, buyer, key } = request.clone();
+        let order = NewOrder { id, lines, buyer, reply: reply_mode(id.into(), wait), key, origin };
         let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
-            Some(Outcome::Decided(Verdict::Rejected(SOLD_OUT))) => {
-                self.sold_out_cache.report_sold_out(product_id)
-            }
+            Some(Outcome::Decided(Verdict::Rejected(Rejection::InsufficientStock {
+                product_id,
+                available: 0,
+            }))) => self.sold_out_cache.report_sold_out(product_id),
             // No API learns the verdicts on detached orders: the sold-out cache reads instead.
-            Some(Outcome::Queued) => self.sold_out_cache.check_soon(product_id),
+            Some(Outcome::Queued) => {
+                request.lines.products().for_each(|product_id| self.sold_out_cache.check_soon(product_id))
+            }
             _ => {}
         }
         match outcome {
             Some(Outcome::Decided(_)) if wait.is_zero() => Ok(Placement::Pending(id)),
             Some(Outcome::Decided(Verdict::Reserved { expires_at })) => {
                 let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
-                Ok(Placement::Accepted { order: Order { id, product_id, total, state }, replayed: false })
+                let Request { lines, buyer, .. } = request;
+                let order = Order { id, lines: Some(lines), buyer, payment: None, state };
+                Ok(Placement::Accepted { order, replayed: false })
             }
             Some(Outcome::Decided(Verdict::Rejected(rejection))) => rejected(rejection),
             Some(Outcome::Decided(Verdict::AlreadyPlaced(order))) => replay(order),
             Some(Outcome::Decided(Verdict::Undecidable)) => Err(PlaceError::Undecidable),
             // The lane would have found the order of this key; without it, the API must look.
-            Some(Outcome::Refused(refusal)) => self
-                .find_by_key(key.as_ref(), product_id, total)
-                .await?
-                .unwrap_or(Err(PlaceError::Refused(refusal))),
+            Some(Outcome::Refused(refusal)) => {
+                self.find_by_key(&request).await?.unwrap_or(Err(PlaceError::Refused(refusal)))
+            }
             Some(Outcome::Queued | Outcome::Decided(Verdict::Current(_) | Verdict::OrderNotFound)) | None => {
                 Ok(Placement::Pending(id))
             }
@@ -165,16 +178,14 @@ impl OrderService {
     /// The answer to an order whose key is stored, `None` if it is not.
     async fn find_by_key(
         &self,
-        key: Option<&IdempotencyKey>,
-        product_id: ProductId,
-        total: Quantity,
+        Request { lines, buyer, key }: &Request,
     ) -> Result<Option<Result<Placement, PlaceError>>, StoreError> {
         let Some(key) = key else { return Ok(None) };
         let Some(order) = self.keys.load(key.clone()).await? else { return Ok(None) };
-        Ok(Some(if order.is_for(product_id, total) {
+        Ok(Some(if order.is_for(lines, buyer.as_ref()) {
             replay(order)
         } else {
-            Err(PlaceError::Rejected { product_id, rejection: Rejection::KeyReused, replayed: false })
+            Err(PlaceError::Rejected { rejection: Rejection::KeyReused, replayed: false })
         }))
     }
 
@@ -223,13 +234,8 @@ impl OrderService {
     ) -> Result<OrderChange, ChangeError> {
         let wait = self.waiting_time(wait);
         let id = self.dispatcher.clock().command_id();
-        let change = ChangeOrder {
-            id,
-            order_id: order.id,
-            product_id: order.product_id,
-            change,
-            reply: reply_mode(id, wait),
-            origin,
+        let Some(change) = ChangeOrder::of(&order, id, change, reply_mode(id, wait), origin) else {
+            return Ok(OrderChange::Done(order)); // cancelled before its turn
         };
         match self.dispatcher.dispatch(change.into(), wait).await {
             Some(Outcome::Decided(_)) if wait.is_zero() => Ok(OrderChange::Pending(order)),
@@ -276,9 +282,7 @@ impl OrderService {
 /// The answer to an order whose idempotency key belongs to this one, which was placed earlier.
 fn replay(order: Order) -> Result<Placement, PlaceError> {
     match (order.status(), order.state) {
-        (_, OrderState::Rejected(rejection)) => {
-            Err(PlaceError::Rejected { product_id: order.product_id, rejection, replayed: true })
-        }
+        (_, OrderState::Rejected(rejection)) => Err(PlaceError::Rejected { rejection, replayed: true }),
         (OrderStatus::Reserved | OrderStatus::Paid, _) => Ok(Placement::Accepted { order, replayed: true }),
         _ => Err(PlaceError::NotReserved(order)),
     }
@@ -291,7 +295,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::command::Command,
+        domain::{command::Command, order::Quantity},
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::{
@@ -312,6 +316,11 @@ mod tests {
         let products = Arc::new(KnownProducts::new(store.clone()));
         let dispatcher = Dispatcher::new(queue, products, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
+    }
+
+    /// One piece of the product.
+    fn request(product_id: ProductId, key: Option<IdempotencyKey>) -> Request {
+        Request { lines: Lines::one(product_id, Quantity::new(1).unwrap()), buyer: None, key }
     }
 
     fn is_rejected(result: Result<Placement, PlaceError>, wanted: Rejection) -> bool {
@@ -336,8 +345,7 @@ mod tests {
     #[tokio::test]
     async fn no_verdict_by_the_deadline_is_pending_and_leaves_no_pending_reply() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed =
-            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert!(ordering.dispatcher.may_be_pending(id));
         assert!(!ordering.dispatcher.may_be_pending(uuid::Uuid::now_v7().into()));
@@ -350,7 +358,7 @@ mod tests {
         let ordering = Arc::new(ordering);
         let buyer = tokio::spawn({
             let ordering = ordering.clone();
-            async move { ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await }
+            async move { ordering.place(request(product_id, None), Call::default()).await }
         });
         while ordering.dispatcher.pending_count() == 0 {
             tokio::task::yield_now().await;
@@ -363,14 +371,13 @@ mod tests {
     #[tokio::test]
     async fn a_full_lane_refuses_at_once() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let one = Quantity::new(1).unwrap();
         for _ in 0..2 {
             assert!(matches!(
-                ordering.place(product_id, one, None, Call::default()).await.unwrap(),
+                ordering.place(request(product_id, None), Call::default()).await.unwrap(),
                 Placement::Pending(_)
             ));
         }
-        let refused = ordering.place(product_id, one, None, Call::default()).await;
+        let refused = ordering.place(request(product_id, None), Call::default()).await;
         assert!(matches!(refused, Err(PlaceError::Refused(Refusal::LaneFull))));
         assert_eq!(ordering.dispatcher.pending_count(), 0);
     }
@@ -379,11 +386,11 @@ mod tests {
     async fn the_sold_out_cache_lets_orders_with_a_key_through() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
         ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
-        let one = Quantity::new(1).unwrap();
-        assert!(is_rejected(ordering.place(product_id, one, None, Call::default()).await, SOLD_OUT));
+        let sold_out = Rejection::InsufficientStock { product_id, available: 0 };
+        assert!(is_rejected(ordering.place(request(product_id, None), Call::default()).await, sold_out));
         let key = Some("a-key".to_owned().try_into().unwrap());
         assert!(matches!(
-            ordering.place(product_id, one, key, Call::default()).await.unwrap(),
+            ordering.place(request(product_id, key), Call::default()).await.unwrap(),
             Placement::Pending(_)
         ));
     }
@@ -397,11 +404,10 @@ mod tests {
     #[tokio::test]
     async fn a_202_leaves_a_detached_copy() {
         let (queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let one = Quantity::new(1).unwrap();
         // A worker holds the first copy, and its lane is full: the second one is queued all the same.
         let mut worker = queue.consumer().await.unwrap();
         let (placed, held) =
-            tokio::join!(ordering.place(product_id, one, None, Call::default()), worker.take(1));
+            tokio::join!(ordering.place(request(product_id, None), Call::default()), worker.take(1));
         let Placement::Pending(id) = placed.unwrap() else { panic!() };
         let held = held.unwrap();
         assert!(!held[0].commands[0].is_detached());
@@ -417,17 +423,16 @@ mod tests {
         let queue = MemoryQueue::new(100, SystemClock.now());
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
-        let one = Quantity::new(1).unwrap();
         assert!(ordering.dispatcher.products().state(product_id).await.unwrap().is_some());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();
-        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_AFTER_STOP + DETACH_TIMEOUT
         );
         let began = Instant::now();
-        let placed = ordering.place(product_id, one, None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         assert!(
             matches!(placed, Placement::Pending(_)) && began.elapsed() <= WAIT_WHILE_CLOSING + DETACH_TIMEOUT
         );
@@ -439,16 +444,15 @@ mod tests {
     async fn an_unknown_product_gets_no_lane() {
         let (queue, ordering, _) = ordering(Duration::from_secs(60)).await;
         let stranger = ProductId::new(4711).unwrap();
-        let placed = ordering.place(stranger, Quantity::new(1).unwrap(), None, Call::default()).await;
-        assert!(is_rejected(placed, Rejection::ProductNotFound));
+        let placed = ordering.place(request(stranger, None), Call::default()).await;
+        assert!(is_rejected(placed, Rejection::ProductNotFound { product_id: stranger }));
         queue.drain().await;
     }
 
     #[tokio::test]
     async fn an_order_that_is_not_stored_is_pending_or_not_found() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        let placed =
-            ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+        let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
         assert!(matches!(
@@ -486,14 +490,13 @@ mod tests {
             service(store.clone(), &queue, Duration::from_secs(60), CancellationToken::new()).await;
         store.recount(product_id, crate::domain::inventory::Stock::new(1).unwrap()).await.unwrap();
         let client = async {
-            let placed =
-                ordering.place(product_id, Quantity::new(1).unwrap(), None, Call::default()).await.unwrap();
+            let placed = ordering.place(request(product_id, None), Call::default()).await.unwrap();
             let Placement::Accepted { order, replayed: false } = placed else { panic!("{placed:?}") };
-            let cancelled = order.with_status(OrderStatus::Cancelled);
+            let cancelled = order.clone().with_status(OrderStatus::Cancelled);
             for _ in 0..2 {
                 let began = Instant::now();
                 let changed = ordering.change(order.id, Change::Cancel, Call::default()).await.unwrap();
-                assert_eq!(changed, OrderChange::Done(cancelled));
+                assert_eq!(changed, OrderChange::Done(cancelled.clone()));
                 assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
             }
             let paid = ordering.change(order.id, Change::Pay, Call::default()).await;

@@ -28,11 +28,9 @@ use super::{
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{
-        self, ArchivedProducts, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes,
-    },
+    decide::{self, ArchivedProducts, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventory, Stock},
+    inventory::{Inventories, Inventory, Stock},
     lane_set::LaneSet,
     order::{Order, OrderStatus},
     product::{NewProduct, Product, ProductChange, ProductState},
@@ -219,7 +217,7 @@ impl Catalog for MemoryStore {
 impl Orders for MemoryStore {
     async fn orders_by_id(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Order>, StoreError> {
         let data = self.data()?;
-        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).copied();
+        let find = |id: &OrderId| data.orders.get(data.aliases.get(id).unwrap_or(id)).cloned();
         Ok(ids.iter().filter_map(|id| Some((*id, find(id)?))).collect())
     }
 
@@ -228,7 +226,7 @@ impl Orders for MemoryStore {
         keys: &[IdempotencyKey],
     ) -> Result<HashMap<IdempotencyKey, Order>, StoreError> {
         let data = self.data()?;
-        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).copied();
+        let find = |key: &IdempotencyKey| data.orders.get(data.keys.get(key)?).cloned();
         Ok(keys.iter().filter_map(|key| Some((key.clone(), find(key)?))).collect())
     }
 
@@ -238,10 +236,11 @@ impl Orders for MemoryStore {
         let data = self.data()?;
         let behind = data.orders.range((after.map_or(Unbounded, Excluded), Unbounded));
         let rows = behind
-            .map(|(_, order)| *order)
-            .filter(|order| product_id.is_none_or(|wanted| order.product_id == wanted))
+            .map(|(_, order)| order)
+            .filter(|order| product_id.is_none_or(|wanted| is_of(order, wanted)))
             .filter(|order| status.is_none_or(|wanted| order.status() == wanted))
             .take(one_more_than(limit))
+            .cloned()
             .collect();
         Ok(Page::cut(rows, limit, None, |order| order.id))
     }
@@ -257,8 +256,13 @@ impl Orders for MemoryStore {
         places.sort_unstable();
         places.truncate(one_more_than(limit));
         let Page { rows, next } = Page::cut(places, limit, None, |place| *place);
-        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id]).collect(), next })
+        Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id].clone()).collect(), next })
     }
+}
+
+/// Whether a line of the order is of this product.
+fn is_of(order: &Order, product_id: ProductId) -> bool {
+    order.lines.as_ref().is_some_and(|lines| lines.products().any(|id| id == product_id))
 }
 
 /// How many rows say whether a page is the last one.
@@ -299,9 +303,14 @@ impl Data {
     }
 
     fn inventories_of(&self, commands: &[Command]) -> (Inventories, ArchivedProducts) {
-        let products = commands.iter().filter_map(|command| self.products.get(&command.product_id()));
-        let archived = products.clone().filter_map(|(product, _)| Some((product.id, product.archived_at?)));
-        (products.clone().map(|(product, inventory)| (product.id, *inventory)).collect(), archived.collect())
+        let (mut inventories, mut archived) = (Inventories::new(), ArchivedProducts::new());
+        for (product, inventory) in
+            commands.iter().flat_map(Command::products).filter_map(|id| self.products.get(&id))
+        {
+            inventories.insert(product.id, *inventory);
+            archived.extend(product.archived_at.map(|at| (product.id, at)));
+        }
+        (inventories, archived)
     }
 
     /// The stored orders that these commands are about, by id and by key. An order is deleted with its keys, so that no key is
@@ -313,10 +322,10 @@ impl Data {
                 Command::Place(order) => (order.id, order.key.as_ref()),
                 Command::Change(change) => (change.order_id, None),
             };
-            stored.orders.extend(self.orders.get(&id).map(|order| (id, *order)));
+            stored.orders.extend(self.orders.get(&id).map(|order| (id, order.clone())));
             if let Some((key, id)) = key.and_then(|key| self.keys.get_key_value(key)) {
                 stored.keys.insert(key.clone(), *id);
-                stored.orders.insert(*id, self.orders[id]);
+                stored.orders.insert(*id, self.orders[id].clone());
             }
         }
         stored
@@ -330,12 +339,12 @@ impl Data {
             }
         }
         for (order, key) in orders {
-            self.orders.insert(order.id, order);
             self.keys.extend(key.map(|key| (key, order.id)));
+            self.orders.insert(order.id, order);
         }
         for (id, status) in statuses {
             if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.with_status(status);
+                *order = order.clone().with_status(status);
             }
         }
         for (id, order_id) in aliases {
@@ -432,6 +441,7 @@ mod tests {
         command::{NewOrder, ReplyMode},
         ids::CommandId,
         lane_set::LaneMode,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
@@ -469,7 +479,8 @@ mod tests {
         for (number, seconds) in [(1_u128, 30), (2, 10), (3, 20), (4, 10), (5, 40)] {
             let id = Uuid::from_u128(number).into();
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order = NewOrder { id, product_id, total, reply, key: None, origin: Origin::default() };
+            let lines = Lines::one(product_id, total);
+            let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
             store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
             ids.push(id);
         }

@@ -428,10 +428,13 @@ impl Transaction for MySqlTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, archived, stock } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, archived, stock, .. } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
@@ -470,12 +473,30 @@ const INSERT_RESERVATIONS: &str =
          NESTED PATH '$[3][*]' COLUMNS (id CHAR(32) PATH '$')
      )) AS batch";
 
+const INSERT_DETAILED_RESERVATIONS: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, rejection_reason, `lines`, buyer)
+     SELECT UNHEX(id), product_id, total, 'reserved', expires_at, NULL, all_lines, buyer
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]', expires_at BIGINT PATH '$[3]',
+         all_lines VARCHAR(2000) PATH '$[4]', buyer VARCHAR(128) PATH '$[5]'
+     )) AS batch";
+
 const INSERT_REJECTIONS: &str =
-    "INSERT INTO orders (id, product_id, total, status, rejected_available, rejection_reason)
-     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available, rejection_reason
+    "INSERT INTO orders (
+         id, product_id, total, status, rejected_available, rejection_reason, rejection_details, `lines`, buyer
+     )
+     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available, rejection_reason, rejection_details, all_lines,
+         buyer
      FROM JSON_TABLE(?, '$[*]' COLUMNS (
          id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-         rejected_available INT PATH '$[3]', rejection_reason VARCHAR(32) PATH '$[4]'
+         rejected_available INT PATH '$[3]', rejection_reason VARCHAR(32) PATH '$[4]',
+         rejection_details VARCHAR(255) PATH '$[5]', all_lines VARCHAR(2000) PATH '$[6]', buyer VARCHAR(128) PATH '$[7]'
+     )) AS batch";
+
+const INSERT_BASKET_LINES: &str = "INSERT INTO basket_lines (product_id, order_id, total)
+     SELECT product_id, UNHEX(order_id), total
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         product_id BIGINT PATH '$[0]', order_id CHAR(32) PATH '$[1]', total INT PATH '$[2]'
      )) AS batch";
 
 // Only from the order that is known to be gone: another transaction that was faster with the key keeps it.

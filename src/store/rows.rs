@@ -3,15 +3,17 @@
 
 use uuid::Uuid;
 
-use super::error::StoreError;
+use super::{error::StoreError, transaction::json};
 use crate::{
     domain::time::from_millis,
     domain::{
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{BooksDoNotBalance, Inventory},
-        order::{Order, OrderState, OrderStatus, Quantity},
+        lines::{Line, Lines},
+        names::{Buyer, PaymentReference},
+        order::{Order, OrderState, OrderStatus, Payment, Quantity},
         product::{Product, ProductName},
-        rejection::RejectionReason,
+        rejection::{Rejection, RejectionDetails, RejectionReason},
         sku::Sku,
     },
     telemetry::is_first_report,
@@ -50,12 +52,18 @@ where
 #[derive(sqlx::FromRow)]
 pub(super) struct OrderRow {
     pub(super) id: Uuid,
-    product_id: i64,
-    total: i64,
+    product_id: Option<i64>,
+    total: Option<i64>,
     status: TextColumn,
     pub(super) expires_at: Option<i64>,
     rejected_available: Option<i64>,
     rejection_reason: Option<TextColumn>,
+    /// Of an order of several products: `[[product, total], …]`.
+    lines: Option<TextColumn>,
+    buyer: Option<TextColumn>,
+    payment_reference: Option<TextColumn>,
+    paid_at: Option<i64>,
+    rejection_details: Option<TextColumn>,
 }
 
 /// An order, or the id of a corrupt one and the error.
@@ -72,31 +80,79 @@ impl TryFrom<OrderRow> for Order {
     type Error = StoreError;
 
     fn try_from(row: OrderRow) -> Result<Self, StoreError> {
-        let corrupt = |what: &str| StoreError::Corrupt(format!("the order {} has {what}", row.id));
+        let id = row.id;
+        let corrupt = |what: &str| StoreError::Corrupt(format!("the order {id} has {what}"));
         let status = OrderStatus::from_word(&row.status.0).ok_or_else(|| corrupt("no such status"))?;
+        let lines = row.lines().map_err(corrupt)?;
         let state = match (status, row.expires_at) {
-            (OrderStatus::Rejected, None) => {
-                let reason = row.rejection_reason.ok_or_else(|| corrupt("no rejection_reason"))?;
-                let reason = RejectionReason::from_word(&reason.0).filter(|reason| reason.is_stored());
-                let reason = reason.ok_or_else(|| corrupt("an unknown rejection_reason"))?;
-                let available = row.rejected_available.map(u32::try_from).transpose();
-                let available = available.map_err(|_| corrupt("an invalid rejected_available"))?;
-                let rejection = reason.with(available);
-                OrderState::Rejected(rejection.ok_or_else(|| {
-                    corrupt("a rejected_available that does not agree with its rejection_reason")
-                })?)
-            }
+            (OrderStatus::Rejected, None) => OrderState::Rejected(row.rejection(&lines).map_err(corrupt)?),
             (OrderStatus::Rejected, Some(_)) => return Err(corrupt("an expires_at though it was rejected")),
             (_, None) => return Err(corrupt("no expires_at")),
             (status, Some(expires_at)) => {
                 OrderState::Accepted { status, expires_at: from_millis(expires_at) }
             }
         };
-        let total = u32::try_from(row.total).ok().and_then(Quantity::new);
-        let total = total.ok_or_else(|| corrupt("an invalid total"))?;
-        let product_id = product_id(row.product_id).map_err(|_| corrupt("an invalid product id"))?;
-        Ok(Self { id: row.id.into(), product_id, total, state })
+        let buyer = row.buyer.map(|TextColumn(buyer)| Buyer::try_from(buyer)).transpose();
+        let reference =
+            row.payment_reference.map(|TextColumn(text)| PaymentReference::try_from(text)).transpose();
+        let payment = Payment {
+            reference: reference.map_err(|_| corrupt("an invalid payment_reference"))?,
+            paid_at: row.paid_at.map(from_millis),
+        };
+        Ok(Self {
+            id: id.into(),
+            lines,
+            buyer: buyer.map_err(|_| corrupt("an invalid buyer"))?,
+            payment: (payment != Payment::default()).then_some(payment),
+            state,
+        })
     }
+}
+
+impl OrderRow {
+    /// What is wrong, if they are invalid.
+    fn lines(&self) -> Result<Option<Lines>, &'static str> {
+        let (product, total) = match (self.product_id, self.total) {
+            (None, None) => return Ok(None),
+            (Some(product), Some(total)) => (product, total),
+            _ => return Err("a product without a total, or a total without a product"),
+        };
+        let product_id = product_id(product).map_err(|_| "an invalid product id")?;
+        let total = u32::try_from(total).ok().and_then(Quantity::new).ok_or("an invalid total")?;
+        let Some(TextColumn(lines)) = &self.lines else { return Ok(Some(Lines::one(product_id, total))) };
+        let lines: Vec<(ProductId, Quantity)> = serde_json::from_str(lines).map_err(|_| "invalid lines")?;
+        let lines: Vec<_> = lines.into_iter().map(|(product_id, total)| Line { product_id, total }).collect();
+        let lines = Lines::try_from(lines).map_err(|_| "invalid lines")?;
+        let agrees = lines.first() == Line { product_id, total };
+        if agrees { Ok(Some(lines)) } else { Err("lines that do not begin with its product_id and total") }
+    }
+
+    /// What is wrong, if it is invalid.
+    fn rejection(&self, lines: &Option<Lines>) -> Result<Rejection, &'static str> {
+        let reason = self.rejection_reason.as_ref().ok_or("no rejection_reason")?;
+        let reason = RejectionReason::from_word(&reason.0).filter(|reason| reason.is_stored());
+        let reason = reason.ok_or("an unknown rejection_reason")?;
+        let details = self.rejection_details.as_ref().map(|TextColumn(json)| serde_json::from_str(json));
+        let details: RejectionDetails =
+            details.transpose().map_err(|_| "invalid rejection_details")?.unwrap_or_default();
+        let available = self.rejected_available.map(u32::try_from).transpose();
+        let available = available.map_err(|_| "an invalid rejected_available")?;
+        // Earlier releases stored no details: their orders were of one product.
+        let product_id = details.product_id.or(lines.as_ref().map(|lines| lines.first().product_id));
+        let details = RejectionDetails { product_id, available_stock: available, ..details };
+        let rejection =
+            reason.with(details).ok_or("rejection_details that do not agree with its rejection_reason")?;
+        match rejection.available() == available {
+            true => Ok(rejection),
+            false => Err("a rejected_available that does not agree with its rejection_reason"),
+        }
+    }
+}
+
+/// The lines of an order of several products, as they are stored in its row.
+pub(super) fn stored_lines(lines: &Lines) -> Option<String> {
+    let pairs = || lines.as_slice().iter().map(|line| (line.product_id, line.total)).collect::<Vec<_>>();
+    lines.only().is_none().then(|| json(&pairs()))
 }
 
 /// An order and its idempotency key.

@@ -531,10 +531,13 @@ impl Transaction for SqliteTransaction {
     }
 
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, rejections, orphaned_keys, keys, statuses, aliases, archived, stock } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes { orphaned_keys, keys, statuses, aliases, archived, stock, .. } = changes;
         let writes = [
             (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
             (rejections, INSERT_REJECTIONS),
+            (basket_lines, INSERT_BASKET_LINES),
             (orphaned_keys, DELETE_ORPHANED_KEYS),
             (keys, INSERT_KEYS),
             (statuses, SET_STATUSES),
@@ -567,9 +570,21 @@ const INSERT_RESERVATIONS: &str = "WITH alike AS MATERIALIZED (
      SELECT unhex(id.value), product_id, total, 'reserved', expires_at
      FROM alike CROSS JOIN json_each(ids) AS id;";
 
+const INSERT_DETAILED_RESERVATIONS: &str =
+    "INSERT INTO orders (id, product_id, total, status, expires_at, lines, buyer)
+     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'reserved', value ->> 3, value ->> 4, value ->> 5
+     FROM json_each(?);";
+
 const INSERT_REJECTIONS: &str =
-    "INSERT INTO orders (id, product_id, total, status, rejected_available, rejection_reason)
-     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'rejected', value ->> 3, value ->> 4 FROM json_each(?);";
+    "INSERT INTO orders (
+         id, product_id, total, status, rejected_available, rejection_reason, rejection_details, lines, buyer
+     )
+     SELECT unhex(value ->> 0), value ->> 1, value ->> 2, 'rejected', value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+         value ->> 7
+     FROM json_each(?);";
+
+const INSERT_BASKET_LINES: &str = "INSERT INTO basket_lines (product_id, order_id, total)
+     SELECT value ->> 0, unhex(value ->> 1), value ->> 2 FROM json_each(?);";
 
 const DELETE_ORPHANED_KEYS: &str = "DELETE FROM idempotency_keys
      WHERE (idempotency_key, order_id) IN (SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?));";

@@ -63,7 +63,7 @@ pub(super) use due;
 /// Whether an order never changes again.
 macro_rules! is_final {
     () => {
-        "status IN ('paid', 'cancelled', 'expired', 'rejected')"
+        "status IN ('paid', 'cancelled', 'expired', 'returned', 'rejected')"
     };
 }
 pub(super) use is_final;

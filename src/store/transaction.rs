@@ -18,19 +18,19 @@ use super::{
     error::StoreError,
     observer::RetryCause,
     ports::{Archival, Catalog, Recount},
-    rows::{LockedRow, ReadOrder, product_id},
+    rows::{LockedRow, ReadOrder, product_id, stored_lines},
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{
-            self, ArchivedProducts, BatchResult, Decision, Inventories, Snapshot, StoredOrders, Times, Writes,
-        },
+        decide::{self, ArchivedProducts, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock},
+        inventory::{Inventories, Inventory, Stock},
+        lines::Line,
         order::OrderState,
         product::Product,
+        rejection::RejectionDetails,
     },
 };
 
@@ -103,8 +103,13 @@ pub(super) struct Changes {
     /// New reservations, grouped by equal values: `[[product_id, total, expires_at, ["<32 hex digits>", …]], …]`. The database
     /// then reads each value once for many orders: without that it spends twice as much on them.
     pub reservations: Option<String>,
-    /// New rejections: `[["<32 hex digits>", product_id, total, rejected_available, rejection_reason], …]`.
+    /// New reservations that have more than that: `[["<32 hex digits>", product_id, total, expires_at, lines, buyer], …]`.
+    pub detailed_reservations: Option<String>,
+    /// New rejections:
+    /// `[["<32 hex digits>", product_id, total, rejected_available, rejection_reason, rejection_details, lines, buyer], …]`.
     pub rejections: Option<String>,
+    /// The lines of new orders behind their first ones: `[[product_id, "<32 hex digits>", total], …]`.
+    pub basket_lines: Option<String>,
     /// Keys of deleted orders, which new orders take: `[["<key>", "<32 hex digits of the order>"], …]`.
     pub orphaned_keys: Option<String>,
     /// Idempotency keys of new orders: `[["<key>", "<32 hex digits>"], …]`.
@@ -370,8 +375,9 @@ impl StoredOrders {
     fn insert(&mut self, order: ReadOrder) -> OrderId {
         match order {
             Ok(order) => {
-                self.orders.insert(order.id, order);
-                order.id
+                let id = order.id;
+                self.orders.insert(id, order);
+                id
             }
             Err((id, error)) => {
                 self.unreadable.orders.insert(id, error.to_string());
@@ -390,19 +396,28 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
     let Writes { orders, statuses, aliases, orphaned_keys } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
-    let (mut rejections, mut keys) = (Vec::new(), Vec::new());
+    let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
+    let (mut basket_lines, mut keys) = (Vec::new(), Vec::new());
     for (order, key) in orders {
-        let (id, product_id, total) = (hex(&order.id), order.product_id, order.total);
+        let Some(lines) = &order.lines else { continue };
+        let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
         match order.state {
-            OrderState::Accepted { expires_at, .. } => {
+            OrderState::Accepted { expires_at, .. } if order.buyer.is_none() && lines.only().is_some() => {
                 let equal = (product_id, total, expires_at.as_millisecond());
                 reservations.entry(equal).or_default().push(id);
             }
+            OrderState::Accepted { expires_at, .. } => {
+                let expires_at = expires_at.as_millisecond();
+                detailed.push((id, product_id, total, expires_at, stored_lines(lines), &order.buyer));
+            }
             OrderState::Rejected(rejection) => {
-                let (available, reason) = (rejection.available(), rejection.reason().as_str());
-                rejections.push((id, product_id, total, available, reason));
+                let (reason, available) = (rejection.reason().as_str(), rejection.available());
+                let details = RejectionDetails { available_stock: None, ..rejection.details() };
+                let (details, lines) = (json(&details), stored_lines(lines));
+                rejections.push((id, product_id, total, available, reason, details, lines, &order.buyer));
             }
         }
+        basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
         keys.extend(key.as_ref().map(|key| (key, id)));
     }
     let reservations = reservations.into_iter();
@@ -414,7 +429,9 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
     let orphaned_keys: Vec<_> = orphaned_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
         reservations: list(&reservations),
+        detailed_reservations: list(&detailed),
         rejections: list(&rejections),
+        basket_lines: list(&basket_lines),
         orphaned_keys: list(&orphaned_keys),
         keys: list(&keys),
         statuses: list(&statuses),
@@ -443,7 +460,7 @@ pub(super) fn hex_ids(ids: impl IntoIterator<Item = OrderId>) -> String {
 }
 
 fn products_of(commands: &[Command]) -> String {
-    let mut products: Vec<_> = commands.iter().map(Command::product_id).collect();
+    let mut products: Vec<_> = commands.iter().flat_map(Command::products).collect();
     products.sort_unstable();
     products.dedup();
     json(&products)

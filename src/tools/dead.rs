@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, SystemClock},
-    domain::{command::Command, origin::RequestId},
+    domain::{command::Command, lines::Lines, origin::RequestId},
     queue::{
         QueueError,
         rabbitmq::dead_letters::{DeadLetter, DeadLetters},
@@ -114,8 +114,9 @@ struct CommandLine {
     what: &'static str,
     order_id: String,
     product_id: u64,
+    /// Of a new order.
     #[serde(skip_serializing_if = "Option::is_none")]
-    total: Option<u32>,
+    lines: Option<Lines>,
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
@@ -162,27 +163,27 @@ impl Letter {
 
 impl CommandLine {
     fn of(command: &Command) -> Self {
-        let total = match command {
-            Command::Place(order) => Some(order.total.get()),
+        let lines = match command {
+            Command::Place(order) => Some(order.lines.clone()),
             Command::Change(_) => None,
         };
         Self {
             what: command.what(),
             order_id: command.order_id().to_string(),
             product_id: command.product_id().get(),
-            total,
+            lines,
             created_at: command.id().as_order().created_at(),
             request_id: command.origin().request_id.as_ref().map(RequestId::to_string),
         }
     }
 
     fn text(&self) -> String {
-        let total =
-            self.total.map_or(String::new(), |total| format!(" ({total} of product {})", self.product_id));
-        let product =
-            if self.total.is_some() { String::new() } else { format!(" (product {})", self.product_id) };
+        let of = match &self.lines {
+            Some(lines) => lines.to_string(),
+            None => format!("product {}", self.product_id),
+        };
         let request = self.request_id.as_deref().map_or(String::new(), |id| format!(" of request {id}"));
-        format!("{} {}{total}{product}{request}", self.what, self.order_id)
+        format!("{} {} ({of}){request}", self.what, self.order_id)
     }
 }
 

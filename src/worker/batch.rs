@@ -61,13 +61,13 @@ pub(super) fn commands_of(deliveries: &[Delivery]) -> Vec<Command> {
 }
 
 pub(super) fn products_of(deliveries: &[Delivery]) -> BTreeSet<ProductId> {
-    deliveries.iter().flat_map(|delivery| &delivery.commands).map(Command::product_id).collect()
+    deliveries.iter().flat_map(|delivery| &delivery.commands).flat_map(Command::products).collect()
 }
 
 /// One reply for each API, whatever the number of its deliveries.
 pub(super) fn replies_of(deliveries: &[Delivery], verdicts: &[Verdict]) -> Vec<Reply> {
     let mut replies: Vec<Reply> = Vec::new();
-    let mut rest = verdicts.iter().copied();
+    let mut rest = verdicts.iter().cloned();
     for delivery in deliveries {
         let decided = delivery.commands.iter().map(Command::id).zip(rest.by_ref());
         match replies.iter_mut().find(|reply| reply.to == delivery.reply_to) {

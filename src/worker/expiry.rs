@@ -151,6 +151,7 @@ mod tests {
             command::{ChangeOrder, Command, NewOrder, ReplyMode},
             ids::{OrderId, ProductId},
             inventory::Stock,
+            lines::Lines,
             order::{Change, Quantity},
             origin::Origin,
             verdict::Verdict,
@@ -236,8 +237,8 @@ mod tests {
                 let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
                 Command::from(NewOrder {
                     id,
-                    product_id,
-                    total,
+                    lines: Lines::one(product_id, total),
+                    buyer: None,
                     reply: ReplyMode::Until(SystemClock.now()),
                     key: None,
                     origin: Origin::default(),
@@ -261,7 +262,7 @@ mod tests {
         /// The lane of this product decides its queued expiries.
         async fn serve(&self, product_id: ProductId) {
             let due = self.expiry.store.due(None, 100_000).await.unwrap().rows;
-            let expired = due.iter().filter(|order| order.product_id == product_id);
+            let expired = due.iter().filter(|order| order.lane() == Some(product_id));
             let commands: Vec<_> = self
                 .lanes
                 .requests
@@ -274,6 +275,7 @@ mod tests {
                         id,
                         order_id: order.id,
                         product_id,
+                        other_products: [].into(),
                         change,
                         reply,
                         origin: Origin::default(),
@@ -290,7 +292,7 @@ mod tests {
         fn give_no_verdict(&self) {
             let queued = self.lanes.requests.queued();
             let outcome = Outcome::Decided(Verdict::Undecidable);
-            self.lanes.requests.deliver(queued.into_iter().map(|(id, _)| (id, outcome)).collect());
+            self.lanes.requests.deliver(queued.into_iter().map(|(id, _)| (id, outcome.clone())).collect());
         }
     }
 

@@ -86,10 +86,11 @@ mod tests {
         domain::{
             command::{Command, NewOrder, ReplyMode},
             ids::{CommandId, ProductId},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },
-        queue::{Completion, Outcome, Queue, ReplySink, Submitter, memory::MemoryQueue},
+        queue::{Completion, NothingArchived, Outcome, Queue, ReplySink, Submitter, memory::MemoryQueue},
     };
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -103,15 +104,15 @@ mod tests {
     /// A queue in memory with an API, and what a worker takes from it.
     async fn open() -> (Arc<dyn Submitter>, Intake) {
         let queue = MemoryQueue::new(10_000, SystemClock.now());
-        let submitter = queue.submitter(Arc::new(Nobody)).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Nobody), Arc::new(NothingArchived)).await.unwrap();
         (submitter, Intake::new(queue.consumer().await.unwrap(), Arc::default()))
     }
 
     fn order(product: u64) -> Command {
         Command::from(NewOrder {
             id: SystemClock.order_id(),
-            product_id: ProductId::new(product).unwrap(),
-            total: Quantity::new(1).unwrap(),
+            lines: Lines::one(ProductId::new(product).unwrap(), Quantity::new(1).unwrap()),
+            buyer: None,
             reply: ReplyMode::Until(SystemClock.now()),
             key: None,
             origin: Origin::default(),
@@ -168,6 +169,10 @@ mod tests {
     #[async_trait]
     impl Consumer for Ending {
         async fn serve(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
+            Ok(())
+        }
+
+        async fn retire(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
             Ok(())
         }
 

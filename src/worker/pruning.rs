@@ -59,6 +59,7 @@ mod tests {
         domain::{
             command::{NewOrder, ReplyMode},
             ids::OrderId,
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },
@@ -72,8 +73,14 @@ mod tests {
         // Rejected, as there are no pieces, and stored, as nobody waits.
         let reject = async |id: OrderId| {
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
-            let order =
-                NewOrder { id, product_id: product.id, total, reply, key: None, origin: Origin::default() };
+            let order = NewOrder {
+                id,
+                lines: Lines::one(product.id, total),
+                buyer: None,
+                reply,
+                key: None,
+                origin: Origin::default(),
+            };
             store.decide(&[order.into()], Duration::ZERO).await.unwrap();
             assert!(store.order(id).await.unwrap().is_some());
             id

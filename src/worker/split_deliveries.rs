@@ -41,10 +41,12 @@ impl SplitDeliveries {
             let mut others = Vec::new();
             let mut each: Vec<(ProductId, Vec<_>)> = Vec::new();
             for command in delivery.commands.iter().cloned() {
-                let product_id = command.product_id();
-                if !products.contains(&product_id) {
+                // One product of the command is enough: an order of several products is decided as a whole.
+                let Some(product_id) = command.products().find(|id| products.contains(id)) else {
                     others.push(command);
-                } else if let Some((_, commands)) = each.iter_mut().find(|(id, _)| *id == product_id) {
+                    continue;
+                };
+                if let Some((_, commands)) = each.iter_mut().find(|(id, _)| *id == product_id) {
                     commands.push(command);
                 } else {
                     each.push((product_id, vec![command]));

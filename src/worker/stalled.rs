@@ -88,7 +88,10 @@ impl Stalled {
         let stalled: BTreeSet<_> = self.products.keys().copied().collect();
         let (held, others) = self.split.split(deliveries, &stalled);
         for delivery in held {
-            let Some(product_id) = delivery.commands.first().map(Command::product_id) else { continue };
+            let mut products = delivery.commands.first().into_iter().flat_map(Command::products);
+            let product_id = products.find(|id| stalled.contains(id));
+            drop(products);
+            let Some(product_id) = product_id else { continue };
             let Some(product) = self.products.get_mut(&product_id) else { continue };
             if product.waiting.is_empty() && !product.is_attempting {
                 product.held_since = Instant::now();
@@ -220,6 +223,7 @@ mod tests {
         clock::{Clock, SystemClock},
         domain::{
             command::{NewOrder, ReplyMode},
+            lines::Lines,
             order::Quantity,
             origin::Origin,
         },
@@ -245,8 +249,8 @@ mod tests {
                 let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
                 Command::from(NewOrder {
                     id,
-                    product_id,
-                    total,
+                    lines: Lines::one(product_id, total),
+                    buyer: None,
                     reply: ReplyMode::Detached,
                     key: None,
                     origin: Origin::default(),

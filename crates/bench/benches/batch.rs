@@ -59,8 +59,8 @@ fn batch(products: u64, stock: u32) -> (Inventories, Vec<Command>) {
         let total = Quantity::new(number % 3 + 1)?;
         Some(Command::Place(NewOrder {
             id: SystemClock.order_id(),
-            product_id: *product_id,
-            total,
+            lines: Lines::one(*product_id, total),
+            buyer: None,
             reply: ReplyMode::Until(SystemClock.now()),
             key: None,
             origin: Origin::default(),

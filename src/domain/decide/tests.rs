@@ -7,7 +7,8 @@ use crate::{
     domain::{
         command::ReplyMode,
         ids::{CommandId, OrderId},
-        inventory::Stock,
+        inventory::{Inventory, Stock},
+        lines::Lines,
         order::{Change, Quantity},
         origin::Origin,
     },
@@ -32,13 +33,14 @@ fn an_archived_product_takes_no_new_orders_and_its_stored_ones_stay() {
     let times = Times { decided_at: SystemClock.now(), expires_at: SystemClock.now() };
     let known = order(1, 2);
     let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at: times.expires_at };
-    let paid = Order { id: known.id, product_id: shirt, total: known.total, state };
+    let lines = Some(known.lines.clone());
+    let paid = Order { id: known.id, lines, buyer: None, payment: None, state };
     let stored = StoredOrders { orders: [(paid.id, paid)].into(), ..StoredOrders::default() };
     let commands = [order(1, 1), known, order(2, 1)].map(Command::Place);
     let snapshot = Snapshot { inventories, archived, stored: Some(stored), times };
     let decision = decide(snapshot, &commands);
     let [refused, again, reserved] = &decision.result.verdicts[..] else { panic!("{decision:?}") };
-    assert_eq!(*refused, Verdict::Rejected(Rejection::ProductNotFound));
+    assert_eq!(*refused, Verdict::Rejected(Rejection::ProductNotFound { product_id: shirt }));
     assert!(matches!(again, Verdict::Reserved { .. }), "redelivered, it gets its stored verdict");
     assert!(matches!(reserved, Verdict::Reserved { .. }));
     assert_eq!(decision.inventories[&shirt], inventory(5));
@@ -53,8 +55,8 @@ fn inventory(stock: u32) -> Inventory {
 fn order(number: u64, total: u32) -> NewOrder {
     NewOrder {
         id: SystemClock.order_id(),
-        product_id: product(number),
-        total: Quantity::new(total).unwrap(),
+        lines: Lines::one(product(number), Quantity::new(total).unwrap()),
+        buyer: None,
         reply: ReplyMode::Until(SystemClock.now()),
         key: None,
         origin: Origin::default(),
@@ -83,15 +85,17 @@ proptest! {
         let mut left: BTreeMap<_, _> =
             inventories.iter().map(|(id, inventory)| (*id, i64::from(inventory.available()))).collect();
         for (order, verdict) in orders.iter().zip(&decision.result.verdicts) {
-            let wanted = i64::from(order.total.get());
-            match (left.get_mut(&order.product_id), verdict) {
-                (None, verdict) => prop_assert_eq!(*verdict, Verdict::Rejected(Rejection::ProductNotFound)),
+            let wanted = i64::from(order.lines.first().total.get());
+            match (left.get_mut(&order.lines.first().product_id), verdict) {
+                (None, verdict) => prop_assert!(
+                    matches!(verdict, Verdict::Rejected(Rejection::ProductNotFound { .. })), "{:?}", verdict
+                ),
                 (Some(left), Verdict::Reserved { expires_at: until }) => {
                     *left -= wanted;
                     prop_assert!(*left >= 0);
                     prop_assert_eq!(*until, expires_at);
                 }
-                (Some(left), Verdict::Rejected(Rejection::InsufficientStock { available })) => {
+                (Some(left), Verdict::Rejected(Rejection::InsufficientStock { available, .. })) => {
                     prop_assert!(*left < wanted);
                     prop_assert_eq!(i64::from(*available), *left);
                 }
@@ -111,11 +115,11 @@ proptest! {
         let expires_at = SystemClock.now();
         let together = decide_new(inventories.clone(), &orders, expires_at).result.verdicts;
         for id in (1..=5).map(product) {
-            let of_lane = |order: &NewOrder| order.product_id == id;
+            let of_lane = |order: &NewOrder| order.lines.first().product_id == id;
             let alone: Vec<_> = orders.iter().filter(|order| of_lane(order)).cloned().collect();
             let expected = decide_new(inventories.clone(), &alone, expires_at).result.verdicts;
             let found: Vec<_> =
-                orders.iter().zip(&together).filter(|(order, _)| of_lane(order)).map(|(_, verdict)| *verdict).collect();
+                orders.iter().zip(&together).filter(|(order, _)| of_lane(order)).map(|(_, verdict)| verdict.clone()).collect();
             prop_assert_eq!(found, expected);
         }
     }
@@ -192,6 +196,7 @@ impl World {
                     id,
                     order_id,
                     product_id: product(1),
+                    other_products: [].into(),
                     change: *change,
                     reply,
                     origin: Origin::default(),
@@ -214,10 +219,10 @@ impl World {
         self.check_outcome(&decision, commands.len())?;
         let mut answers: HashMap<CommandId, Verdict> = HashMap::new();
         for (command, verdict) in commands.iter().zip(&decision.result.verdicts) {
-            prop_assert_eq!(answers.entry(command.id()).or_insert(*verdict), verdict);
+            prop_assert_eq!(answers.entry(command.id()).or_insert(verdict.clone()), verdict);
         }
         for (order, key) in &decision.writes.orders {
-            prop_assert!(self.stored.orders.insert(order.id, *order).is_none(), "inserted twice");
+            prop_assert!(self.stored.orders.insert(order.id, order.clone()).is_none(), "inserted twice");
             if let Some(key) = key {
                 prop_assert!(self.stored.keys.insert(key.clone(), order.id).is_none(), "one key twice");
             }
@@ -226,7 +231,7 @@ impl World {
         for (id, status) in &decision.writes.statuses {
             let order = self.stored.orders.get_mut(id).unwrap();
             prop_assert_eq!(order.status(), OrderStatus::Reserved, "only a reservation changes");
-            *order = order.with_status(*status);
+            *order = order.clone().with_status(*status);
         }
         let reported = decision.result.events.iter().map(|event| (event.order.id, event.order.status()));
         for (id, status) in reported {
@@ -242,7 +247,7 @@ impl World {
                 .orders
                 .values()
                 .filter(|order| order.status() == status)
-                .map(|order| order.total.get())
+                .map(|order| order.lines.as_ref().unwrap().first().total.get())
                 .sum()
         };
         let inventory = self.inventories[&product(1)];
@@ -296,13 +301,13 @@ fn a_batch_that_is_decided_in_parts_has_one_outcome() {
 
 #[test]
 fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
-    let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 3 });
+    let rejected = Verdict::Rejected(Rejection::InsufficientStock { product_id: product(1), available: 3 });
     let reserved = Verdict::Reserved { expires_at: SystemClock.now() };
     let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(4).unwrap());
     let order = |reply| NewOrder {
         id: SystemClock.order_id(),
-        product_id,
-        total,
+        lines: Lines::one(product_id, total),
+        buyer: None,
         reply,
         key: None,
         origin: Origin::default(),
@@ -310,16 +315,16 @@ fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
     // No clock plays a part: a deadline that is long past changes nothing.
     for answer_by in [from_millis(0), SystemClock.now(), Timestamp::MAX] {
         let waited_for = order(ReplyMode::Until(answer_by));
-        assert_eq!(stored_order(&waited_for, rejected), None);
+        assert_eq!(stored_order(&waited_for, &rejected), None);
         assert_eq!(
-            stored_order(&waited_for, reserved).map(|order| Verdict::on_stored(&order)),
-            Some(reserved)
+            stored_order(&waited_for, &reserved).map(|order| Verdict::on_stored(&order)),
+            Some(reserved.clone())
         );
     }
     let detached = order(ReplyMode::Detached);
     for verdict in [rejected, reserved] {
-        assert_eq!(stored_order(&detached, verdict).map(|order| Verdict::on_stored(&order)), Some(verdict));
+        assert_eq!(stored_order(&detached, &verdict).map(|order| Verdict::on_stored(&order)), Some(verdict));
     }
-    let not_found = Verdict::Rejected(Rejection::ProductNotFound);
-    assert_eq!(stored_order(&detached, not_found), None, "it has no product to be stored with");
+    let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: product(1) });
+    assert_eq!(stored_order(&detached, &not_found), None, "it has no product to be stored with");
 }

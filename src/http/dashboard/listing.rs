@@ -11,6 +11,7 @@ use super::{
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
+        lines::Lines,
         order::{Order, OrderStatus},
     },
     service::ordering::StatusFilter,
@@ -148,7 +149,7 @@ impl Listing {
                                     a href={ (root) "orders/" (order.id) } { code { (order.id) } }
                                 }
                                 td role="cell" { (status_tag(order.status())) }
-                                td.n role="cell" data-label="Pieces" { (Count(order.total.get().into())) }
+                                td.n role="cell" data-label="Pieces" { (Count(pieces(order, product))) }
                                 td role="cell" data-label="Created" { (time(order.id.created_at())) }
                             }
                         }
@@ -161,6 +162,12 @@ impl Listing {
             }
         }
     }
+}
+
+/// The pieces of a product in an order.
+fn pieces(order: &Order, product_id: ProductId) -> u64 {
+    let mut lines = order.lines.iter().flat_map(Lines::as_slice);
+    lines.find(|line| line.product_id == product_id).map_or(0, |line| line.total.get().into())
 }
 
 #[cfg(test)]

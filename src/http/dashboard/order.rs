@@ -7,6 +7,7 @@ use super::figures::{Age, Count, moment, since};
 use crate::{
     domain::{
         ids::OrderId,
+        lines::Lines,
         order::{Order, OrderStatus},
         rejection::{Rejection, RejectionReason},
     },
@@ -35,7 +36,7 @@ impl OrderPage {
 
     pub(super) fn content(&self, root: &str) -> Markup {
         let product = match &self.order {
-            OrderLookup::Stored(order) => Some(order.product_id),
+            OrderLookup::Stored(order) => order.lane(),
             OrderLookup::Pending(_) => None,
         };
         html! {
@@ -60,8 +61,11 @@ impl OrderPage {
         html! {
             dl.facts {
                 dt { "Status" } dd { (status_tag(order.status())) }
-                dt { "Product" } dd { a href={ (root) "products/" (order.product_id) } { (order.product_id) } }
-                dt { "Pieces" } dd { (Count(order.total.get().into())) }
+                @for line in order.lines.iter().flat_map(Lines::as_slice) {
+                    dt { "Product" } dd { a href={ (root) "products/" (line.product_id) } { (line.product_id) } }
+                    dt { "Pieces" } dd { (Count(line.total.get().into())) }
+                }
+                @if let Some(buyer) = &order.buyer { dt { "Buyer" } dd { (buyer.as_str()) } }
             }
             ol.life {
                 li { b { "Created" } " " (time(order.id.created_at())) (self.ago(order.id.created_at())) }
@@ -88,12 +92,28 @@ impl OrderPage {
                 OrderStatus::Expired => {
                     li.bad { b { "Expired" } " after " (time(end)) p.quiet { "Its pieces are available again." } }
                 },
-                OrderStatus::Paid => {
-                    li { b { "Paid" } p.quiet { "Its pieces left the stock. When that was is not stored; the event order.paid tells it. The reservation would have ended " (time(end)) "." } }
+                OrderStatus::Paid | OrderStatus::Returned => {
+                    (self.paid(order, end))
+                    @if status == OrderStatus::Returned { li.bad { b { "Returned" } } }
                 },
                 OrderStatus::Cancelled | OrderStatus::Rejected => {
                     li.bad { b { "Cancelled" } p.quiet { "Its pieces are available again. When that was is not stored. The reservation would have ended " (time(end)) "." } }
                 },
+            }
+        }
+    }
+
+    fn paid(&self, order: &Order, end: Timestamp) -> Markup {
+        let payment = order.payment.clone().unwrap_or_default();
+        html! {
+            li {
+                b { "Paid" }
+                @if let Some(at) = payment.paid_at { " " (time(at)) (self.ago(at)) }
+                p.quiet {
+                    "Its pieces left the stock. "
+                    @if let Some(reference) = &payment.reference { "The payment is " code { (reference.as_str()) } ". " }
+                    "The reservation would have ended " (time(end)) "."
+                }
             }
         }
     }

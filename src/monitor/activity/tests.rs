@@ -6,6 +6,7 @@ use crate::{
     domain::{
         command::{NewOrder, ReplyMode},
         inventory::Stock,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         outcome::Effect,
@@ -21,7 +22,7 @@ fn product(number: u64) -> ProductId {
 fn order(number: u64) -> Command {
     let (id, total) = (SystemClock.order_id(), Quantity::new(1).unwrap());
     let (reply, origin) = (ReplyMode::Detached, Origin::default());
-    NewOrder { id, product_id: product(number), total, reply, key: None, origin }.into()
+    NewOrder { id, lines: Lines::one(product(number), total), buyer: None, reply, key: None, origin }.into()
 }
 
 fn activity() -> Activity {

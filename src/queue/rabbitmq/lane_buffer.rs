@@ -188,6 +188,7 @@ mod tests {
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::ProductId,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
     };
@@ -200,8 +201,8 @@ mod tests {
         Entry::new(
             NewOrder {
                 id,
-                product_id,
-                total,
+                lines: Lines::one(product_id, total),
+                buyer: None,
                 reply: ReplyMode::Detached,
                 key: None,
                 origin: Origin::default(),

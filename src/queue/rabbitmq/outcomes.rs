@@ -102,6 +102,7 @@ mod tests {
     use crate::domain::{
         command::{Command, NewOrder, ReplyMode},
         ids::ProductId,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         time::from_millis,
@@ -127,8 +128,8 @@ mod tests {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         NewOrder {
             id: SystemClock.order_id(),
-            product_id,
-            total,
+            lines: Lines::one(product_id, total),
+            buyer: None,
             reply,
             key: None,
             origin: Origin::default(),

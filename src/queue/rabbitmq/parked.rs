@@ -123,6 +123,7 @@ mod tests {
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::ProductId,
+        lines::Lines,
         order::Quantity,
         origin::Origin,
     };
@@ -130,8 +131,15 @@ mod tests {
     fn command() -> Command {
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         let id = SystemClock.order_id();
-        NewOrder { id, product_id, total, reply: ReplyMode::Detached, key: None, origin: Origin::default() }
-            .into()
+        NewOrder {
+            id,
+            lines: Lines::one(product_id, total),
+            buyer: None,
+            reply: ReplyMode::Detached,
+            key: None,
+            origin: Origin::default(),
+        }
+        .into()
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     marker::PhantomData,
     str::FromStr,
@@ -23,9 +23,11 @@ use crate::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         event::Event,
         ids::{CommandId, IdempotencyKey, OrderId, ProductId},
-        order::{Change, Order, OrderState, OrderStatus, Quantity},
+        lines::Lines,
+        names::{Buyer, PaymentReference},
+        order::{Change, Order, OrderState, OrderStatus, Payment, Quantity},
         origin::{Origin, RequestId, TraceContext},
-        rejection::{Rejection, RejectionReason},
+        rejection::{Rejection, RejectionDetails, RejectionReason},
         verdict::Verdict,
     },
     queue::{Outcome, Refusal},
@@ -70,13 +72,22 @@ struct Orders<O> {
     orders: Vec<O>,
 }
 
-/// A new order, or a change of a stored one: then it names the `change` and the `order_id`.
+/// A new order, or a change of a stored one: then it names the `change` and the `order_id`. `product_id` is the product of the
+/// lane. An order of one line has a `total`, one of several the `lines`: an earlier release can decode it no more, rather than
+/// taking it for its first line.
 #[derive(Serialize)]
 struct CommandFields<'a> {
     id: CommandId,
     product_id: ProductId,
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lines: Option<&'a Lines>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buyer: Option<&'a Buyer>,
+    /// Of a change: the products of the other lines of its order.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    other_products: &'a [ProductId],
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a IdempotencyKey>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +120,10 @@ struct ReceivedCommand {
     id: CommandId,
     product_id: ProductId,
     total: Option<Quantity>,
+    lines: Option<Lines>,
+    buyer: Option<Buyer>,
+    #[serde(default)]
+    other_products: Box<[ProductId]>,
     idempotency_key: Option<IdempotencyKey>,
     change: Option<Change>,
     order_id: Option<OrderId>,
@@ -193,28 +208,37 @@ impl ReceivedCommand {
 
 impl<'a> From<&'a Command> for CommandFields<'a> {
     fn from(command: &'a Command) -> Self {
-        let (total, idempotency_key, change, order_id) = match command {
-            Command::Place(order) => (Some(order.total), order.key.as_ref(), None, None),
-            Command::Change(change) => (None, None, Some(change.change), Some(change.order_id)),
-        };
-        let (id, product_id, detached) = (command.id(), command.product_id(), command.is_detached());
+        let (id, detached) = (command.id(), command.is_detached());
         let answer_by = match command.reply() {
             ReplyMode::Until(answer_by) => answer_by,
             ReplyMode::Detached => id.as_order().created_at(),
         };
         let Origin { request_id, trace } = command.origin();
-        Self {
+        let fields = Self {
             id,
-            product_id,
-            total,
-            idempotency_key,
-            change,
-            order_id,
+            product_id: command.product_id(),
+            total: None,
+            lines: None,
+            buyer: None,
+            other_products: &[],
+            idempotency_key: None,
+            change: None,
+            order_id: None,
             answer_by,
             detached,
             request_id: request_id.as_ref(),
             traceparent: trace.as_deref(),
             tracestate: trace.as_deref().and_then(TraceContext::state),
+        };
+        match command {
+            Command::Place(NewOrder { lines, buyer, key, .. }) => {
+                let total = lines.only().map(|line| line.total);
+                let (lines, buyer) = (total.is_none().then_some(lines), buyer.as_ref());
+                Self { total, lines, buyer, idempotency_key: key.as_ref(), ..fields }
+            }
+            Command::Change(ChangeOrder { change, order_id, other_products, .. }) => {
+                Self { change: Some(*change), order_id: Some(*order_id), other_products, ..fields }
+            }
         }
     }
 }
@@ -224,17 +248,27 @@ impl TryFrom<ReceivedCommand> for Command {
 
     fn try_from(given: ReceivedCommand) -> Result<Self, Undecodable> {
         let reply = given.reply();
-        let ReceivedCommand { id, product_id, total, idempotency_key: key, change, order_id, .. } = given;
+        let ReceivedCommand { id, product_id, total, lines, buyer, other_products, .. } = given;
         let trace = given.traceparent.0.map(|trace| trace.with_state(given.tracestate.0.as_deref()));
         let origin = Origin { request_id: given.request_id.0, trace: trace.map(Arc::new) };
-        match (total, change, order_id) {
-            (Some(total), None, None) => {
-                Ok(Self::Place(NewOrder { id: id.as_order(), product_id, total, reply, key, origin }))
+        let lines = total.map(|total| Lines::one(product_id, total)).xor(lines);
+        match (lines, given.change, given.order_id) {
+            (Some(lines), None, None) if lines.first().product_id == product_id => {
+                let (id, key) = (id.as_order(), given.idempotency_key);
+                Ok(Self::Place(NewOrder { id, lines, buyer, reply, key, origin }))
             }
-            (None, Some(change), Some(order_id)) => {
-                Ok(Self::Change(ChangeOrder { id, order_id, product_id, change, reply, origin }))
-            }
-            _ => Err(Undecodable(format!("{id} must have a total, or a change and an order_id"))),
+            (None, Some(change), Some(order_id)) => Ok(Self::Change(ChangeOrder {
+                id,
+                order_id,
+                product_id,
+                other_products,
+                change,
+                reply,
+                origin,
+            })),
+            _ => Err(Undecodable(format!(
+                "{id} must have a total, or lines that begin with its product_id, or a change and an order_id"
+            ))),
         }
     }
 }
@@ -252,8 +286,17 @@ struct VerdictFields {
     /// Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<i64>,
+    /// Of a rejection. Flattened by hand: serde would copy every verdict into a map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    product_id: Option<ProductId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    opens_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<u32>,
     /// With `already_placed`: which order. With `is_…`: the order as it is now; workers of earlier releases leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     order: Option<OrderFields>,
@@ -333,40 +376,105 @@ impl Visitor<'_> for WordVisitor {
     }
 }
 
-/// A stored order, in verdicts and events.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+/// A stored order, in verdicts and events. One of one line has a `product_id` and a `total`, one of several its `lines`.
+#[derive(Clone, Serialize, Deserialize)]
 struct OrderFields {
     order_id: OrderId,
-    product_id: ProductId,
-    total: Quantity,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    product_id: Option<ProductId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    total: Option<Quantity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lines: Option<Lines>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    buyer: Option<Buyer>,
     status: OrderStatus,
     /// Unix milliseconds; a rejected order has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<i64>,
-    /// Of a rejected order, if that is what its reason is about.
+    /// Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paid_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<PaymentReference>,
+    /// Of a rejected order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rejection: Option<Box<RejectionFields>>,
+    /// Of a rejected order, as earlier releases send it: they know two reasons, and only one of them has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     available_stock: Option<u32>,
 }
 
+/// Why an order was rejected.
+#[derive(Clone, Serialize, Deserialize)]
+struct RejectionFields {
+    reason: Box<str>,
+    #[serde(flatten)]
+    details: RejectionDetails,
+}
+
 impl From<Order> for OrderFields {
     fn from(order: Order) -> Self {
-        let expires_at = order.expires_at().map(Timestamp::as_millisecond);
-        let available_stock = order.rejection().and_then(Rejection::available);
-        let Order { id: order_id, product_id, total, .. } = order;
-        Self { order_id, product_id, total, status: order.status(), expires_at, available_stock }
+        let (status, expires_at) = (order.status(), order.expires_at().map(Timestamp::as_millisecond));
+        let rejection = order.rejection().map(|rejection| {
+            Box::new(RejectionFields {
+                reason: rejection.reason().as_str().into(),
+                details: rejection.details(),
+            })
+        });
+        let available_stock = rejection.as_ref().and_then(|rejection| rejection.details.available_stock);
+        let Order { id: order_id, lines, buyer, payment, .. } = order;
+        let only = lines.as_ref().and_then(Lines::only);
+        let Payment { reference: payment_reference, paid_at } = payment.unwrap_or_default();
+        Self {
+            order_id,
+            product_id: only.map(|line| line.product_id),
+            total: only.map(|line| line.total),
+            lines: lines.filter(|_| only.is_none()),
+            buyer,
+            status,
+            expires_at,
+            paid_at: paid_at.map(Timestamp::as_millisecond),
+            payment_reference,
+            rejection,
+            available_stock,
+        }
     }
 }
 
-impl From<OrderFields> for Order {
-    fn from(one: OrderFields) -> Self {
-        let state = match (one.expires_at, one.available_stock) {
+impl TryFrom<OrderFields> for Order {
+    type Error = Undecodable;
+
+    fn try_from(one: OrderFields) -> Result<Self, Undecodable> {
+        let lines = match (one.product_id, one.total) {
+            (Some(product_id), Some(total)) => Some(Lines::one(product_id, total)),
+            _ => one.lines,
+        };
+        let state = match (one.expires_at, one.rejection) {
             (Some(expires_at), _) => {
                 OrderState::Accepted { status: one.status, expires_at: from_millis(expires_at) }
             }
-            (None, Some(available)) => OrderState::Rejected(Rejection::InsufficientStock { available }),
-            (None, None) => OrderState::Rejected(Rejection::KeyReused),
+            (None, Some(rejection)) => {
+                let reason = RejectionReason::from_word(&rejection.reason);
+                let rejection = reason.and_then(|reason| reason.with(rejection.details));
+                let incomplete =
+                    || Undecodable(format!("the order {} was rejected, but not for what", one.order_id));
+                OrderState::Rejected(rejection.ok_or_else(incomplete)?)
+            }
+            (None, None) => {
+                let product_id = lines.as_ref().map(|lines| lines.first().product_id);
+                let details = RejectionDetails {
+                    product_id,
+                    available_stock: one.available_stock,
+                    ..Default::default()
+                };
+                let too_few = RejectionReason::InsufficientStock.with(details);
+                OrderState::Rejected(too_few.unwrap_or(Rejection::KeyReused))
+            }
         };
-        Self { id: one.order_id, product_id: one.product_id, total: one.total, state }
+        let payment = Payment { reference: one.payment_reference, paid_at: one.paid_at.map(from_millis) };
+        let payment = (payment != Payment::default()).then_some(payment);
+        Ok(Self { id: one.order_id, lines, buyer: one.buyer, payment, state })
     }
 }
 
@@ -415,20 +523,52 @@ pub(super) fn encode_verdicts(verdicts: Vec<(CommandId, Verdict)>) -> Vec<u8> {
     encode(&Verdicts { verdicts: verdicts.into_iter().map(VerdictFields::from).collect() })
 }
 
+impl VerdictFields {
+    /// Without anything but a word.
+    fn plain(id: CommandId, verdict: Word) -> Self {
+        Self {
+            id,
+            verdict,
+            expires_at: None,
+            product_id: None,
+            available_stock: None,
+            opens_at: None,
+            limit: None,
+            held: None,
+            order: None,
+        }
+    }
+
+    fn details(&self) -> RejectionDetails {
+        let Self { product_id, available_stock, limit, held, .. } = *self;
+        RejectionDetails {
+            product_id,
+            available_stock,
+            opens_at: self.opens_at.map(from_millis),
+            limit,
+            held,
+        }
+    }
+}
+
 impl From<(CommandId, Verdict)> for VerdictFields {
     fn from((id, verdict): (CommandId, Verdict)) -> Self {
-        let plain = |verdict| Self { id, verdict, expires_at: None, available_stock: None, order: None };
+        let plain = |verdict| Self::plain(id, verdict);
         match verdict {
             Verdict::Reserved { expires_at } => {
                 Self { expires_at: Some(expires_at.as_millisecond()), ..plain(Word::Reserved) }
             }
             Verdict::Rejected(rejection) => {
+                let RejectionDetails { product_id, available_stock, opens_at, limit, held } =
+                    rejection.details();
+                let opens_at = opens_at.map(Timestamp::as_millisecond);
                 let word = Word::Rejected(rejection.reason());
-                Self { available_stock: rejection.available(), ..plain(word) }
+                Self { product_id, available_stock, opens_at, limit, held, ..plain(word) }
             }
             Verdict::AlreadyPlaced(order) => Self { order: Some(order.into()), ..plain(Word::AlreadyPlaced) },
             Verdict::Current(order) => {
-                Self { order: Some(order.into()), ..plain(Word::Current(order.status())) }
+                let word = Word::Current(order.status());
+                Self { order: Some(order.into()), ..plain(word) }
             }
             Verdict::OrderNotFound => plain(Word::OrderNotFound),
             Verdict::Undecidable => plain(Word::Undecidable),
@@ -439,12 +579,12 @@ impl From<(CommandId, Verdict)> for VerdictFields {
 impl TryFrom<VerdictFields> for (CommandId, Outcome) {
     type Error = Undecodable;
 
-    fn try_from(one: VerdictFields) -> Result<Self, Undecodable> {
-        let VerdictFields { id, verdict, expires_at, available_stock, order } = one;
-        let order = order.map(Order::from);
+    fn try_from(mut one: VerdictFields) -> Result<Self, Undecodable> {
+        let order = one.order.take().map(Order::try_from).transpose()?;
+        let VerdictFields { id, verdict, expires_at, .. } = one;
         let verdict = match verdict {
             Word::Reserved => expires_at.map(|millis| Verdict::Reserved { expires_at: from_millis(millis) }),
-            Word::Rejected(reason) => reason.with(available_stock).map(Verdict::Rejected),
+            Word::Rejected(reason) => reason.with(one.details()).map(Verdict::Rejected),
             Word::AlreadyPlaced => order.map(Verdict::AlreadyPlaced),
             Word::Current(_) => order.map(Verdict::Current),
             Word::OrderNotFound => Some(Verdict::OrderNotFound),
@@ -461,41 +601,61 @@ const MAX_PRODUCTS_PER_MESSAGE: usize = 100;
 
 /// The events of a batch as messages: `routing keys, payload`. What a message costs the broker depends little on what is
 /// in it, so they are as few as can be while each is of one status, so that receivers can choose by it, and the order
-/// within a product is kept.
+/// within a product is kept. An order of several lines is with the product of the first, and has the keys of all.
 pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
     // A product's events change their status again and again; what has the same number of changes before it goes together.
     let mut last = HashMap::<ProductId, (usize, &str)>::new();
-    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<OrderFields>>>::new();
+    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<&Order>>>::new();
     for Event { order } in events {
+        let Some(lane) = order.lane() else { continue };
         let status = order.status().as_str();
-        let stage = last.entry(order.product_id).or_insert((0, status));
+        let stage = last.entry(lane).or_insert((0, status));
         if stage.1 != status {
             *stage = (stage.0 + 1, status);
         }
-        let products = stages.entry(*stage).or_default();
-        products.entry(order.product_id).or_default().push((*order).into());
+        stages.entry(*stage).or_default().entry(lane).or_default().push(order);
     }
     let mut messages = Vec::with_capacity(stages.len());
     for ((_, status), products) in stages {
-        let products: Vec<_> = products.into_iter().collect();
-        for products in products.chunks(MAX_PRODUCTS_PER_MESSAGE) {
-            let keys = products.iter().map(|(id, _)| format!("order.{status}.{id}")).collect();
-            let events = products.iter().flat_map(|(_, events)| events).copied().collect();
-            messages.push((keys, encode(&Events { events })));
+        let mut message = EventMessage::new(status);
+        for (product_id, orders) in products {
+            let others = orders.iter().filter_map(|order| order.lines.as_ref()).flat_map(Lines::others);
+            let mut keys: BTreeSet<_> = others.map(|line| line.product_id).collect();
+            keys.insert(product_id);
+            if message.products.union(&keys).count() > MAX_PRODUCTS_PER_MESSAGE && !message.events.is_empty()
+            {
+                messages.push(message.encode());
+                message = EventMessage::new(status);
+            }
+            message.products.extend(keys);
+            message.events.extend(orders.into_iter().cloned().map(OrderFields::from));
         }
+        messages.push(message.encode());
     }
     messages
 }
 
+/// Events of one status.
+struct EventMessage<'a> {
+    status: &'a str,
+    products: BTreeSet<ProductId>,
+    events: Vec<OrderFields>,
+}
+
+impl<'a> EventMessage<'a> {
+    fn new(status: &'a str) -> Self {
+        Self { status, products: BTreeSet::new(), events: Vec::new() }
+    }
+
+    fn encode(self) -> (Vec<String>, Vec<u8>) {
+        let keys = self.products.iter().map(|id| format!("order.{}.{id}", self.status)).collect();
+        (keys, encode(&Events { events: self.events }))
+    }
+}
+
 /// What a worker of another database replies.
 pub(super) fn encode_refusals(commands: &[Command]) -> Vec<u8> {
-    let refusal = |command: &Command| VerdictFields {
-        id: command.id(),
-        verdict: Word::OtherInstallation,
-        expires_at: None,
-        available_stock: None,
-        order: None,
-    };
+    let refusal = |command: &Command| VerdictFields::plain(command.id(), Word::OtherInstallation);
     encode(&Verdicts { verdicts: commands.iter().map(refusal).collect() })
 }
 

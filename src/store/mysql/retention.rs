@@ -42,6 +42,10 @@ const DELETE_ALIASES: &str = "DELETE order_aliases
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch
      STRAIGHT_JOIN order_aliases FORCE INDEX (aliases_of_order) ON order_id = UNHEX(batch.id)";
 
+const DELETE_BASKET_LINES: &str = "DELETE basket_lines
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch
+     STRAIGHT_JOIN basket_lines FORCE INDEX (lines_of_order) ON order_id = UNHEX(batch.id)";
+
 const DELETE_ORDERS: &str = "DELETE orders
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)";
@@ -71,12 +75,13 @@ impl Retention for MySqlStore {
         let locked: Vec<(Uuid,)> =
             connection.fetch_all(sqlx::query_as(LOCK).bind(hex_ids(ids.iter().copied()))).await?;
         let ids = hex_ids(locked.into_iter().map(|(id,)| id.into()));
-        let mut rows = [0; 3];
-        for (rows, statement) in rows.iter_mut().zip([DELETE_KEYS, DELETE_ALIASES, DELETE_ORDERS]) {
+        let mut rows = [0; 4];
+        let deletes = [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, DELETE_ORDERS];
+        for (rows, statement) in rows.iter_mut().zip(deletes) {
             *rows = connection.execute(sqlx::query(statement).bind(&ids)).await?.rows_affected();
         }
         connection.commit("COMMIT").await?;
-        let [idempotency_keys, aliases, orders] = rows;
+        let [idempotency_keys, aliases, _, orders] = rows;
         Ok(Deleted { orders, idempotency_keys, aliases })
     }
 }

@@ -38,6 +38,9 @@ const DELETE_KEYS: &str = "DELETE FROM idempotency_keys INDEXED BY keys_of_order
 const DELETE_ALIASES: &str = "DELETE FROM order_aliases INDEXED BY aliases_of_order
      WHERE order_id IN (SELECT unhex(value) FROM json_each(?))";
 
+const DELETE_BASKET_LINES: &str = "DELETE FROM basket_lines INDEXED BY lines_of_order
+     WHERE order_id IN (SELECT unhex(value) FROM json_each(?))";
+
 const DELETE_ORDERS: &str =
     "DELETE FROM orders NOT INDEXED WHERE id IN (SELECT unhex(value) FROM json_each(?))";
 
@@ -66,15 +69,16 @@ impl Retention for SqliteStore {
         let locked: Vec<(Uuid,)> =
             transaction.fetch_all(sqlx::query_as(LOCK).bind(hex_ids(ids.iter().copied()))).await?;
         let ids = hex_ids(locked.into_iter().map(|(id,)| id.into()));
-        let mut rows = [0; 3];
-        for (rows, statement) in rows.iter_mut().zip([DELETE_KEYS, DELETE_ALIASES, DELETE_ORDERS]) {
+        let mut rows = [0; 4];
+        let deletes = [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, DELETE_ORDERS];
+        for (rows, statement) in rows.iter_mut().zip(deletes) {
             let deadline = transaction.deadline;
             let delete = sqlx::query(statement).bind(&ids).execute(transaction.connection()?);
             *rows = in_time(deadline, delete).await?.rows_affected();
         }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
-        let [idempotency_keys, aliases, orders] = rows;
+        let [idempotency_keys, aliases, _, orders] = rows;
         Ok(Deleted { orders, idempotency_keys, aliases })
     }
 }

@@ -3,6 +3,7 @@ use crate::{
     clock::{Clock, SystemClock},
     domain::{
         command::{NewOrder, ReplyMode},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         product::ProductName,
@@ -82,8 +83,8 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
     assert!(seen.0.lock().unwrap().is_empty(), "only batches count");
     let order = Command::from(NewOrder {
         id: SystemClock.order_id(),
-        product_id: product.id,
-        total: Quantity::new(1).unwrap(),
+        lines: Lines::one(product.id, Quantity::new(1).unwrap()),
+        buyer: None,
         reply: ReplyMode::Detached,
         key: None,
         origin: Origin::default(),

@@ -169,24 +169,19 @@ impl ExpiryRequests {
                     break;
                 }
                 let is_delayed = state.delayed.get(&order.id).is_some_and(|delay| delay.until > now);
-                if is_delayed || !state.has_room_for(order.product_id, now) {
+                let id = clock.command_id();
+                let expiry = ChangeOrder::of(order, id, Change::Expire, reply, Origin::default());
+                let Some(expiry) = expiry else { continue };
+                let (order_id, product_id) = (order.id, expiry.product_id);
+                if is_delayed || !state.has_room_for(product_id, now) {
                     continue;
                 }
-                let Order { id: order_id, product_id, .. } = *order;
-                let id = clock.command_id();
                 // Before it is submitted: the verdict may arrive at once.
                 state
                     .queued
                     .insert(id, QueuedExpiry { order_id, product_id, times_out_at: now + VERDICT_TIMEOUT });
                 *state.queued_by_product.entry(product_id).or_default() += 1;
-                expiries.push(ChangeOrder {
-                    id,
-                    order_id,
-                    product_id,
-                    change: Change::Expire,
-                    reply,
-                    origin: Origin::default(),
-                });
+                expiries.push(expiry);
             }
         }
         let count = expiries.len();

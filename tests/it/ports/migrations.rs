@@ -3,7 +3,10 @@
 use std::{path::Path, process::Output, sync::Arc};
 
 use antre::{
-    domain::{ids::OrderId, rejection::Rejection},
+    domain::{
+        ids::{OrderId, ProductId},
+        rejection::Rejection,
+    },
     store::{Store, mysql::MySqlStore, sqlite::SqliteStore},
 };
 use sqlx::{
@@ -182,7 +185,8 @@ async fn assert_reasons(home: &Home, digit: u8) {
         Home::Sqlite(_) => Arc::new(SqliteStore::open(&home.url()).await.unwrap()),
         Home::MySql(..) => Arc::new(MySqlStore::open(&home.url()).await.unwrap()),
     };
-    let too_few = |available| Some(Rejection::InsufficientStock { available });
+    let product_id = ProductId::new(1).unwrap();
+    let too_few = |available| Some(Rejection::InsufficientStock { product_id, available });
     let rejections = [None, None, Some(Rejection::KeyReused), too_few(0), too_few(1)];
     for (row, rejection) in (1_u128..).zip(rejections) {
         let id = OrderId::from(uuid::Uuid::from_u128((u128::from(digit) << 124) + (row << 120)));

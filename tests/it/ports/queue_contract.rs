@@ -17,6 +17,7 @@ use antre::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
         ids::{CommandId, OrderId, ProductId},
         lane_set::{LaneMode, LaneSet},
+        lines::Lines,
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::{Origin, TraceContext},
         verdict::Verdict,
@@ -179,12 +180,27 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     let change = |change| -> Command {
         let (id, order_id) = (SystemClock.command_id(), SystemClock.order_id());
-        ChangeOrder { id, order_id, product_id: product(1), change, reply, origin: Origin::default() }.into()
+        ChangeOrder {
+            id,
+            order_id,
+            product_id: product(1),
+            other_products: [].into(),
+            change,
+            reply,
+            origin: Origin::default(),
+        }
+        .into()
     };
     let paid = |change: &ChangeOrder| {
         let expires_at = change.order_id.created_at();
         let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at };
-        Order { id: change.order_id, product_id: product(1), total: Quantity::new(2).unwrap(), state }
+        Order {
+            id: change.order_id,
+            lines: Some(Lines::one(product(1), Quantity::new(2).unwrap())),
+            buyer: None,
+            payment: None,
+            state,
+        }
     };
     let key = |text: String| Some(text.try_into().unwrap());
     let submitted: Vec<Command> = vec![
@@ -268,7 +284,7 @@ async fn one_take_spans_several_lanes(adapter: Adapter) {
         while done < lanes.len() {
             let taken = take(&mut consumer, 1_000).await;
             let spanned: HashSet<ProductId> =
-                orders_of(&taken).iter().map(|order| order.product_id).collect();
+                orders_of(&taken).iter().map(|order| order.lines.first().product_id).collect();
             widest = widest.max(spanned.len());
             done += orders_of(&taken).len();
             settle(&mut consumer, taken).await;
@@ -350,7 +366,7 @@ async fn a_take_keeps_to_its_limit(adapter: Adapter) {
         settle(&mut consumer, deliveries).await;
     }
     for lane in lanes {
-        let of_lane = |order: &&NewOrder| order.product_id == lane;
+        let of_lane = |order: &&NewOrder| order.lines.first().product_id == lane;
         assert!(taken.iter().filter(of_lane).eq(submitted.iter().filter(of_lane)));
     }
     api.receives_verdicts_on(&submitted).await;
@@ -398,7 +414,7 @@ async fn a_full_lane_refuses_at_once_and_keeps_its_commands(adapter: Adapter) {
     let refused: HashSet<CommandId> = refused.iter().map(|(id, _)| *id).collect();
     assert!(submitted.len() - refused.len() >= CAPACITY as usize, "{} refused", refused.len());
     let kept = submitted.iter().filter(|order| !refused.contains(&order.id.into()));
-    assert!(done.iter().filter(|order| order.product_id == full).eq(kept));
+    assert!(done.iter().filter(|order| order.lines.first().product_id == full).eq(kept));
     assert!(done.contains(&elsewhere));
     // The lane has room again.
     let late = api.submit(full, 1);
@@ -422,7 +438,7 @@ async fn ten_thousand_orders_are_decided_once_each_in_order(adapter: Adapter) {
                     taken = consumer.take(300) => taken.unwrap(),
                 };
                 for order in orders_of(&deliveries) {
-                    decided.lock().unwrap().entry(order.product_id).or_default().push(order);
+                    decided.lock().unwrap().entry(order.lines.first().product_id).or_default().push(order);
                 }
                 settle(&mut consumer, deliveries).await;
             }
@@ -452,7 +468,7 @@ async fn ten_thousand_orders_are_decided_once_each_in_order(adapter: Adapter) {
         api.receives_nothing();
         let own: HashSet<OrderId> = submitted.iter().map(|order| order.id).collect();
         for (lane, decided) in decided.iter() {
-            let expected = submitted.iter().filter(|order| order.product_id == *lane);
+            let expected = submitted.iter().filter(|order| order.lines.first().product_id == *lane);
             assert!(decided.iter().filter(|order| own.contains(&order.id)).eq(expected), "of lane {lane}");
         }
     }

@@ -19,6 +19,7 @@ use antre::{
         event::Event,
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventory, Stock, StockBelowReserved},
+        lines::{Line, Lines},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
         product::{NewProduct, Product, ProductChange, ProductName, ProductState},
@@ -173,9 +174,11 @@ impl Database {
                 let [_, _, reserved] = self.pieces(id).await;
                 let orders = self.orders_of(id).await;
                 let ordered: u64 = orders
-                    .iter()
+                    .into_iter()
                     .filter(|order| order.status() == OrderStatus::Reserved)
-                    .map(|order| u64::from(order.total.get()))
+                    .flat_map(|order| order.lines.unwrap().as_slice().to_vec())
+                    .filter(|line| line.product_id == id)
+                    .map(|line| u64::from(line.total.get()))
                     .sum();
                 assert_eq!(u64::from(reserved), ordered, "of product {id}, seen from {caller}");
             }
@@ -257,13 +260,17 @@ fn stranger() -> ProductId {
     ProductId::new(ProductId::MAX).unwrap()
 }
 
+fn lines(product_id: ProductId, total: u32) -> Lines {
+    Lines::one(product_id, Quantity::new(total).unwrap())
+}
+
 /// An order whose client waits for the verdict.
 fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(SystemClock.now());
     NewOrder {
         id: SystemClock.order_id(),
-        product_id,
-        total: Quantity::new(total).unwrap(),
+        lines: lines(product_id, total),
+        buyer: None,
         reply,
         key: None,
         origin: Origin::default(),
@@ -275,8 +282,8 @@ fn detached_order(product_id: ProductId, total: u32) -> NewOrder {
     NewOrder { reply: ReplyMode::Detached, ..order(product_id, total) }
 }
 
-fn rejected(available: u32) -> Verdict {
-    Verdict::Rejected(Rejection::InsufficientStock { available })
+const fn rejected(available: u32) -> Expected {
+    Expected::TooFew(available)
 }
 
 fn is_reserved(verdict: &Verdict) -> bool {
@@ -295,7 +302,7 @@ fn pieces_accepted(orders: &[NewOrder], verdicts: &[Verdict]) -> u32 {
         .iter()
         .zip(verdicts)
         .filter(|(_, verdict)| is_reserved(verdict))
-        .map(|(order, _)| order.total.get())
+        .map(|(order, _)| order.lines.first().total.get())
         .sum()
 }
 
@@ -322,7 +329,8 @@ fn change_of(order: &NewOrder, change: Change) -> Command {
     ChangeOrder {
         id,
         order_id: order.id,
-        product_id: order.product_id,
+        product_id: order.lines.first().product_id,
+        other_products: order.lines.others().iter().map(|line| line.product_id).collect(),
         change,
         reply,
         origin: Origin::default(),
@@ -338,9 +346,12 @@ fn key(text: &str) -> IdempotencyKey {
     text.to_owned().try_into().unwrap()
 }
 
-/// What a verdict on a change must be.
+/// What a verdict must be.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
+    /// Rejected: so many pieces are available.
+    TooFew(u32),
+    ProductNotFound,
     /// The order, with this status.
     Now(OrderStatus),
     Undecidable,
@@ -349,6 +360,13 @@ enum Expected {
 impl PartialEq<Expected> for Verdict {
     fn eq(&self, expected: &Expected) -> bool {
         match expected {
+            Expected::TooFew(pieces) => matches!(
+                self,
+                Self::Rejected(Rejection::InsufficientStock { available, .. }) if available == pieces
+            ),
+            Expected::ProductNotFound => {
+                matches!(self, Self::Rejected(Rejection::ProductNotFound { .. }))
+            }
             Expected::Now(status) => matches!(self, Self::Current(order) if order.status() == *status),
             Expected::Undecidable => *self == Self::Undecidable,
         }
@@ -384,7 +402,7 @@ impl Database {
     }
 
     async fn change(&self, order: &NewOrder, change: Change) -> Verdict {
-        self.settle(&[change_of(order, change)]).await[0]
+        self.settle(&[change_of(order, change)]).await.remove(0)
     }
 
     /// Places one order for each total; all are reserved.

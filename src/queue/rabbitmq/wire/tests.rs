@@ -14,8 +14,8 @@ fn new_order(id: OrderId, number: u64, key: Option<&str>) -> Command {
     let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
     NewOrder {
         id,
-        product_id: product(number),
-        total: Quantity::new(2).unwrap(),
+        lines: Lines::one(product(number), Quantity::new(2).unwrap()),
+        buyer: None,
         reply,
         key,
         origin: Origin::default(),
@@ -25,18 +25,37 @@ fn new_order(id: OrderId, number: u64, key: Option<&str>) -> Command {
 
 fn change(id: CommandId, change: Change) -> Command {
     let reply = ReplyMode::Until(from_millis(4_102_444_800_000));
-    ChangeOrder { id, order_id: self::id(), product_id: product(1), change, reply, origin: Origin::default() }
-        .into()
+    ChangeOrder {
+        id,
+        order_id: self::id(),
+        product_id: product(1),
+        other_products: [].into(),
+        change,
+        reply,
+        origin: Origin::default(),
+    }
+    .into()
 }
 
 fn order(number: u64, status: OrderStatus) -> Order {
     let state = OrderState::Accepted { status, expires_at: from_millis(1_734_000_900_000) };
-    Order { id: id(), product_id: product(number), total: Quantity::new(2).unwrap(), state }
+    Order {
+        id: id(),
+        lines: Some(Lines::one(product(number), Quantity::new(2).unwrap())),
+        buyer: None,
+        payment: None,
+        state,
+    }
 }
 
 /// Statuses of orders whose pieces were reserved once.
-const ACCEPTED: [OrderStatus; 4] =
-    [OrderStatus::Reserved, OrderStatus::Paid, OrderStatus::Cancelled, OrderStatus::Expired];
+const ACCEPTED: [OrderStatus; 5] = [
+    OrderStatus::Reserved,
+    OrderStatus::Paid,
+    OrderStatus::Cancelled,
+    OrderStatus::Expired,
+    OrderStatus::Returned,
+];
 
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
@@ -63,8 +82,13 @@ fn what_is_encoded_is_decoded() {
 
     let rejected =
         |rejection| Order { state: OrderState::Rejected(rejection), ..order(1, OrderStatus::Paid) };
-    let rejections =
-        [Rejection::InsufficientStock { available: 0 }, Rejection::KeyReused, Rejection::ProductNotFound];
+    let rejections = [
+        Rejection::InsufficientStock { product_id: product(1), available: 0 },
+        Rejection::KeyReused,
+        Rejection::ProductNotFound { product_id: product(1) },
+        Rejection::SaleNotOpen { product_id: product(2), opens_at: from_millis(1_734_000_900_000) },
+        Rejection::LimitPerBuyer { product_id: product(2), limit: 2, held: 1 },
+    ];
     let verdicts: Vec<_> = [Verdict::Reserved { expires_at: SystemClock.now() }, Verdict::OrderNotFound]
         .into_iter()
         .chain([Verdict::Undecidable])
@@ -102,13 +126,13 @@ fn the_wire_format_is_what_architecture_md_shows() {
         r#"{"orders":[{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"answer_by":4102444800000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"idempotency_key":"a-key","answer_by":4102444800000},{"id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"change":"pay","order_id":"0193ab5e-0000-7000-8000-000000000000","answer_by":4102444800000}]}"#
     );
     let reserved = Verdict::Reserved { expires_at: from_millis(1_734_000_900_000) };
-    let rejected = Verdict::Rejected(Rejection::InsufficientStock { available: 0 });
+    let rejected = Verdict::Rejected(Rejection::InsufficientStock { product_id: product(1), available: 0 });
     let paid = Verdict::Current(order(1, OrderStatus::Paid));
     let placed = Verdict::AlreadyPlaced(order(1, OrderStatus::Reserved));
     let verdicts = [reserved, rejected, paid, placed].map(|verdict| (id().into(), verdict));
     assert_eq!(
         text(encode_verdicts(verdicts.to_vec())),
-        r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
+        r#"{"verdicts":[{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"reserved","expires_at":1734000900000},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"insufficient_stock","product_id":1,"available_stock":0},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"is_paid","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"paid","expires_at":1734000900000}},{"id":"0193ab5e-0000-7000-8000-000000000000","verdict":"already_placed","order":{"order_id":"0193ab5e-0000-7000-8000-000000000000","product_id":1,"total":2,"status":"reserved","expires_at":1734000900000}}]}"#
     );
 }
 

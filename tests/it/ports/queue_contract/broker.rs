@@ -186,7 +186,7 @@ async fn a_lane_recovers_from_a_consumer_that_the_broker_forgot_to_remove() {
                 }
                 taken = last.take(usize::MAX) => {
                     let taken = taken.unwrap();
-                    served.extend(orders_of(&taken).iter().map(|order| order.product_id));
+                    served.extend(orders_of(&taken).iter().map(|order| order.lines.first().product_id));
                     settle(&mut last, taken).await;
                 }
             }

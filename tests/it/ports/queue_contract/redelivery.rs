@@ -72,7 +72,7 @@ pub(super) async fn a_lane_moves_to_the_next_consumer_when_its_own_ends(adapter:
     settle(&mut second, taken).await;
     in_order.extend(settle_all(&mut second, 8 - in_order.len()).await);
     for lane in &lanes {
-        let of_lane = |order: &&NewOrder| order.product_id == *lane;
+        let of_lane = |order: &&NewOrder| order.lines.first().product_id == *lane;
         assert!(in_order.iter().filter(of_lane).eq(submitted.iter().filter(of_lane)), "lane {lane}");
     }
     api.receives_verdicts_on(&submitted).await;
@@ -97,7 +97,7 @@ pub(super) async fn one_consumer_at_a_time_has_a_lane(adapter: Adapter) {
                     taken = consumer.take(5) => taken.unwrap(),
                 };
                 let lanes: BTreeSet<ProductId> =
-                    orders_of(&deliveries).iter().map(|order| order.product_id).collect();
+                    orders_of(&deliveries).iter().map(|order| order.lines.first().product_id).collect();
                 for lane in &lanes {
                     let other = holders.lock().unwrap().insert(*lane, number);
                     assert_eq!(other, None, "consumer {number} has lane {lane} as well");

@@ -17,6 +17,7 @@ use antre::{
     domain::{
         command::{Command, NewOrder, ReplyMode},
         ids::{CommandId, ProductId},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
         rejection::Rejection,
@@ -52,8 +53,8 @@ pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
     let reply = ReplyMode::Until(SystemClock.now() + SignedDuration::from_hours(1));
     NewOrder {
         id: SystemClock.order_id(),
-        product_id,
-        total: Quantity::new(total).unwrap(),
+        lines: Lines::one(product_id, Quantity::new(total).unwrap()),
+        buyer: None,
         reply,
         key: None,
         origin: Origin::default(),
@@ -62,9 +63,12 @@ pub(super) fn order(product_id: ProductId, total: u32) -> NewOrder {
 
 /// The verdict of these tests on an order; no other order gets the same one.
 pub(super) fn verdict(order: &NewOrder) -> Verdict {
-    match order.total.get() {
+    match order.lines.first().total.get() {
         even if even.is_multiple_of(2) => Verdict::Reserved { expires_at: order.id.created_at() },
-        odd => Verdict::Rejected(Rejection::InsufficientStock { available: odd }),
+        odd => Verdict::Rejected(Rejection::InsufficientStock {
+            product_id: order.lines.first().product_id,
+            available: odd,
+        }),
     }
 }
 

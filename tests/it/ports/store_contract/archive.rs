@@ -108,7 +108,7 @@ async fn an_archived_product_takes_no_new_orders(database: Database) {
     assert!(age.abs() < SignedDuration::from_secs(60), "{age}");
     assert_eq!(store.product(shirt).await.unwrap().as_ref(), Some(&product));
 
-    let not_found = Verdict::Rejected(Rejection::ProductNotFound);
+    let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: shirt });
     let orders = [order(shirt, 1), order(cap, 1), keyed(order(shirt, 9), "a-key"), detached_order(shirt, 1)];
     let verdicts = database.decide(&orders).await;
     assert_eq!([&verdicts[0], &verdicts[2], &verdicts[3]], [&not_found; 3]);
@@ -194,8 +194,8 @@ async fn a_late_rejection_of_an_archived_product_is_stored(database: Database) {
     archived(database.store.archive(id).await.unwrap());
     let orders = [detached_order(id, 1), order(id, 1), keyed(detached_order(id, 2), "a-key")];
     for round in 0..2 {
-        let verdicts = database.decide(&orders).await;
-        assert!(verdicts.iter().all(|one| *one == Verdict::Rejected(Rejection::ProductNotFound)), "{round}");
+        let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: id });
+        assert_eq!(database.decide(&orders).await, vec![not_found; 3], "{round}");
         for (order, is_stored) in orders.iter().zip([true, false, true]) {
             let stored = database.store.order(order.id).await.unwrap();
             assert_eq!(stored.map(|order| order.status()), is_stored.then_some(OrderStatus::Rejected));

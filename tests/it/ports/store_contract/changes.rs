@@ -104,7 +104,7 @@ async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
     let verdicts = database.settle(&batch).await;
     let [paid, cancelled] = [first.id, second.id].map(|id| database.store.order(id));
     let (paid, cancelled) = (paid.await.unwrap().unwrap(), cancelled.await.unwrap().unwrap());
-    assert_eq!(verdicts, [before, paid, cancelled, cancelled].map(Verdict::Current));
+    assert_eq!(verdicts, [before, paid, cancelled.clone(), cancelled].map(Verdict::Current));
     let rejected = detached_order(id, 95);
     database.decide(slice::from_ref(&rejected)).await;
     let rejected = database.store.order(rejected.id).await.unwrap().unwrap();
@@ -112,6 +112,7 @@ async fn the_verdict_on_a_change_is_the_whole_order(database: Database) {
         id: SystemClock.command_id(),
         order_id: rejected.id,
         product_id: id,
+        other_products: [].into(),
         change: Change::Pay,
         reply: ReplyMode::Until(SystemClock.now()),
         origin: Origin::default(),
@@ -125,10 +126,10 @@ async fn a_change_in_the_wrong_lane_or_of_an_unknown_order_changes_nothing(datab
     database.reserve(hat, [2]).await;
     let strays = [
         change_of(&super::order(shirt, 1), Change::Pay),
-        change_of(&NewOrder { product_id: hat, ..order.clone() }, Change::Cancel),
-        change_of(&NewOrder { product_id: stranger(), ..order.clone() }, Change::Pay),
+        change_of(&NewOrder { lines: lines(hat, 2), ..order.clone() }, Change::Cancel),
+        change_of(&NewOrder { lines: lines(stranger(), 2), ..order.clone() }, Change::Pay),
     ];
-    assert_eq!(database.settle(&strays).await, [Verdict::OrderNotFound; 3]);
+    assert_eq!(database.settle(&strays).await, [const { Verdict::OrderNotFound }; 3]);
     assert_eq!(database.pieces(shirt).await, [5, 3, 2]);
     assert_eq!(database.pieces(hat).await, [5, 3, 2]);
     assert_eq!(database.status(&order).await, OrderStatus::Reserved);
@@ -179,7 +180,7 @@ async fn reservations_expire_by_the_clock_of_the_database(database: Database) {
     let mut bytes = SystemClock.order_id().uuid().into_bytes();
     bytes[..6].copy_from_slice(&(SystemClock.now().as_millisecond() + 3_600_000).to_be_bytes()[2..]);
     let ahead = NewOrder { id: uuid::Uuid::from_bytes(bytes).into(), ..super::order(id, 1) };
-    let verdict = database.settle_within(&commands(slice::from_ref(&ahead)), NO_TIME).await[0];
+    let verdict = database.settle_within(&commands(slice::from_ref(&ahead)), NO_TIME).await.remove(0);
     assert_eq!(verdict, Verdict::Reserved { expires_at: ahead.id.created_at() });
 }
 

@@ -31,7 +31,7 @@ async fn decide_at_once(store: &Arc<dyn Store>, work: Vec<Vec<Vec<NewOrder>>>) -
     let mut verdicts = HashMap::new();
     for (id, verdict) in workers.join_all().await.into_iter().flatten() {
         // All decisions on one order must agree.
-        assert_eq!(*verdicts.entry(id).or_insert(verdict), verdict, "{id}");
+        assert_eq!(*verdicts.entry(id).or_insert(verdict.clone()), verdict, "{id}");
     }
     verdicts
 }
@@ -49,7 +49,7 @@ async fn assert_stored(database: &Database, verdicts: &HashMap<OrderId, Verdict>
         }
     }
     let accepted = verdicts.iter().filter(|(_, verdict)| is_reserved(verdict));
-    assert_eq!(stored, accepted.map(|(id, verdict)| (*id, *verdict)).collect());
+    assert_eq!(stored, accepted.map(|(id, verdict)| (*id, verdict.clone())).collect());
     database.assert_balanced().await;
 }
 

@@ -54,27 +54,31 @@ impl Model {
         let mut decided: HashMap<OrderId, Verdict> = HashMap::new();
         let verdict = |order: &NewOrder| {
             if let Some((_, verdict)) = self.stored.get(&order.id) {
-                return *verdict;
+                return verdict.clone();
             }
-            *decided.entry(order.id).or_insert_with(|| {
-                let total = order.total.get();
-                let Some((available, reserved)) = self.pieces.get_mut(&order.product_id) else {
-                    return Verdict::Rejected(Rejection::ProductNotFound);
+            let verdict = decided.entry(order.id).or_insert_with(|| {
+                let Line { product_id, total } = order.lines.first();
+                let total = total.get();
+                let Some((available, reserved)) = self.pieces.get_mut(&product_id) else {
+                    return Verdict::Rejected(Rejection::ProductNotFound { product_id });
                 };
                 let fits = *available >= total;
                 let verdict = match expires_at {
                     Some(expires_at) if fits => Verdict::Reserved { expires_at },
                     None if fits => panic!("{order:?} fits, but the store reserved nothing now"),
-                    _ => rejected(*available),
+                    _ => {
+                        Verdict::Rejected(Rejection::InsufficientStock { product_id, available: *available })
+                    }
                 };
                 if fits {
                     (*available, *reserved) = (*available - total, *reserved + total);
                 }
                 if fits || order.reply == ReplyMode::Detached {
-                    self.stored.insert(order.id, (order.product_id, verdict));
+                    self.stored.insert(order.id, (product_id, verdict.clone()));
                 }
                 verdict
-            })
+            });
+            verdict.clone()
         };
         orders.iter().map(verdict).collect()
     }
@@ -153,7 +157,7 @@ async fn replay(database: &Database, steps: Vec<Step>) {
     }
     for id in model.pieces.keys() {
         let expected = model.stored.iter().filter(|(_, (product, _))| product == id);
-        let expected: Vec<_> = expected.map(|(id, (_, verdict))| (*id, *verdict)).collect();
+        let expected: Vec<_> = expected.map(|(id, (_, verdict))| (*id, verdict.clone())).collect();
         let found: Vec<_> =
             database.orders_of(*id).await.iter().map(|order| (order.id, Verdict::on_stored(order))).collect();
         assert_eq!(found, expected);

@@ -26,7 +26,7 @@ async fn a_key_whose_order_was_deleted_is_free_again(database: Database) {
     let batch = [order(id, 1), keyed(order(id, 2), "buyer-1"), keyed(order(id, 2), "buyer-1"), order(id, 1)];
     let verdicts = database.decide(&batch).await;
     assert_eq!(accepted(&verdicts), [true, true, false, true]);
-    assert!(matches!(verdicts[2], Verdict::AlreadyPlaced(known) if known.id == batch[1].id));
+    assert!(matches!(&verdicts[2], Verdict::AlreadyPlaced(known) if known.id == batch[1].id));
     let known = database.store.orders_by_key(&[key("buyer-1"), key("buyer-2")]).await.unwrap();
     assert_eq!(
         known.into_iter().map(|(key, order)| (key, order.id)).collect::<Vec<_>>(),
@@ -35,20 +35,20 @@ async fn a_key_whose_order_was_deleted_is_free_again(database: Database) {
     // Of two at the same time, one gets the key.
     let again = [keyed(order(id, 1), "buyer-2"), keyed(order(id, 1), "buyer-2")];
     let (one, other) = tokio::join!(database.decide(&again[..1]), database.decide(&again[1..]));
-    let placed = [one[0], other[0]].iter().filter(|verdict| is_reserved(verdict)).count();
+    let placed = [&one[0], &other[0]].into_iter().filter(|verdict| is_reserved(verdict)).count();
     assert_eq!(placed, 1, "{one:?} {other:?}");
 }
 
 async fn one_key_places_one_order(database: Database) {
     let id = database.product_of(10).await;
     let first = keyed(order(id, 2), "buyer-1");
-    let reserved = database.decide(slice::from_ref(&first)).await[0];
+    let reserved = database.decide(slice::from_ref(&first)).await.remove(0);
     assert!(is_reserved(&reserved));
     let stored = database.store.order(first.id).await.unwrap().unwrap();
     // Again with another id, twice in a batch that has another order; and the first one itself, redelivered.
     let again = || keyed(order(id, 2), "buyer-1");
     let verdicts = database.decide(&[again(), order(id, 1), again(), first.clone()]).await;
-    assert_eq!([verdicts[0], verdicts[2]], [Verdict::AlreadyPlaced(stored); 2]);
+    assert_eq!([&verdicts[0], &verdicts[2]], [&Verdict::AlreadyPlaced(stored); 2]);
     assert_eq!(verdicts[3], reserved);
     assert!(is_reserved(&verdicts[1]));
     assert_eq!(database.pieces(id).await, [10, 7, 3]);
@@ -60,7 +60,7 @@ async fn one_key_places_one_order(database: Database) {
     // The answer has the current status.
     database.change(&first, Change::Pay).await;
     let paid = database.store.order(first.id).await.unwrap().unwrap();
-    assert_eq!(database.decide(&[again()]).await, [Verdict::AlreadyPlaced(paid)]);
+    assert_eq!(database.decide(&[again()]).await, [Verdict::AlreadyPlaced(paid.clone())]);
     assert_eq!(paid.status(), OrderStatus::Paid);
     // Keys differ by every character.
     let others = ["buyer-10", "Buyer-1", "buyer-1.", &"k".repeat(IdempotencyKey::MAX_LENGTH), "\"\\'%;--"];
@@ -94,7 +94,7 @@ async fn a_repeated_key_finds_its_order_when_the_product_is_sold_out(database: D
     assert_eq!(accepted(&database.decide(slice::from_ref(&taker)).await), [true]);
     let stored = database.store.order(taker.id).await.unwrap().unwrap();
     for again in [keyed(order(id, 2), "buyer-1"), keyed(detached_order(id, 2), "buyer-1")] {
-        assert_eq!(database.decide(&[again]).await, [Verdict::AlreadyPlaced(stored)]);
+        assert_eq!(database.decide(&[again]).await, [Verdict::AlreadyPlaced(stored.clone())]);
     }
     assert_eq!(database.decide(&[keyed(order(id, 1), "buyer-2")]).await, [rejected(0)]);
     // A rejection is not stored while its client waits: the same key may order again when there are pieces.
@@ -142,15 +142,15 @@ async fn an_order_is_found_under_its_alias(database: Database) {
     let batch = [first.clone(), in_time.clone(), late.clone()];
     let verdicts = database.decide(&batch).await;
     let stored = database.store.order(first.id).await.unwrap().unwrap();
-    assert_eq!(verdicts[1..], [Verdict::AlreadyPlaced(stored); 2]);
+    assert_eq!(verdicts[1..], [1, 2].map(|_| Verdict::AlreadyPlaced(stored.clone())));
     // Also when it is redelivered.
     database.decide(&batch).await;
-    assert_eq!(database.store.order(late.id).await.unwrap(), Some(stored));
+    assert_eq!(database.store.order(late.id).await.unwrap(), Some(stored.clone()));
     // The client of this one got the stored order as its answer, and never this id.
     assert_eq!(database.store.order(in_time.id).await.unwrap(), None);
     let ids = [first.id, late.id, in_time.id, SystemClock.order_id()];
     let found = database.store.orders_by_id(&ids).await.unwrap();
-    assert_eq!(found, [(first.id, stored), (late.id, stored)].into());
+    assert_eq!(found, [(first.id, stored.clone()), (late.id, stored.clone())].into());
     assert_eq!(database.orders_of(id).await, [stored]);
     assert_eq!(database.pieces(id).await, [10, 8, 2]);
 }

@@ -108,11 +108,11 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
                 .map(|order| (order.id, order))
                 .collect();
         for (id, before) in &known {
-            let after = stored_orders[id];
+            let after = stored_orders[id].clone();
             let has_changed =
                 before.status() == OrderStatus::Reserved && after.status() != OrderStatus::Rejected;
             assert!(
-                *before == after || has_changed && after == before.with_status(after.status()),
+                *before == after || has_changed && after == before.clone().with_status(after.status()),
                 "{before:?} {after:?}"
             );
         }
@@ -122,14 +122,14 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
                     assert_eq!(Verdict::on_stored(&stored_orders[&order.id]), *verdict);
                 }
                 (Command::Place(order), Verdict::AlreadyPlaced(known)) => {
-                    assert_eq!((known.product_id, known.total), (order.product_id, order.total));
+                    assert_eq!(known.lines.as_ref(), Some(&order.lines));
                     assert_eq!(Verdict::on_stored(&stored_orders[&known.id]), Verdict::on_stored(known));
                 }
                 (Command::Place(_), Verdict::Rejected(_)) => {}
                 (Command::Change(change), Verdict::Current(order)) => {
                     // In the same batch it may have changed later, from a reservation.
-                    let now = stored_orders[&change.order_id];
-                    assert_eq!(order.with_status(now.status()), now);
+                    let now = &stored_orders[&change.order_id];
+                    assert_eq!(order.clone().with_status(now.status()), *now);
                     let status = order.status();
                     assert!(now.status() == status || status == OrderStatus::Reserved, "{status:?}, {now:?}");
                 }
@@ -144,13 +144,13 @@ async fn live(database: &Database, round: u32, steps: Vec<Step>) {
             let of = |status| -> u32 {
                 let orders = stored_orders
                     .values()
-                    .filter(|order| order.product_id == *id && order.status() == status);
-                orders.map(|order| order.total.get()).sum()
+                    .filter(|order| order.lane() == Some(*id) && order.status() == status);
+                orders.map(|order| order.lines.as_ref().unwrap().first().total.get()).sum()
             };
             let before: u32 = known
                 .values()
-                .filter(|order| order.product_id == *id && order.status() == OrderStatus::Paid)
-                .map(|order| order.total.get())
+                .filter(|order| order.lane() == Some(*id) && order.status() == OrderStatus::Paid)
+                .map(|order| order.lines.as_ref().unwrap().first().total.get())
                 .sum();
             paid_since[product] += of(OrderStatus::Paid) - before;
             let stored = counted[product] - paid_since[product];
