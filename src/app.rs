@@ -37,7 +37,8 @@ use crate::{
     },
     server_url::{self, shown},
     service::{
-        catalog::CatalogService, dispatcher::Dispatcher, known_products::KnownProducts, ordering::OrderService,
+        catalog::CatalogService, dispatcher::Dispatcher, known_products::KnownProducts,
+        ordering::OrderService,
     },
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
     store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},

@@ -369,7 +369,8 @@ impl ApiError {
         let of = details.product_id.map_or(String::new(), |id| format!(" of product {id}"));
         let message: Cow<'static, str> = match rejection {
             Rejection::ProductNotFound { product_id } => {
-                format!("there is no product {product_id} to order: it does not exist, or it is archived").into()
+                format!("there is no product {product_id} to order: it does not exist, or it is archived")
+                    .into()
             }
             Rejection::InsufficientStock { available, .. } => insufficient_stock(available, &of),
             Rejection::KeyReused => {

@@ -24,8 +24,8 @@ use crate::{
         lane_set::{LaneMode, LaneSet},
     },
     queue::{
-        Address, Archive, Completion, Consumer, Delivery, LaneName, Outcome, Ping, Queue, QueueError, Refusal, Reply,
-        ReplySink, Submitter,
+        Address, Archive, Completion, Consumer, Delivery, LaneName, Outcome, Ping, Queue, QueueError,
+        Refusal, Reply, ReplySink, Submitter,
     },
 };
 
@@ -409,7 +409,6 @@ impl Delivery {
 mod tests {
     use super::*;
     use crate::clock::{Clock, SystemClock};
-    use crate::queue::NothingArchived;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -417,6 +416,7 @@ mod tests {
         order::{Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
     };
+    use crate::queue::NothingArchived;
 
     struct Ignore;
 

@@ -66,10 +66,7 @@ impl LoadKey for ProductId {
     type Value = ProductState;
     type Source = dyn Catalog;
 
-    async fn load(
-        catalog: &dyn Catalog,
-        keys: &[Self],
-    ) -> Result<HashMap<Self, ProductState>, StoreError> {
+    async fn load(catalog: &dyn Catalog, keys: &[Self]) -> Result<HashMap<Self, ProductState>, StoreError> {
         catalog.states(keys).await
     }
 }

@@ -314,7 +314,8 @@ mod tests {
         let (metrics, clock) = (Metrics::unwatched().api, Arc::new(SystemClock));
         let activity = Arc::new(Activity::new(clock.clone()));
         let products = Arc::new(KnownProducts::new(store.clone()));
-        let dispatcher = Dispatcher::new(queue, products, timeout, clock, activity, stop, metrics.clone()).await;
+        let dispatcher =
+            Dispatcher::new(queue, products, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
     }
 

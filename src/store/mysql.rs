@@ -29,7 +29,8 @@ use super::{
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
     ports::{
-        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store, Update,
+        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store,
+        Update,
     },
     rows::{
         FoundRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id, product_id,
@@ -38,8 +39,8 @@ use super::{
     sqlx_error::is_duplicate,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states, products,
-        update_product,
+        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states,
+        products, update_product,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -526,6 +527,7 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
 
-const ARCHIVE: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', at BIGINT PATH '$[1]')) AS batch
+const ARCHIVE: &str =
+    "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', at BIGINT PATH '$[1]')) AS batch
      STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
      SET archived_at = batch.at";

@@ -3,6 +3,7 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
+mod products;
 mod retention;
 
 use std::{
@@ -44,18 +45,18 @@ use super::{
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
     ports::{
-        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store, Update,
+        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store,
+        Update,
     },
     rows::{
         FoundRow, InventoryRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id,
         product_id, readable,
     },
     slow_query::timed,
-    sqlx_error::is_duplicate,
     statements::{
         INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states, products,
-        update_product,
+        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states,
+        products,
     },
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
 };
@@ -229,21 +230,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
-        let mut transaction = self.begin().await?;
-        transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
-        let sku = change.sku.clone().flatten();
-        if let Some(mut update) = update_product(id, change)
-            && let Err(error) = transaction.execute(update.build()).await
-        {
-            drop(transaction);
-            let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
-            let taken = self.products_by_sku(&[sku]).await?;
-            return taken.first().map(|product| Update::SkuTaken(product.id)).ok_or_else(|| error.into());
-        }
-        let rows = transaction.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?;
-        transaction.execute(sqlx::query("COMMIT")).await?;
-        transaction.end();
-        Ok(product_found(rows)?.map_or(Update::NoSuchProduct, Update::Done))
+        self.update_product(id, change).await
     }
 
     async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {

@@ -42,7 +42,8 @@ macro_rules! product_lanes {
 pub(super) use product_lanes;
 
 /// Parameter: id. Rows are [`InventoryRow`]s.
-pub(super) const INVENTORY: &str = "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
+pub(super) const INVENTORY: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
 
 /// The reservations that are due by the database's clock, an expression. Parameters: the time behind which it begins, twice, the id
@@ -73,7 +74,8 @@ pub(super) const INSERT_INVENTORY: &str =
     "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";
 
 /// Parameters: the id behind which it begins, how many. Rows are [`InventoryRow`]s.
-pub(super) const INVENTORIES: &str = "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
+pub(super) const INVENTORIES: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
     FROM products JOIN inventories ON product_id = id
     WHERE id > ? AND archived_at IS NULL ORDER BY id LIMIT ?";
 
@@ -120,7 +122,8 @@ pub(super) fn products(rows: Vec<ProductRow>) -> Result<Vec<Product>, StoreError
 pub(super) fn lanes_of_products(rows: Vec<(i64, Option<i64>)>) -> Vec<ProductLane> {
     let lane = |(id, archived_for): (i64, Option<i64>)| {
         // A clock that was set back counts as no time.
-        let archived_for = archived_for.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        let archived_for =
+            archived_for.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
         Ok(ProductLane { product_id: product_id(id)?, archived_for })
     };
     readable(rows.into_iter().map(lane))

@@ -190,7 +190,9 @@ impl Difference {
             Self::BelowReserved { reserved_stock, stock_in_file } => format!(
                 "has {reserved_stock} reserved by buyers, and {stock_in_file} in the file: the stock cannot be less, and stays"
             ),
-            Self::Archived => "is archived, and stays as it is: to sell it again, give the line another SKU".to_owned(),
+            Self::Archived => {
+                "is archived, and stays as it is: to sell it again, give the line another SKU".to_owned()
+            }
         }
     }
 }

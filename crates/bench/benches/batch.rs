@@ -38,7 +38,8 @@ fn batches(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || inventories.clone(),
                 |inventories| {
-                    let snapshot = Snapshot { inventories, archived: ArchivedProducts::new(), stored: None, times };
+                    let snapshot =
+                        Snapshot { inventories, archived: ArchivedProducts::new(), stored: None, times };
                     decide::decide(snapshot, black_box(&orders))
                 },
                 BatchSize::SmallInput,

@@ -114,7 +114,9 @@ impl Retirement {
             match removed {
                 Ok(true) => return, // the marker is gone with its lane
                 Ok(false) => {}
-                Err(error) => tracing::debug!(%lane, %error, "the lane of an archived product is not removed yet"),
+                Err(error) => {
+                    tracing::debug!(%lane, %error, "the lane of an archived product is not removed yet")
+                }
             }
             let _ = with_timeout(acker.ack(BasicAckOptions::default())).await; // else it comes again
         });
@@ -152,8 +154,13 @@ impl Shared {
         };
         if asks && ready == 0 {
             let (_connection, channel) = self.declarer.channel().await?;
-            let marker =
-                channel.basic_publish("".into(), lane.name(), BasicPublishOptions::default(), &[], properties(EMPTY_V1));
+            let marker = channel.basic_publish(
+                "".into(),
+                lane.name(),
+                BasicPublishOptions::default(),
+                &[],
+                properties(EMPTY_V1),
+            );
             with_timeout(marker).await?;
         }
         Ok(Found::Lane(lane.clone()))

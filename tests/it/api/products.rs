@@ -78,7 +78,8 @@ async fn a_change_that_says_nothing_or_nonsense_is_refused(pair: Pair) {
     }
     let nobody = app.patch(&path(4_711), json!({"name": "Topi"})).await;
     assert_eq!((nobody.status, nobody.reason()), (404, "product_not_found"), "{nobody:?}");
-    for (query, field) in [("archived=1", "archived"), ("archived=", "archived"), ("archive=true", "archive")] {
+    for (query, field) in [("archived=1", "archived"), ("archived=", "archived"), ("archive=true", "archive")]
+    {
         let refused = app.get(&format!("/api/products?{query}")).await;
         assert_eq!((refused.status, refused.reason()), (400, "invalid_query"), "{refused:?}");
         assert_eq!(refused.data()["field"], field);
@@ -129,7 +130,10 @@ async fn an_archived_product_is_not_sold_and_stays_readable(pair: Pair) {
     assert_eq!((refused.status, refused.reason()), (409, "product_archived"), "{refused:?}");
 
     let shown = app.get(&path(shirt)).await;
-    assert_eq!((&shown.data()["archived_at"], &shown.data()["inventory"]["stored_stock"]), (&json!(at), &json!(8)));
+    assert_eq!(
+        (&shown.data()["archived_at"], &shown.data()["inventory"]["stored_stock"]),
+        (&json!(at), &json!(8))
+    );
     assert_eq!(app.inventory(shirt).await, [8, 8, 0]);
     assert_eq!(app.get(&format!("/api/orders/{}", order.id())).await.data()["status"], "paid");
     assert_eq!(app.all(&format!("/api/orders?product_id={shirt}")).await.len(), 1);
@@ -217,6 +221,7 @@ async fn an_order_that_was_queued_before_the_archive_has_a_verdict(pair: Pair) {
                 _ => panic!("{order:?}"),
             }
         }
-        eventually("it is still ordered", async || (app.order(id, 1).await.status == 404).then_some(())).await;
+        eventually("it is still ordered", async || (app.order(id, 1).await.status == 404).then_some(()))
+            .await;
     }
 }

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use antre::{domain::lane_set::LaneMode, queue::{Consumer, Delivery}};
+use antre::{
+    domain::lane_set::LaneMode,
+    queue::{Consumer, Delivery},
+};
 
 use super::{Adapter, rabbitmq_queue, support::*};
 use crate::support::servers::{Place, QueueInfo, servers};

@@ -23,7 +23,9 @@ use antre::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    queue::{Archive, Completion, Consumer, Delivery, NothingArchived, Outcome, Queue, Reply, ReplySink, Submitter},
+    queue::{
+        Archive, Completion, Consumer, Delivery, NothingArchived, Outcome, Queue, Reply, ReplySink, Submitter,
+    },
 };
 use async_trait::async_trait;
 use jiff::SignedDuration;
