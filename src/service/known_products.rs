@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::batch_loader::BatchLoader;
 use crate::{
@@ -19,8 +19,10 @@ use crate::{
     store::{Catalog, StoreError},
 };
 
-/// After a read that failed, products that were known before are not read again for so long.
-const DISTRUST: Duration = Duration::from_secs(1);
+/// How long an order waits for the read of a product that was known before.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// After a read that failed or took longer, the product is not read again for so long.
+const DISTRUST: Duration = Duration::from_secs(5);
 
 pub struct KnownProducts {
     products: Arc<BatchLoader<ProductId>>,
@@ -49,21 +51,21 @@ impl KnownProducts {
         {
             return Ok(Some(state));
         }
-        match (self.products.load(id).await, before) {
-            (Ok(Some(state)), _) => {
-                self.learn(id, state, now + KNOWN_FOR);
-                Ok(Some(state))
-            }
-            (Ok(None), _) => {
-                self.known().remove(&id);
-                Ok(None)
-            }
-            (Err(_), Some(Known { state, .. })) => {
-                self.learn(id, state, now + DISTRUST);
-                Ok(Some(state))
-            }
-            (Err(error), None) => Err(error),
+        let found = match before {
+            None => self.products.load(id).await?,
+            Some(Known { state, .. }) => match timeout(MAX_WAIT, self.products.load(id)).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(_)) | Err(_) => {
+                    self.learn(id, state, Instant::now() + DISTRUST);
+                    return Ok(Some(state));
+                }
+            },
+        };
+        match found {
+            Some(state) => self.learn(id, state, now + KNOWN_FOR),
+            None => drop(self.known().remove(&id)),
         }
+        Ok(found)
     }
 
     /// The product was archived just now.
