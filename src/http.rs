@@ -10,6 +10,7 @@ mod envelope;
 mod errors;
 mod health;
 mod metrics;
+mod order_list;
 mod orders;
 mod origin;
 mod page;
@@ -54,7 +55,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/products", get(products::list).post(products::create)),
         ("/api/products/{productId}", get(products::show).patch(products::update).delete(products::archive)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
-        ("/api/orders", post(orders::place).get(orders::list)),
+        ("/api/orders", post(orders::place).get(order_list::list)),
         ("/api/orders/{orderId}", get(orders::show)),
         ("/api/orders/{orderId}/payment", post(orders::pay)),
         ("/api/orders/{orderId}/cancellation", post(orders::cancel)),
@@ -75,6 +76,7 @@ pub fn operator_routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/dashboard/events/products/{productId}", get(dashboard::product_events)),
         ("/dashboard/{file}", get(dashboard::file)),
         ("/docs", get(docs::viewer::show)),
+        ("/docs/", get(docs::viewer::without_slash)),
         ("/docs/{file}", get(docs::viewer::file)),
         ("/metrics", get(metrics::show)),
     ]

@@ -8,3 +8,4 @@ pub mod known_products;
 pub mod ordering;
 mod pending_replies;
 pub mod sold_out;
+mod verdict_waits;

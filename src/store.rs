@@ -33,7 +33,7 @@ pub use error::StoreError;
 pub use migrations::{Schema, Usability};
 pub use observer::{RetryCause, TransactionObserver, TransactionPhases};
 pub use open_error::OpenError;
-pub use page::{Due, OrderPage, Page};
+pub use page::{Direction, Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
     Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,

@@ -95,7 +95,7 @@ public class Session {
     /** A pending order once it is decided. */
     private Order decided(UUID id) throws Exception {
         while (true) {
-            Order order = orders.getOrder(id).getData();
+            Order order = orders.getOrder(id, 5).getData();
             if (!order.getStatus().equals("pending")) {
                 return order;
             }
@@ -128,7 +128,7 @@ public class Session {
         // 400, 404.
         expect(2, failure(400, "insufficient_stock", () -> order(product, 3)).getAvailableStock());
         failure(404, "product_not_found", () -> order(4711, 1));
-        failure(404, "order_not_found", () -> orders.getOrder(new UUID(0, 0)));
+        failure(404, "order_not_found", () -> orders.getOrder(new UUID(0, 0), null));
 
         // Payment, cancellation, and what is not possible after them: 409.
         expect("paid", orders.payOrder(first.getId(), null).getData().getStatus());
@@ -146,7 +146,7 @@ public class Session {
         List<UUID> ids = new ArrayList<>();
         UUID after = null;
         do {
-            OrderList page = orders.listOrders(product, null, 2, after);
+            OrderList page = orders.listOrders(product, null, 2, after, "asc", null, null);
             page.getData().forEach(order -> ids.add(order.getId()));
             after = page.getNext();
         } while (after != null);

@@ -128,6 +128,11 @@ impl Order {
         self.lines.as_ref().map(|lines| lines.first().product_id)
     }
 
+    /// Whether a line of it is of this product.
+    pub fn has_product(&self, product_id: ProductId) -> bool {
+        self.lines.as_ref().is_some_and(|lines| lines.products().any(|id| id == product_id))
+    }
+
     /// Whether the order is of these lines and this buyer. An idempotency key may repeat only such an order.
     pub fn is_for(&self, lines: &Lines, buyer: Option<&Buyer>) -> bool {
         self.lines.as_ref() == Some(lines) && self.buyer.as_ref() == buyer

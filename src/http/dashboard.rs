@@ -79,7 +79,7 @@ pub(super) async fn product(
             Err(_) => {} // the page says that its figures are not known, and the list of orders why
         }
     }
-    let found = api.orders.list(Some(id), query.status(), query.after(now), listing::PAGE_SIZE).await;
+    let found = api.orders.list(query.list(id, now)).await;
     let found = match found {
         Ok(page) => Ok(Found { rows: page.rows, next: page.next }),
         Err(error) => Err(ApiError::from(error).message().to_owned()),
@@ -125,7 +125,8 @@ pub(super) async fn find_order(Root(root): Root, uri: Uri) -> Response {
     let id = given.as_deref().unwrap_or_default().trim().to_lowercase();
     match id.parse::<OrderId>() {
         Ok(found) => {
-            (StatusCode::SEE_OTHER, [(header::LOCATION, format!("{root}orders/{found}"))]).into_response()
+            // Relative, so that it is right behind a proxy that adds a prefix.
+            (StatusCode::SEE_OTHER, [(header::LOCATION, format!("./orders/{found}"))]).into_response()
         }
         Err(_) => {
             unknown(&Frame { order_id: &id, ..frame("No such order", &root) }, &order::unknown(&root, &id))

@@ -121,6 +121,9 @@ reasons! {
         InvalidLimit "invalid_limit",
         InvalidAfter "invalid_after",
         InvalidStatus "invalid_status",
+        InvalidCreatedAfter "invalid_created_after",
+        InvalidOrder "invalid_order",
+        InvalidWait "invalid_wait",
         InvalidQuery "invalid_query",
         InvalidIdempotencyKey "invalid_idempotency_key",
         InvalidHost "invalid_host",
@@ -198,8 +201,8 @@ impl Reason {
     }
 }
 
-/// Seconds after which a 503 is worth another try.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+/// Seconds after which a 503 is worth another try, and a 202 a look at the order.
+pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// An error as it is answered: what is wrong and what to do.
 #[derive(Debug, Serialize)]

@@ -8,7 +8,7 @@ use crate::{
     },
     service::{
         catalog::{ArchiveError, CreateError, RecountError, UpdateError},
-        ordering::{ChangeError, PlaceError},
+        ordering::{ChangeError, LookupError, PlaceError},
     },
 };
 
@@ -50,6 +50,18 @@ impl From<ChangeError> for ApiError {
             ChangeError::Refused(refusal) => refusal.into(),
             ChangeError::Undecidable => undecidable(),
             ChangeError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<LookupError> for ApiError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::TooManyWait => Self::new(
+                Reason::Overloaded,
+                "too many requests wait for verdicts at this server; read the order again later, or without wait",
+            ),
+            LookupError::Store(error) => error.into(),
         }
     }
 }

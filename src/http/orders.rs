@@ -1,7 +1,5 @@
 //! Orders.
 
-use std::sync::LazyLock;
-
 use axum::{
     extract::State,
     http::{HeaderName, StatusCode, header},
@@ -12,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     api::Api,
     body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
-    envelope::{ApiError, Reason, mark_replayed, page, success},
+    envelope::{ApiError, RETRY_AFTER, Reason, mark_replayed, success},
     origin::RequestOrigin,
-    preferences::{IdempotencyKeyHeader, Preferences},
+    preferences::{IdempotencyKeyHeader, Preferences, delta_seconds},
     query::{ListQuery, OrderPath},
     time::Time,
 };
@@ -27,7 +25,7 @@ use crate::{
         origin::Origin,
         rejection::Rejection,
     },
-    service::ordering::{Call, OrderChange, OrderLookup, Placement, Request, StatusFilter},
+    service::ordering::{Call, OrderChange, OrderLookup, Placement, Request},
 };
 
 #[derive(Deserialize)]
@@ -105,9 +103,7 @@ pub(super) async fn place(
             let answer = (location(order.id), success(StatusCode::CREATED, OrderView::from(order)));
             if replayed { mark_replayed(answer.into_response()) } else { answer.into_response() }
         }
-        Ok(Placement::Pending(id)) => {
-            (location(id), success(StatusCode::ACCEPTED, OrderView::pending(id))).into_response()
-        }
+        Ok(Placement::Pending(id)) => accepted(id, OrderView::pending(id)),
         Err(error) => ApiError::from(error).into_response(),
     };
     preferences.applied(api.orders.waiting_time(wait), answer)
@@ -115,6 +111,12 @@ pub(super) async fn place(
 
 fn location(id: OrderId) -> [(HeaderName, String); 1] {
     [(header::LOCATION, format!("/api/orders/{id}"))]
+}
+
+/// 202: no verdict yet. It will be at `Location`.
+fn accepted(id: OrderId, order: OrderView) -> Response {
+    let retry_after = [(header::RETRY_AFTER, RETRY_AFTER)];
+    (location(id), retry_after, success(StatusCode::ACCEPTED, order)).into_response()
 }
 
 /// `POST /api/orders/{orderId}/payment`
@@ -147,53 +149,30 @@ async fn change(
     let wait = preferences.wait();
     let answer = match api.orders.change(id, change, Call { wait, origin }).await {
         Ok(OrderChange::Done(order)) => success(StatusCode::OK, OrderView::from(order)),
-        Ok(OrderChange::Pending(order)) => {
-            (location(id), success(StatusCode::ACCEPTED, OrderView::from(order))).into_response()
-        }
+        Ok(OrderChange::Pending(order)) => accepted(id, OrderView::from(order)),
         Err(error) => ApiError::from(error).into_response(),
     };
     preferences.applied(api.orders.waiting_time(wait), answer)
 }
 
 /// `GET /api/orders/{orderId}`
-pub(super) async fn show(State(api): State<Api>, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
-    match api.orders.status(id).await? {
+pub(super) async fn show(
+    State(api): State<Api>,
+    OrderPath(id): OrderPath,
+    query: ListQuery,
+) -> Result<Response, ApiError> {
+    let query = query.only(&["wait"])?;
+    let wait = query.get("wait", Reason::InvalidWait, "a whole number of seconds", delta_seconds)?;
+    match api.orders.status_when_decided(id, wait.unwrap_or_default()).await? {
         Some(OrderLookup::Stored(order)) => Ok(success(StatusCode::OK, OrderView::from(order))),
         Some(OrderLookup::Pending(id)) => Ok(success(StatusCode::OK, OrderView::pending(id))),
         None => Err(ApiError::order_not_found(id)),
     }
 }
 
-/// `GET /api/orders`
-pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Response, ApiError> {
-    let query = query.only(&["product_id", "status", "limit", "after"])?;
-    let product_id =
-        query.get("product_id", Reason::InvalidProductId, ProductId::EXPECTED, |text| text.parse().ok())?;
-    let status = query.get("status", Reason::InvalidStatus, &STATUS_WORDS, status_filter)?;
-    let after = query.get("after", Reason::InvalidAfter, "the id of an order", |text| text.parse().ok())?;
-    let limit = query.limit()?;
-    let found = api.orders.list(product_id, status, after, limit).await?;
-    let views = found.rows.into_iter().map(OrderView::from).collect();
-    Ok(page(views, found.next, |after| query.next("/api/orders", after)))
-}
-
-/// What the parameter `status` must be.
-static STATUS_WORDS: LazyLock<String> = LazyLock::new(|| {
-    let words: Vec<_> =
-        [OrderStatus::PENDING].into_iter().chain(OrderStatus::ALL.map(OrderStatus::as_str)).collect();
-    format!("one of {}", words.join(", "))
-});
-
-fn status_filter(word: &str) -> Option<StatusFilter> {
-    match word {
-        OrderStatus::PENDING => Some(StatusFilter::Pending),
-        word => OrderStatus::from_word(word).map(StatusFilter::Stored),
-    }
-}
-
 /// An order as clients see it: one shape, whatever its status. What is not known of a pending order is absent.
 #[derive(Serialize)]
-struct OrderView {
+pub(super) struct OrderView {
     id: OrderId,
     status: &'static str,
     #[serde(flatten)]

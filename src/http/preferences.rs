@@ -22,17 +22,22 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKeyHeader {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let mut given = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(value) = given.next() else { return Ok(Self(None)) };
-        let key =
-            value.to_str().ok().filter(|_| given.next().is_none()).and_then(|text| unquoted(text.trim()));
-        match key.map(IdempotencyKey::try_from) {
-            Some(Ok(key)) => Ok(Self(Some(key))),
-            _ => Err(ApiError::field(
-                Reason::InvalidIdempotencyKey,
-                "Idempotency-Key",
-                format!("Idempotency-Key must be {}", IdempotencyKey::EXPECTED),
-            )),
-        }
+        let key = value
+            .to_str()
+            .ok()
+            .filter(|_| given.next().is_none())
+            .and_then(|text| idempotency_key(text.trim()));
+        let key = key.ok_or_else(|| {
+            let message = format!("Idempotency-Key must be {}", IdempotencyKey::EXPECTED);
+            ApiError::field(Reason::InvalidIdempotencyKey, "Idempotency-Key", message)
+        })?;
+        Ok(Self(Some(key)))
     }
+}
+
+/// A key, quoted or bare: both spell the same one.
+pub(super) fn idempotency_key(text: &str) -> Option<IdempotencyKey> {
+    unquoted(text)?.try_into().ok()
 }
 
 /// The text of a structured field's string (RFC 8941, section 3.3.3), or a text without quotes as it is.
@@ -127,7 +132,7 @@ fn parts(text: &str, separator: char) -> impl Iterator<Item = &str> {
 }
 
 /// A number of seconds: nothing but digits, however many (RFC 7240, section 4.3).
-fn delta_seconds(text: &str) -> Option<Duration> {
+pub(super) fn delta_seconds(text: &str) -> Option<Duration> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }

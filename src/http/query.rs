@@ -6,6 +6,7 @@ use axum::{
     extract::{FromRequestParts, Path, Query},
     http::request::Parts,
 };
+use url::form_urlencoded;
 
 use super::envelope::{ApiError, Reason};
 use crate::domain::ids::{InvalidProductId, OrderId, ProductId};
@@ -42,7 +43,7 @@ async fn parse_path<T: FromStr, S: Send + Sync>(parts: &mut Parts, state: &S) ->
     text.parse().ok()
 }
 
-/// The parameters of a list.
+/// The query of a URL: the parameters of a list, or of another call.
 pub(super) struct ListQuery(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
@@ -104,13 +105,9 @@ impl ListQuery {
 
     /// The `Link` to the page that begins behind `after`, with the same parameters.
     pub(super) fn next(&self, path: &str, after: impl std::fmt::Display) -> String {
-        // The parameters have been parsed: names and values need no escaping.
-        let others: String = self
-            .0
-            .iter()
-            .filter(|(name, _)| name != "after")
-            .map(|(name, value)| format!("{name}={value}&"))
-            .collect();
-        format!("<{path}?{others}after={after}>; rel=\"next\"")
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(self.0.iter().filter(|(name, _)| name != "after"));
+        query.append_pair("after", &after.to_string());
+        format!("<{path}?{}>; rel=\"next\"", query.finish())
     }
 }

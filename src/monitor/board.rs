@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    domain::{ids::ProductId, inventory::Inventory, product::Product},
+    domain::{ids::ProductId, inventory::Inventory, product::Product, sku::Sku},
 };
 
 pub use view::{
@@ -93,7 +93,7 @@ impl Board {
         let mut state = self.state();
         for (product, inventory) in products {
             let Some(row) = state.row(product.id) else { continue };
-            row.set_name(product.name.as_str());
+            row.set_names(product.name.as_str(), product.sku.as_ref().map(Sku::as_str));
             if let Some(inventory) = inventory {
                 row.set_stock(StockLevel::new(inventory, seen.as_millisecond()));
             }

@@ -70,6 +70,23 @@ pub enum ChangeError {
     Store(#[from] StoreError),
 }
 
+/// What is known of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderLookup {
+    Stored(Order),
+    /// It is not stored, and may be in its lane.
+    Pending(OrderId),
+}
+
+/// Why nothing is said of an order.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    #[error("too many clients wait for verdicts")]
+    TooManyWait,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// The answer to an order, as operators count it.
 pub(super) fn order_answer(answer: &Result<Placement, PlaceError>) -> OrderAnswer {
     match answer {

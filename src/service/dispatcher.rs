@@ -43,6 +43,7 @@ pub struct Dispatcher {
     clock: Arc<dyn Clock>,
     metrics: Arc<ApiMetrics>,
     activity: Arc<Activity>,
+    stop: CancellationToken,
     _closing: AbortOnDropHandle<()>,
 }
 
@@ -60,7 +61,7 @@ impl Dispatcher {
         let pending = Arc::new(PendingReplies::new(metrics.clone()));
         let submitter = queue.submitter(pending.clone(), products.clone()).await?;
         let closing = tokio::spawn({
-            let pending = pending.clone();
+            let (pending, stop) = (pending.clone(), stop.clone());
             async move {
                 stop.cancelled().await;
                 sleep(WAIT_AFTER_STOP).await;
@@ -68,7 +69,22 @@ impl Dispatcher {
             }
         });
         let closing = AbortOnDropHandle::new(closing);
-        Ok(Self { submitter, products, pending, order_timeout, clock, metrics, activity, _closing: closing })
+        Ok(Self {
+            submitter,
+            products,
+            pending,
+            order_timeout,
+            clock,
+            metrics,
+            activity,
+            stop,
+            _closing: closing,
+        })
+    }
+
+    /// Cancelled once the process was asked to stop.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     domain::{
         command::{ChangeOrder, NewOrder},
-        ids::{IdempotencyKey, OrderId, ProductId},
+        ids::{IdempotencyKey, OrderId},
         lines::Lines,
         names::Buyer,
         order::{Change, Order, OrderState, OrderStatus},
@@ -26,11 +26,13 @@ use crate::{
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
         sold_out::SoldOutCache,
+        verdict_waits::VerdictWaits,
     },
-    store::{Catalog, OrderPage, Orders, Page, StoreError},
+    store::{Catalog, Orders, Page, StoreError},
 };
 
-pub use super::answers::{ChangeError, OrderChange, PlaceError, Placement};
+pub use super::answers::{ChangeError, LookupError, OrderChange, OrderLookup, PlaceError, Placement};
+pub use crate::store::{Direction, OrderPage};
 
 /// The shortest wait that is left after lookups.
 const MIN_WAIT: Duration = Duration::from_millis(1);
@@ -51,19 +53,14 @@ pub struct Call {
     pub origin: Origin,
 }
 
-/// What is known of an order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OrderLookup {
-    Stored(Order),
-    /// It is not stored, and may be in its lane.
-    Pending(OrderId),
-}
-
-/// The statuses by which orders are listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusFilter {
+/// Which orders are listed.
+#[derive(Clone, Debug)]
+pub enum OrderList {
+    Page(OrderPage),
+    /// The order of this key, if it belongs to the list of this page: none or one.
+    OfKey(IdempotencyKey, OrderPage),
+    /// Pending orders: none, because they are not stored.
     Pending,
-    Stored(OrderStatus),
 }
 
 /// What buyers do with orders.
@@ -73,6 +70,7 @@ pub struct OrderService {
     sold_out_cache: Arc<SoldOutCache>,
     orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
+    verdict_waits: VerdictWaits,
     metrics: Arc<ApiMetrics>,
 }
 
@@ -87,6 +85,7 @@ impl OrderService {
             sold_out_cache: SoldOutCache::new(catalog, metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
+            verdict_waits: VerdictWaits::default(),
             dispatcher,
             stored_orders: orders,
             metrics,
@@ -257,20 +256,26 @@ impl OrderService {
         })
     }
 
-    /// Up to `limit` orders in id order, beginning behind `after`. Lists no pending ones: they are not stored.
-    pub async fn list(
+    /// The same once the order is decided: a pending one is answered when it is, or when `wait` or the order timeout is over.
+    pub async fn status_when_decided(
         &self,
-        product_id: Option<ProductId>,
-        status: Option<StatusFilter>,
-        after: Option<OrderId>,
-        limit: u32,
-    ) -> Result<Page<Order, OrderId>, StoreError> {
-        let status = match status {
-            Some(StatusFilter::Pending) => return Ok(Page::empty()),
-            Some(StatusFilter::Stored(status)) => Some(status),
-            None => None,
-        };
-        self.stored_orders.orders(OrderPage { product_id, status, after, limit }).await
+        id: OrderId,
+        wait: Duration,
+    ) -> Result<Option<OrderLookup>, LookupError> {
+        let (wait, stop) = (self.waiting_time(Some(wait)), self.dispatcher.stop());
+        self.verdict_waits.until_decided(wait, stop, || self.status(id)).await
+    }
+
+    /// A page of the stored orders.
+    pub async fn list(&self, list: OrderList) -> Result<Page<Order, OrderId>, StoreError> {
+        match list {
+            OrderList::Page(page) => self.stored_orders.orders(page).await,
+            OrderList::OfKey(key, page) => {
+                let found = self.keys.load(key).await?.filter(|order| page.has(order));
+                Ok(Page { rows: found.into_iter().collect(), next: None })
+            }
+            OrderList::Pending => Ok(Page::empty()),
+        }
     }
 
     /// How long a client waits that prefers to wait this long: it may prefer less than the order timeout, not more.
@@ -295,7 +300,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::{command::Command, order::Quantity},
+        domain::{command::Command, ids::ProductId, order::Quantity},
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::{

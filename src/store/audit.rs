@@ -201,7 +201,7 @@ macro_rules! sums {
          CAST(COALESCE(SUM(CASE WHEN status = 'reserved' THEN total ELSE 0 END), 0) AS SIGNED),
          CAST(COALESCE(SUM(
              total < 1 OR total > 2147483647
-             OR status NOT IN ('reserved', 'paid', 'cancelled', 'expired', 'rejected')
+             OR status NOT IN ('reserved', 'paid', 'cancelled', 'expired', 'returned', 'rejected')
              OR (status = 'rejected') <> (expires_at IS NULL)
              OR (status = 'rejected') <> (rejection_reason IS NOT NULL)
              OR COALESCE(rejection_reason NOT IN (

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
-    page::{Due, OrderPage, Page},
+    page::{Direction, Due, OrderPage, Page},
     rows::{InventoryRow, OrderRow, ProductRow, id_column, product_id, readable},
 };
 use crate::domain::{
@@ -73,25 +73,56 @@ pub(super) fn page_of_due(rows: Vec<OrderRow>, limit: u32) -> Page<Order, Due> {
     Page { rows: readable(rows.into_iter().map(Order::try_from)), next }
 }
 
-/// The table of orders, with the index by which it is read in id order. Without an index hint, the database sometimes reads
-/// all orders of one status and sorts them.
+/// The tables from which orders are listed, each with the index that it must use: without an index hint, the database sometimes
+/// reads all orders of one status and sorts them.
 pub(super) struct OrdersById {
     pub(super) all: &'static str,
+    /// By the product of the first line.
     pub(super) of_product: &'static str,
+    /// `basket_lines` with the orders that it leads to: by the products of the other lines.
+    pub(super) of_other_lines: &'static str,
+}
+
+/// The part of one index in which a page finds orders, in the order of their ids.
+struct Walk {
+    /// With the orders that the index leads to.
+    tables: &'static str,
+    /// The column of the index that has the ids of orders.
+    id: &'static str,
+    /// Only the rows of this product: the column of the index.
+    product: Option<(&'static str, ProductId)>,
 }
 
 impl OrdersById {
-    /// Finds the last order that the page may examine, if its filter may skip orders.
+    /// The walks that find all orders of a page, none of them twice. A filter that shortens no walk passes over orders: see
+    /// [`passes_over_orders`] and [`OrdersById::orders`].
+    fn walks(&self, page: &OrderPage) -> Vec<Walk> {
+        match page.product_id {
+            Some(id) => vec![
+                Walk { tables: self.of_product, id: "orders.id", product: Some(("orders.product_id", id)) },
+                Walk {
+                    tables: self.of_other_lines,
+                    id: "order_id",
+                    product: Some(("basket_lines.product_id", id)),
+                },
+            ],
+            None => vec![Walk { tables: self.all, id: "orders.id", product: None }],
+        }
+    }
+
+    /// Finds the last order that the page may examine, if its filters may pass over orders.
     pub(super) fn last_examined<DB>(&self, page: &OrderPage) -> Option<QueryBuilder<'static, DB>>
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
     {
-        page.status?;
-        let mut query = self.behind("SELECT id", page);
-        query.push(" ORDER BY id LIMIT 1 OFFSET ").push_bind(MAX_EXAMINED - 1);
-        Some(query)
+        passes_over_orders(page).then(|| {
+            let last = Part { skip: MAX_EXAMINED - 1, take: 1 };
+            merged(&self.walks(page), page.direction, last, |query, walk| {
+                walk.push_rows(query, &format!("{} AS id", walk.id), page);
+            })
+        })
     }
 
     /// Finds the orders of the page, and one more.
@@ -106,31 +137,90 @@ impl OrdersById {
         Uuid: Encode<'static, DB> + Type<DB>,
         &'static str: Encode<'static, DB> + Type<DB>,
     {
-        let mut query = self.behind("SELECT *", page);
-        if let Some(last_examined) = last_examined {
-            query.push(" AND id <= ").push_bind(last_examined);
-        }
-        if let Some(status) = page.status {
-            query.push(" AND status = ").push_bind(status.as_str());
-        }
-        query.push(" ORDER BY id LIMIT ").push_bind(i64::from(page.limit) + 1);
-        query
+        let first = Part { skip: 0, take: i64::from(page.limit) + 1 };
+        merged(&self.walks(page), page.direction, first, |query, walk| {
+            walk.push_rows(query, "orders.*", page);
+            if let Some(last_examined) = last_examined {
+                let up_to = match page.direction {
+                    Direction::OldestFirst => "<=",
+                    Direction::NewestFirst => ">=",
+                };
+                query.push(format_args!(" AND {} {up_to} ", walk.id)).push_bind(last_examined);
+            }
+            if let Some(status) = page.status {
+                query.push(" AND status = ").push_bind(status.as_str());
+            }
+        })
     }
+}
 
-    fn behind<DB>(&self, select: &str, page: &OrderPage) -> QueryBuilder<'static, DB>
+/// Whether the page may examine more orders than it lists.
+fn passes_over_orders(page: &OrderPage) -> bool {
+    page.status.is_some()
+}
+
+impl Walk {
+    /// The rows behind the beginning of the page, up to the end of the list.
+    fn push_rows<DB>(&self, query: &mut QueryBuilder<'static, DB>, columns: &str, page: &OrderPage)
     where
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
     {
-        let table = if page.product_id.is_some() { self.of_product } else { self.all };
-        let mut query = QueryBuilder::new(format!("{select} FROM {table} WHERE id > "));
-        query.push_bind(page.after.map_or(Uuid::nil(), OrderId::uuid));
-        if let Some(id) = page.product_id {
-            query.push(" AND product_id = ").push_bind(id_column(id));
-        }
+        let (greater_than, less_than) = page.bounds();
+        let Self { tables, id, product } = self;
         query
+            .push(format_args!("SELECT {columns} FROM {tables} WHERE {id} > "))
+            .push_bind(greater_than.uuid());
+        if let Some(less_than) = less_than {
+            query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
+        }
+        if let Some((column, product_id)) = product {
+            query.push(format_args!(" AND {column} = ")).push_bind(id_column(*product_id));
+        }
     }
+}
+
+/// Some of the rows that a list has.
+#[derive(Clone, Copy)]
+struct Part {
+    skip: i64,
+    take: i64,
+}
+
+/// A part of the rows of these walks, as if they were one. No walk is longer than it would have to be alone.
+fn merged<DB>(
+    walks: &[Walk],
+    direction: Direction,
+    Part { skip, take }: Part,
+    push_rows: impl Fn(&mut QueryBuilder<'static, DB>, &Walk),
+) -> QueryBuilder<'static, DB>
+where
+    DB: Database,
+    i64: Encode<'static, DB> + Type<DB>,
+{
+    let descending = match direction {
+        Direction::OldestFirst => "",
+        Direction::NewestFirst => " DESC",
+    };
+    let mut query = QueryBuilder::new("");
+    let order = |query: &mut QueryBuilder<'static, DB>, id: &str, take: i64, skip: i64| {
+        query.push(format_args!(" ORDER BY {id}{descending} LIMIT ")).push_bind(take);
+        query.push(" OFFSET ").push_bind(skip);
+    };
+    if let [walk] = walks {
+        push_rows(&mut query, walk);
+        order(&mut query, walk.id, take, skip);
+        return query;
+    }
+    for (number, walk) in walks.iter().enumerate() {
+        query.push(if number == 0 { "SELECT * FROM (" } else { " UNION ALL SELECT * FROM (" });
+        push_rows(&mut query, walk);
+        order(&mut query, walk.id, skip + take, 0);
+        query.push(format_args!(") AS walk_{number}"));
+    }
+    order(&mut query, "id", take, skip);
+    query
 }
 
 /// Permits for [`CONCURRENT_LISTS`] lists at a time, given in the order of arrival.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
-    page::{Due, OrderPage, Page},
+    page::{Direction, Due, OrderPage, Page},
     ports::{
         Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,
         Retention, Store, Update,
@@ -232,17 +232,14 @@ impl Orders for MemoryStore {
 
     /// Examines all orders: memory is quick.
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
-        let OrderPage { product_id, status, after, limit } = page;
         let data = self.data()?;
-        let behind = data.orders.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind
-            .map(|(_, order)| order)
-            .filter(|order| product_id.is_none_or(|wanted| is_of(order, wanted)))
-            .filter(|order| status.is_none_or(|wanted| order.status() == wanted))
-            .take(one_more_than(limit))
-            .cloned()
-            .collect();
-        Ok(Page::cut(rows, limit, None, |order| order.id))
+        let matching = data.orders.values().filter(|order| page.has(order)).cloned();
+        let (count, mut rows) = (one_more_than(page.limit), Vec::new());
+        match page.direction {
+            Direction::OldestFirst => rows.extend(matching.take(count)),
+            Direction::NewestFirst => rows.extend(matching.rev().take(count)),
+        }
+        Ok(Page::cut(rows, page.limit, None, |order| order.id))
     }
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
@@ -258,11 +255,6 @@ impl Orders for MemoryStore {
         let Page { rows, next } = Page::cut(places, limit, None, |place| *place);
         Ok(Page { rows: rows.iter().map(|place| data.orders[&place.id].clone()).collect(), next })
     }
-}
-
-/// Whether a line of the order is of this product.
-fn is_of(order: &Order, product_id: ProductId) -> bool {
-    order.lines.as_ref().is_some_and(|lines| lines.products().any(|id| id == product_id))
 }
 
 /// How many rows say whether a page is the last one.

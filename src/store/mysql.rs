@@ -150,8 +150,11 @@ impl MySqlStore {
     }
 }
 
-const BY_ID: OrdersById =
-    OrdersById { all: "orders FORCE INDEX (PRIMARY)", of_product: "orders FORCE INDEX (orders_of_product)" };
+const BY_ID: OrdersById = OrdersById {
+    all: "orders FORCE INDEX (PRIMARY)",
+    of_product: "orders FORCE INDEX (orders_of_product)",
+    of_other_lines: "basket_lines FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
+};
 
 /// The stored orders of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.*

@@ -1,8 +1,10 @@
 //! Lists, page by page.
 
+use uuid::Uuid;
+
 use crate::domain::{
     ids::{OrderId, ProductId},
-    order::OrderStatus,
+    order::{Order, OrderStatus},
 };
 
 /// Some rows in the order of their places, and where the rows behind them begin.
@@ -45,12 +47,57 @@ pub struct Due {
 }
 
 /// Which orders [`Orders::orders`](super::ports::Orders::orders) lists.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OrderPage {
     pub product_id: Option<ProductId>,
     pub status: Option<OrderStatus>,
+    /// Only orders with greater ids: those that were created later.
+    pub newer_than: Option<OrderId>,
+    pub direction: Direction,
+    /// The page begins behind this id, in its direction.
     pub after: Option<OrderId>,
     pub limit: u32,
+}
+
+impl OrderPage {
+    /// The first page of all orders, the oldest first.
+    pub fn first(limit: u32) -> Self {
+        Self {
+            product_id: None,
+            status: None,
+            newer_than: None,
+            direction: Direction::OldestFirst,
+            after: None,
+            limit,
+        }
+    }
+
+    /// The ids between which all orders of this page are: greater than the first, and less than the second, if there is one.
+    pub(super) fn bounds(&self) -> (OrderId, Option<OrderId>) {
+        let least = OrderId::from(Uuid::nil());
+        let newer_than = self.newer_than.unwrap_or(least);
+        match self.direction {
+            Direction::OldestFirst => (newer_than.max(self.after.unwrap_or(least)), None),
+            Direction::NewestFirst => (newer_than, self.after),
+        }
+    }
+
+    /// Whether an order is one of those that the page, or one behind it, lists.
+    pub fn has(&self, order: &Order) -> bool {
+        let (greater_than, less_than) = self.bounds();
+        greater_than < order.id
+            && less_than.is_none_or(|less_than| order.id < less_than)
+            && self.product_id.is_none_or(|wanted| order.has_product(wanted))
+            && self.status.is_none_or(|wanted| order.status() == wanted)
+    }
+}
+
+/// In which direction orders are listed. The order of their ids is that of their creation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    #[default]
+    OldestFirst,
+    NewestFirst,
 }
 
 #[cfg(test)]

@@ -183,8 +183,11 @@ fn warn_of_others(path: &Path) {
     }
 }
 
-const BY_ID: OrdersById =
-    OrdersById { all: "orders NOT INDEXED", of_product: "orders INDEXED BY orders_of_product" };
+const BY_ID: OrdersById = OrdersById {
+    all: "orders NOT INDEXED",
+    of_product: "orders INDEXED BY orders_of_product",
+    of_other_lines: "basket_lines NOT INDEXED CROSS JOIN orders NOT INDEXED ON orders.id = order_id",
+};
 
 /// The stored orders of a list of idempotency keys.
 const ORDERS_OF_KEYS: &str = "SELECT idempotency_key, orders.* FROM json_each(?) AS batch

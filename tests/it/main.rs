@@ -20,11 +20,13 @@ mod api {
     mod http;
     pub(crate) mod life;
     mod one_rule;
+    mod order_lists;
     mod products;
     pub(crate) mod race;
     mod routes;
     mod schemathesis;
     mod skus;
+    mod waiting;
 }
 
 /// What an API shows to people.

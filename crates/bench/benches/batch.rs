@@ -7,9 +7,11 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, ArchivedProducts, Inventories, Snapshot, Times},
+        decide::{self, ArchivedProducts, Snapshot, Times},
         ids::ProductId,
+        inventory::Inventories,
         inventory::{Inventory, Stock},
+        lines::Lines,
         order::Quantity,
         origin::Origin,
     },

@@ -1,4 +1,4 @@
-//! The orders of one product, page by page, beginning at a time.
+//! The orders of one product since a time, the newest first, page by page.
 
 use jiff::{SignedDuration, Timestamp};
 use maud::{Markup, html};
@@ -14,11 +14,11 @@ use crate::{
         lines::Lines,
         order::{Order, OrderStatus},
     },
-    service::ordering::StatusFilter,
+    service::ordering::{Direction, OrderList, OrderPage},
 };
 
 /// How many orders a page shows.
-pub(super) const PAGE_SIZE: u32 = 25;
+const PAGE_SIZE: u32 = 25;
 
 /// Since when orders are listed: the word in the URL, for people, and how long ago.
 const SINCE: [(&str, &str, Option<SignedDuration>); 4] = [
@@ -54,14 +54,21 @@ impl ListingQuery {
         query
     }
 
-    pub(super) fn status(&self) -> Option<StatusFilter> {
-        self.status.map(StatusFilter::Stored)
+    /// The orders of this product, the newest first.
+    pub(super) fn list(&self, product: ProductId, now: Timestamp) -> OrderList {
+        OrderList::Page(OrderPage {
+            product_id: Some(product),
+            status: self.status,
+            newer_than: self.newer_than(now),
+            direction: Direction::NewestFirst,
+            after: self.after,
+            limit: PAGE_SIZE,
+        })
     }
 
-    /// Behind which id the page begins.
-    pub(super) fn after(&self, now: Timestamp) -> Option<OrderId> {
+    fn newer_than(&self, now: Timestamp) -> Option<OrderId> {
         let ago = SINCE.iter().find(|(word, ..)| *word == self.since).and_then(|(.., ago)| *ago);
-        self.after.or_else(|| Some(OrderId::before(now.checked_sub(ago?).ok()?)))
+        Some(OrderId::before(now.checked_sub(ago?).ok()?))
     }
 
     fn to_text(&self, after: Option<OrderId>) -> String {
@@ -175,16 +182,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_begins_where_the_url_says() {
+    fn a_listing_is_the_one_that_the_url_asks_for() {
         let now = Timestamp::from_millisecond(1_769_850_000_000).unwrap();
-        let begins = |text: &str| ListingQuery::parse(text).after(now);
-        let hour = begins("").unwrap();
-        assert_eq!(hour.created_at(), now - SignedDuration::from_hours(1));
-        assert_eq!(begins("since=x&status=y&after=z"), Some(hour));
-        assert_eq!(begins("since=minute").unwrap().created_at(), now - SignedDuration::from_mins(1));
-        assert_eq!(begins("since=all"), None);
+        let page = |text: &str| match ListingQuery::parse(text).list(ProductId::new(7).unwrap(), now) {
+            OrderList::Page(page) => page,
+            other => panic!("{other:?}"),
+        };
+        let since = |text: &str| Some(page(text).newer_than?.created_at());
+        assert_eq!(since(""), Some(now - SignedDuration::from_hours(1)));
+        assert_eq!(since("since=x&status=y&after=z"), since(""));
+        assert_eq!(since("since=minute"), Some(now - SignedDuration::from_mins(1)));
+        assert_eq!(since("since=all"), None);
+        assert_eq!(page("").direction, Direction::NewestFirst);
         let id = "0193b2f0-0000-7000-8000-000000000001";
-        assert_eq!(begins(&format!("since=all&after={id}")).unwrap().to_string(), id);
+        let next = page(&format!("since=minute&after={id}"));
+        assert_eq!(next.after.unwrap().to_string(), id);
+        assert!(next.newer_than.is_some(), "the list ends where it did on the first page");
         let query = ListingQuery::parse("status=paid&since=all");
         assert_eq!(query.to_text(None), "since=all&status=paid");
         assert_eq!(query.to_text(Some(id.parse().unwrap())), format!("since=all&status=paid&after={id}"));

@@ -273,8 +273,8 @@ impl<'a> Shop<'a> {
         let (sort, usually_descending) = self.query.sort_word();
         html! {
             form.end role="search" aria-label="Find products" action=(self.root) {
-                label.hidden for="q" { "Name or id" }
-                input #q name="q" type="search" placeholder="Name or id" value=(query.search) maxlength="100" autocomplete="off";
+                label.hidden for="q" { "Name, SKU or id" }
+                input #q name="q" type="search" placeholder="Name, SKU or id" value=(query.search) maxlength="100" autocomplete="off";
                 label.hidden for="show" { "Which products" }
                 select #show name="show" data-submit {
                     @for (word, _, name) in FILTERS {

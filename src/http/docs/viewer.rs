@@ -8,8 +8,8 @@ use std::{
 use axum::{
     body::Bytes,
     extract::Path,
-    http::{HeaderMap, Uri},
-    response::Response,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
 };
 use maud::{DOCTYPE, html};
 use zip::{CompressionMethod, ZipArchive, result::ZipError};
@@ -70,6 +70,11 @@ pub(in crate::http) async fn show() -> Result<Response, ApiError> {
             }
         }
     }))
+}
+
+/// `GET /docs/`: the links of the page are those of `/docs`. Relative, as they are.
+pub(in crate::http) async fn without_slash() -> Response {
+    (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "../docs")]).into_response()
 }
 
 /// `GET /docs/{file}`

@@ -17,8 +17,9 @@ const POINTS: usize = 60;
 #[derive(Debug, Default)]
 pub(super) struct ProductRow {
     name: Option<String>,
-    /// The name, for searches.
+    /// Name and SKU, for searches.
     folded_name: String,
+    folded_sku: Option<String>,
     stock: Option<StockLevel>,
     most_stored: u64,
     totals: Counts,
@@ -42,11 +43,12 @@ pub(super) struct Moment {
 
 impl ProductRow {
     /// From the catalogue.
-    pub(super) fn set_name(&mut self, name: &str) {
+    pub(super) fn set_names(&mut self, name: &str, sku: Option<&str>) {
         if self.name.as_deref() != Some(name) {
             self.folded_name = name.to_lowercase();
             self.name = Some(name.to_owned());
         }
+        self.folded_sku = sku.map(str::to_lowercase);
     }
 
     /// Keeps the latest: reports of several processes, and what the catalogue says, arrive in any order.
@@ -102,8 +104,9 @@ impl ProductRow {
         self.name.as_deref()
     }
 
-    pub(super) fn has_name_with(&self, folded: &str) -> bool {
-        self.folded_name.contains(folded)
+    /// Whether name or SKU contains this.
+    pub(super) fn is_called(&self, folded: &str) -> bool {
+        self.folded_name.contains(folded) || self.folded_sku.as_ref().is_some_and(|sku| sku.contains(folded))
     }
 
     pub(super) fn stock(&self) -> Option<StockLevel> {

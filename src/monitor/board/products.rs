@@ -78,7 +78,7 @@ impl Search {
     }
 
     fn finds(&self, id: ProductId, row: &ProductRow) -> bool {
-        self.folded.is_empty() || self.id == Some(id) || row.has_name_with(&self.folded)
+        self.folded.is_empty() || self.id == Some(id) || row.is_called(&self.folded)
     }
 }
 

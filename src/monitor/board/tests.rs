@@ -259,6 +259,15 @@ async fn products_are_searched_filtered_sorted_and_paged() {
     assert_eq!(ids(searched).1, 10);
     let by_id = ProductQuery { search: "12".to_owned(), ..all.clone() };
     assert!(ids(by_id).0.contains(&12));
+    let (mut with_sku, stock) = named(4_321, "Item 4321", 3);
+    with_sku.sku = Some("KAOS-Polos/m".to_owned().try_into().unwrap());
+    board.learn([(with_sku, stock)], SystemClock.now());
+    for sku in ["kaos-polos/M", " POLOS"] {
+        let by_sku = ProductQuery { search: sku.to_owned(), ..all.clone() };
+        assert_eq!(ids(by_sku), (vec![4_321], 1, 0, 1), "{sku}");
+    }
+    board.learn([named(4_321, "Item 4321", 3)], SystemClock.now());
+    assert_eq!(ids(ProductQuery { search: "polos".to_owned(), ..all.clone() }).1, 0, "it has none any more");
     let name = ProductQuery { sort: ProductSort::Name, descending: true, ..all.clone() };
     assert_eq!(ids(name).0, [5_000, 4_999, 4_998]);
     let stock = ProductQuery { sort: ProductSort::Available, descending: true, ..all.clone() };

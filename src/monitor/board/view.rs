@@ -168,7 +168,7 @@ pub struct ProductPoint {
 /// Which products, in which order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProductQuery {
-    /// Names that contain this, in any case, or the product with this id. Empty: all.
+    /// Products whose name or SKU contains this, in any case, or the one with this id. Empty: all.
     pub search: String,
     pub show: ProductFilter,
     pub sort: ProductSort,

@@ -95,8 +95,12 @@ impl RabbitMqConsumer {
     /// A lane of an archived product was looked at.
     fn retire_found(&mut self, found: Found) {
         match found {
-            Found::Lane(lane) if self.served.insert(lane.clone()) => self.opener.open([lane]),
-            Found::Lane(_) => {}
+            Found::Lane(lane, then) if self.retirement.may_exist(&lane, then) => {
+                if self.served.insert(lane.clone()) {
+                    self.opener.open([lane]);
+                }
+            }
+            Found::Lane(..) => {}
             Found::Nothing(lane) => drop(self.served.remove(&lane)),
         }
     }
@@ -122,7 +126,8 @@ impl RabbitMqConsumer {
                 // The broker redelivers what it delivered before: those deliveries cannot be acknowledged any more.
                 self.unsettled.retain(|_, (of, _)| *of != lane);
                 if self.retirement.is_retiring(&lane) {
-                    self.served.remove(&lane); // it is removed; if it is not, the next look finds it
+                    self.served.remove(&lane);
+                    self.retirement.end(lane);
                 } else {
                     self.opener.open_again(lane);
                 }

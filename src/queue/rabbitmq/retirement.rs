@@ -9,7 +9,7 @@
 //! Nothing arrives in between: no API publishes to the lane any more, see [`crate::queue::RETIRE_AFTER`].
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -42,6 +42,8 @@ pub(super) struct Retirement {
     found: mpsc::UnboundedReceiver<Found>,
     /// The lanes of the products that are archived for long enough.
     lanes: HashSet<Lane>,
+    /// When the broker ended the consumers of some of them.
+    ended: HashMap<Lane, Instant>,
 }
 
 struct Shared {
@@ -62,8 +64,8 @@ struct Gone {
 
 /// What a look at a lane found.
 pub(super) enum Found {
-    /// It exists: somebody must serve it.
-    Lane(Lane),
+    /// It existed then: somebody must serve it.
+    Lane(Lane, Instant),
     /// It does not exist.
     Nothing(Lane),
 }
@@ -76,7 +78,7 @@ impl Retirement {
         let declarer = Declarer::new(topology, "worker: lanes of archived products");
         let (looking, removing) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
         let shared = Shared { declarer, found: sender, looking, removing, gone };
-        Self { shared: Arc::new(shared), found, lanes: HashSet::new() }
+        Self { shared: Arc::new(shared), found, lanes: HashSet::new(), ended: HashMap::new() }
     }
 
     /// Looks at these lanes, and asks those that may be empty and were looked at before: by now all workers know that they are
@@ -84,6 +86,7 @@ impl Retirement {
     pub(super) fn look_at(&mut self, lanes: Vec<Lane>) {
         let looks = lanes.iter().map(|lane| (lane.clone(), self.is_retiring(lane))).collect();
         self.lanes = lanes.into_iter().collect();
+        self.ended.retain(|lane, _| self.lanes.contains(lane));
         tokio::spawn(self.shared.clone().look_at(looks));
     }
 
@@ -95,6 +98,17 @@ impl Retirement {
     /// Whether the lane is about to be removed, or is.
     pub(super) fn is_retiring(&self, lane: &Lane) -> bool {
         self.lanes.contains(lane)
+    }
+
+    /// The broker has ended the consumer of a retiring lane: most likely the lane is removed. If it is not, the next look
+    /// finds it.
+    pub(super) fn end(&mut self, lane: Lane) {
+        self.ended.insert(lane, Instant::now());
+    }
+
+    /// Whether a lane that existed then may exist still. To consume one that is being deleted closes the connection.
+    pub(super) fn may_exist(&self, lane: &Lane, then: Instant) -> bool {
+        self.ended.get(lane).is_none_or(|ended| *ended < then)
     }
 
     /// Somebody opens the lane, whatever was known of it.
@@ -148,6 +162,7 @@ impl Shared {
     }
 
     async fn look(&self, lane: &Lane, asks: bool) -> Result<Found, QueueError> {
+        let looked_at = Instant::now();
         let Some(ready) = self.ready(lane).await? else {
             self.gone().lanes.insert(lane.clone());
             return Ok(Found::Nothing(lane.clone()));
@@ -163,7 +178,7 @@ impl Shared {
             );
             with_timeout(marker).await?;
         }
-        Ok(Found::Lane(lane.clone()))
+        Ok(Found::Lane(lane.clone(), looked_at))
     }
 
     /// How many messages of the lane no worker has taken; `None`: there is no such lane.

@@ -98,3 +98,48 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
         "the second time it is stored"
     );
 }
+
+/// Every page is a walk along an index, between two of its entries: no table is read from its beginning to its end.
+#[tokio::test]
+async fn each_list_of_orders_walks_along_its_indexes() {
+    use crate::{domain::order::OrderStatus, store::page::Direction};
+    const ALL: &[&str] = &["SEARCH orders USING PRIMARY KEY (id>?)"];
+    const OF_PRODUCT: &[&str] = &[
+        "SEARCH orders USING INDEX orders_of_product (product_id=? AND id>?)",
+        "SEARCH basket_lines USING PRIMARY KEY (product_id=? AND order_id>?)",
+        "SEARCH orders USING PRIMARY KEY (id=?)",
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", directory.path().join("antre.db").display());
+    let store = SqliteStore::open(&url).await.unwrap();
+    let mut connection = store.reads.acquire().await.unwrap();
+    for (product_id, expected) in [(None, ALL), (ProductId::new(1), OF_PRODUCT)] {
+        for (direction, after) in [
+            (Direction::OldestFirst, None),
+            (Direction::NewestFirst, None),
+            (Direction::NewestFirst, Some(Uuid::max().into())),
+        ] {
+            for status in [None, Some(OrderStatus::Paid)] {
+                let page = OrderPage { product_id, status, direction, after, ..OrderPage::first(20) };
+                let last_examined = status.map(|_| Uuid::nil());
+                let mut statements = vec![BY_ID.orders::<Sqlite>(&page, last_examined)];
+                statements.extend(BY_ID.last_examined(&page));
+                for statement in statements {
+                    let plan = format!("EXPLAIN QUERY PLAN {}", statement.sql());
+                    let plan: Vec<(i64, i64, i64, String)> =
+                        sqlx::query_as(&plan).fetch_all(&mut *connection).await.unwrap();
+                    // A page behind another one also has an upper bound.
+                    let steps = plan.into_iter().map(|(.., step)| {
+                        step.replace("COVERING ", "").replace(" AND id<?", "").replace(" AND order_id<?", "")
+                    });
+                    // What is read again are the few rows of a walk.
+                    let reads = steps.filter(|step| {
+                        step.starts_with("SEARCH ")
+                            || step.starts_with("SCAN ") && !step.starts_with("SCAN walk_")
+                    });
+                    assert_eq!(reads.collect::<Vec<_>>(), expected, "{}", statement.sql());
+                }
+            }
+        }
+    }
+}

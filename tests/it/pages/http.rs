@@ -107,14 +107,24 @@ async fn assert_reads_only(app: &App, path: &str) {
 
 #[tokio::test]
 async fn the_contract_is_shown_by_a_viewer_that_comes_with_the_binary() {
-    let app = App::start(Pair::Embedded).await;
+    let app = App::start_with(Pair::Embedded, &[("TRUSTED_PROXIES", "127.0.0.1")]).await;
     let css = "text/css; charset=utf-8";
     let script = "text/javascript; charset=utf-8";
     assert_files(&app, "/docs", &["image/svg+xml", css, css, script, script]).await;
     assert!(page(&app, "/docs").await.contains("data-contract=\"apispec.json\""));
     assert_reads_only(&app, "/docs").await;
     assert_reads_only(&app, "/docs/viewer.js").await;
-    for unknown in ["/docs/", "/docs/x", "/docs/..%2fdocs.rs", "/docs/viewer.js/x"] {
+    let client =
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    for prefix in ["", "/antre"] {
+        let request = client.get(format!("http://{}/docs/", app.address()));
+        let answer = request.header("x-forwarded-prefix", prefix).send().await.unwrap();
+        // Relative: below whatever prefix the browser asked.
+        let found = (answer.status().as_u16(), answer.headers()["location"].to_str().unwrap());
+        assert_eq!(found, (308, "../docs"), "{prefix}");
+    }
+    assert!(page(&app, "/docs/").await.contains("data-contract"), "a browser follows it");
+    for unknown in ["/docs//", "/docs/x", "/docs/..%2fdocs.rs", "/docs/viewer.js/x"] {
         let (status, _, body) = get(&app, unknown, &[]).await;
         assert_eq!(status, 404, "{unknown}");
         assert_eq!(
@@ -200,6 +210,11 @@ async fn an_order_is_found_by_its_id_and_its_page_tells_its_life() {
     assert!(reserved.contains(">reserved<") && reserved.contains("unless it is paid"), "{reserved}");
     let listed = page(&app, &format!("/products/{product}?status=reserved")).await;
     assert!(listed.contains(&format!("href=\"../orders/{order}\"")), "{listed}");
+    let newer = app.order(product, 1).await.id().to_owned();
+    let both = page(&app, &format!("/products/{product}")).await;
+    let place =
+        |id: &str| both.find(&format!("id=\"order-{id}\"")).unwrap_or_else(|| panic!("no {id}: {both}"));
+    assert!(place(&newer) < place(&order), "the newest is first");
     assert_eq!(app.pay(&order).await.status, 200);
     let paid = page(&app, &order_page).await;
     assert!(paid.contains(">paid<") && !paid.contains("data-refresh"), "{paid}");
@@ -248,6 +263,12 @@ async fn a_proxy_with_a_prefix_gets_links_below_it() {
             assert!(link.starts_with("/antre/") || link == "#content", "{path}: {link}");
         }
     }
+    let order = "01980000-0000-7000-8000-000000000000";
+    let client =
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let find = client.get(format!("http://{}/orders?id={order}", app.address()));
+    let found = find.header(prefixed[0].0, prefixed[0].1).send().await.unwrap();
+    assert_eq!(found.headers()["location"], format!("./orders/{order}"), "relative, so below any prefix");
     let mut events = Events::open(&app, "/dashboard/events", &prefixed).await;
     let links = events.next().await.unwrap().to_string();
     assert!(links.contains("/antre/") && !links.contains("\\\"./"), "{links}");

@@ -28,8 +28,8 @@ use antre::{
         verdict::Verdict,
     },
     store::{
-        Archival, Creation, Due, OrderPage, Page, Recount, Store, StoreError, Update, memory::MemoryStore,
-        mysql::MySqlStore, sqlite::SqliteStore,
+        Archival, Creation, Direction, Due, OrderPage, Page, Recount, Store, StoreError, Update,
+        memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -154,7 +154,7 @@ impl Database {
     async fn orders_of(&self, id: ProductId) -> Vec<Order> {
         let (mut orders, mut after) = (Vec::new(), None);
         loop {
-            let page = OrderPage { product_id: Some(id), status: None, after, limit: 1_000 };
+            let page = OrderPage { product_id: Some(id), after, ..OrderPage::first(1_000) };
             let page = self.store.orders(page).await.unwrap();
             orders.extend(page.rows);
             after = page.next;

@@ -186,10 +186,10 @@ async fn corrupt_rows_stop_no_other_command(database: Database) {
     database.by_hand(&statements.join(";")).await.unwrap();
     let store = &database.store;
     // Lists leave them out and continue after them.
-    let everything = OrderPage { product_id: None, status: None, after: None, limit: 1 };
+    let everything = OrderPage::first(1);
     let (mut listed, mut page) = (Vec::new(), everything);
     loop {
-        let Page { rows, next } = store.orders(page).await.unwrap();
+        let Page { rows, next } = store.orders(page.clone()).await.unwrap();
         listed.extend(rows.iter().map(|order| order.id));
         let Some(next) = next else { break };
         page.after = Some(next);
@@ -232,7 +232,7 @@ async fn a_rejection_without_a_valid_reason_is_corrupt(database: Database) {
         database.by_hand(&format!("{without_checks};{update}")).await.unwrap();
         let error = database.store.order(order.id).await.unwrap_err().to_string();
         assert!(error.contains(what), "{reason}: {error}");
-        let page = OrderPage { product_id: Some(id), status: None, after: None, limit: 10 };
+        let page = OrderPage { product_id: Some(id), ..OrderPage::first(10) };
         assert_eq!(database.store.orders(page).await.unwrap().rows, [], "{reason}");
         assert_eq!(database.decide(slice::from_ref(&order)).await, [Verdict::Undecidable], "{reason}");
     }
