@@ -73,6 +73,9 @@ pub async fn run(settings: Settings, role: Role, stop: CancellationToken) -> Res
         return if status { migration_status(&settings).await } else { migrate(&settings).await };
     }
     raise_file_limit();
+    if role != Role::Api {
+        settings.orders.check()?;
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     match (settings.backends.backends()?, role) {
         (Backends::Embedded { database_url }, Role::Serve | Role::Migrate { .. }) => {
@@ -320,7 +323,7 @@ fn api(
 ) -> Api {
     let reads = Arc::new(TimeLimited::new(store.clone(), READ_LIMIT));
     Api::new(
-        CatalogService::new(reads.clone(), dispatcher.clone()),
+        CatalogService::new(reads.clone(), reads.clone(), dispatcher.clone()),
         OrderService::new(reads.clone(), reads, dispatcher.clone(), metrics.api.clone()),
         Probes::new(store.clone(), dispatcher.health_check(), worker, monitoring.progress()),
         metrics.clone(),

@@ -1,5 +1,6 @@
 //! The words of the shop and the one decision, pure: no database, no network, no runtime.
 
+mod text;
 mod word;
 pub mod time;
 pub mod ids;
@@ -8,8 +9,13 @@ pub mod product;
 pub mod quantity;
 pub mod lines;
 pub mod names;
+pub mod terms;
+pub mod holdings;
 pub mod inventory;
+pub mod movement;
 pub mod order;
+pub mod rules;
+pub mod life;
 pub mod rejection;
 pub mod lane_set;
 pub mod origin;

@@ -9,6 +9,7 @@ mod docs;
 mod envelope;
 mod errors;
 mod health;
+mod ledger;
 mod metrics;
 mod order_list;
 mod orders;
@@ -23,6 +24,7 @@ mod route_names;
 mod server;
 mod site;
 mod socket;
+mod terms;
 mod time;
 
 use std::sync::Arc;
@@ -55,10 +57,15 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
         ("/api/products", get(products::list).post(products::create)),
         ("/api/products/{productId}", get(products::show).patch(products::update).delete(products::archive)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
+        ("/api/products/{productId}/inventory/adjustments", post(ledger::adjust)),
+        ("/api/products/{productId}/inventory/movements", get(ledger::movements)),
+        ("/api/products/{productId}/terms", get(terms::show).put(terms::set)),
         ("/api/orders", post(orders::place).get(order_list::list)),
         ("/api/orders/{orderId}", get(orders::show)),
         ("/api/orders/{orderId}/payment", post(orders::pay)),
         ("/api/orders/{orderId}/cancellation", post(orders::cancel)),
+        ("/api/orders/{orderId}/extension", post(orders::extend)),
+        ("/api/orders/{orderId}/return", post(orders::take_back)),
         ("/health/live", get(health::live)),
         ("/health/ready", get(health::ready)),
         ("/apispec.json", get(docs::contract)),

@@ -4,7 +4,7 @@
 //!
 //! 1. [`http`] parses the request into the types of [`domain`], which cannot be invalid;
 //! 2. [`service::ordering`] queues the order with [`service::dispatcher`] and waits for its verdict, unless
-//!    [`service::sold_out`] knows that no piece is available;
+//!    [`service::order_gate`] knows that its product is closed to orders;
 //! 3. [`queue`] keeps a lane for each product, first come, first served;
 //! 4. [`worker`] takes all that has arrived, from all of its lanes;
 //! 5. [`domain::decide`] decides it, a pure function of inventories, stored orders and commands;

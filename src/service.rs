@@ -5,7 +5,7 @@ pub mod batch_loader;
 pub mod catalog;
 pub mod dispatcher;
 pub mod known_products;
+pub mod order_gate;
 pub mod ordering;
 mod pending_replies;
-pub mod sold_out;
 mod verdict_waits;

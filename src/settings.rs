@@ -10,7 +10,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::{retention::Retention, tools::Tool};
 use crate::{
-    domain::lane_set::{LaneMode, LaneSet},
+    domain::{
+        lane_set::{LaneMode, LaneSet},
+        rules::{LatePayment, Rules},
+    },
     http::{PublicUrl, TrustedProxies},
     rehearse::args::RehearseArgs,
     server_url,
@@ -129,6 +132,8 @@ impl Role {
                 "listen_addr",
                 "max_connections",
                 "reservation_ttl",
+                "max_hold",
+                "late_payment",
                 "retention",
                 "events",
                 "filter",
@@ -190,12 +195,50 @@ pub struct OrderSettings {
     /// How long a reservation lives unless it is paid
     #[arg(long, env, value_name = "DURATION", default_value = "15m", value_parser = reservation_ttl, global = true)]
     pub reservation_ttl: Duration,
+    /// How long after its creation an order may be reserved, with all extensions [default: 24h, or RESERVATION_TTL if that is longer]
+    #[arg(long, env, value_name = "DURATION", value_parser = reservation_ttl, global = true)]
+    pub max_hold: Option<Duration>,
+    /// Whether a payment whose reservation has expired gets the pieces, if all are still available
+    #[arg(long, env, value_enum, value_name = "RULE", default_value = "accept", global = true)]
+    pub late_payment: LatePaymentSetting,
     /// Workers delete final orders that were created longer ago than this, for example `90d` [default: off]
     #[arg(long, env, value_name = "AGE", default_value = "", hide_default_value = true, value_parser = str::parse::<Retention>, global = true)]
     pub retention: Retention,
     /// Whether workers publish events of orders for the shop's other services (exchange `antre.events`)
     #[arg(long, env, value_enum, value_name = "SWITCH", default_value = "on", global = true)]
     pub events: Switch,
+}
+
+impl OrderSettings {
+    /// What a worker decides by.
+    pub fn rules(&self) -> Rules {
+        let late_payment = match self.late_payment {
+            LatePaymentSetting::Accept => LatePayment::Accept,
+            LatePaymentSetting::Refuse => LatePayment::Refuse,
+        };
+        Rules { reservation_ttl: self.reservation_ttl, max_hold: self.max_hold_or_default(), late_payment }
+    }
+
+    pub fn max_hold_or_default(&self) -> Duration {
+        self.max_hold.unwrap_or(Rules::MAX_HOLD.max(self.reservation_ttl))
+    }
+
+    /// What clap cannot see, because it looks at one setting at a time.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let ttl = self.reservation_ttl;
+        let Some(longest) = self.max_hold.filter(|longest| *longest <= ttl) else { return Ok(()) };
+        Err(SettingsError(format!(
+            "MAX_HOLD (--max-hold) is {longest:?} and RESERVATION_TTL {ttl:?}: no reservation could be extended. Make MAX_HOLD \
+             the longer one"
+        )))
+    }
+}
+
+/// [`LatePayment`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LatePaymentSetting {
+    Accept,
+    Refuse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -371,6 +414,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reservation_may_be_held_for_longer_than_it_lives() {
+        let orders = |arguments: &[&str]| {
+            let matches = Settings::command_line().get_matches_from([&["antre"], arguments].concat());
+            Settings::from_arg_matches(&matches).unwrap().orders
+        };
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        for (arguments, max_hold) in [
+            (&[][..], hours(24)),
+            (&["--reservation-ttl", "48h"], hours(48)),
+            (&["--reservation-ttl", "48h", "--max-hold", "50h"], hours(50)),
+            (&["--max-hold", "1h"], hours(1)),
+        ] {
+            let orders = orders(arguments);
+            assert_eq!(orders.rules().max_hold, max_hold, "{arguments:?}");
+            assert_eq!(orders.check(), Ok(()), "{arguments:?}");
+        }
+        let refused = orders(&["--reservation-ttl", "1h", "--max-hold", "1h"]).check().unwrap_err();
+        assert!(refused.to_string().contains("MAX_HOLD"), "{refused}");
+    }
+
+    #[test]
     fn a_worker_and_an_api_read_what_the_log_of_their_start_names() {
         let of = |role: &str| -> BTreeSet<_> {
             let (_, settings) = Role::SETTINGS.into_iter().find(|(name, _)| *name == role).unwrap();
@@ -378,7 +442,14 @@ mod tests {
         };
         let (api, worker) = (of("api"), of("worker"));
         let only_api = BTreeSet::from(["order_timeout", "public_url", "trusted_proxies"]);
-        let only_worker = BTreeSet::from(["reservation_ttl", "retention", "events", "slow_batch"]);
+        let only_worker = BTreeSet::from([
+            "reservation_ttl",
+            "max_hold",
+            "late_payment",
+            "retention",
+            "events",
+            "slow_batch",
+        ]);
         assert_eq!(&api - &worker, only_api);
         assert_eq!(&worker - &api, only_worker);
         let every = shown(&Settings::command_line());

@@ -7,8 +7,11 @@
 
 pub mod audit;
 mod error;
+mod holdings;
+mod json;
 pub mod inspection;
 mod lane_sets;
+mod ledger;
 mod lists;
 pub mod memory;
 mod migrations;
@@ -26,6 +29,7 @@ mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
 mod statements;
+mod terms;
 mod time_limit;
 mod transaction;
 
@@ -36,7 +40,7 @@ pub use open_error::OpenError;
 pub use page::{Direction, Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,
-    Retention, Store, Update,
+    Adjusted, Archival, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Ledger, Orders,
+    ProductLane, Recount, Retention, Store, Update,
 };
 pub use time_limit::TimeLimited;

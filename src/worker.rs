@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     backoff::backoff,
-    domain::{decide::BatchResult, ids::ProductId},
+    domain::{decide::BatchResult, ids::ProductId, rules::Rules},
     monitor::activity::Activity,
     queue::{Completion, Delivery, Queue, QueueError, RETIRE_AFTER},
     store::{Decider, ProductLane, Store, StoreError},
@@ -55,8 +55,7 @@ pub struct Worker {
     /// Of the same store.
     pub decider: Arc<dyn Decider>,
     pub activity: Arc<Activity>,
-    /// How long a reservation lives unless it is paid.
-    pub reservation_ttl: Duration,
+    pub rules: Rules,
     /// Finish the batch in hand, then end.
     pub stop: CancellationToken,
     pub health: Arc<WorkerHealth>,
@@ -90,7 +89,7 @@ impl Worker {
         let consumer = self.queue.consumer().await.map_err(lost(false))?;
         let _consuming = self.health.consuming();
         let _holding = self.activity.undecided().session();
-        let decider = BatchDecider { decider: self.decider.clone(), reservation_ttl: self.reservation_ttl };
+        let decider = BatchDecider { decider: self.decider.clone(), rules: self.rules };
         let stalled = Stalled::new(decider.clone());
         let intake = Intake::new(consumer, self.activity.undecided().clone());
         let mut session = Session { worker: self, decider, intake, stalled, failures: LogLimiter::default() };

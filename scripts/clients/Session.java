@@ -131,7 +131,7 @@ public class Session {
         failure(404, "order_not_found", () -> orders.getOrder(new UUID(0, 0), null));
 
         // Payment, cancellation, and what is not possible after them: 409.
-        expect("paid", orders.payOrder(first.getId(), null).getData().getStatus());
+        expect("paid", orders.payOrder(first.getId(), null, null).getData().getStatus());
         expect("paid",
             failure(409, "order_already_paid", () -> orders.cancelOrder(first.getId(), null)).getOrderStatus());
         expect(1, failure(409, "stock_below_reserved", () -> stock(product, 0)).getReservedStock());

@@ -11,7 +11,7 @@ import time
 import uuid
 
 import antre_client
-from antre_client import ApiException, InventoryRequest, OrderRequest, ProductRequest
+from antre_client import ApiException, InventoryRequest, OrderRequest, PaymentRequest, ProductRequest
 
 
 def success(answer, status):
@@ -99,7 +99,8 @@ def main(url, stuck_url, stuck_product):
     failure(404, "order_not_found", shop.orders.get_order, uuid.UUID(int=0))
 
     # Payment, cancellation, and what is not possible after them: 409.
-    assert shop.orders.pay_order(first.id).data.status == "paid"
+    payment = PaymentRequest(reference="tx-1")
+    assert shop.orders.pay_order(first.id, payment_request=payment).data.payment_reference == "tx-1"
     assert failure(409, "order_already_paid", shop.orders.cancel_order, first.id).order_status == "paid"
     assert failure(409, "stock_below_reserved", shop.stock, product, 0).reserved_stock == 1
     assert shop.orders.cancel_order(second.id).data.status == "cancelled"

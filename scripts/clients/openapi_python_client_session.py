@@ -15,7 +15,7 @@ from antre_httpx.api.contract import get_contract
 from antre_httpx.api.health import get_live, get_ready
 from antre_httpx.api.orders import cancel_order, get_order, list_orders, pay_order, place_order
 from antre_httpx.api.products import create_product, get_product, list_products, set_stock
-from antre_httpx.models import Error, InventoryRequest, OrderRequest, ProductRequest
+from antre_httpx.models import Error, InventoryRequest, OrderRequest, PaymentRequest, ProductRequest
 from antre_httpx.types import UNSET
 
 
@@ -96,7 +96,8 @@ def main(url, stuck_url, stuck_product):
     failure(shop.call(get_order, uuid.UUID(int=0)), 404, "order_not_found")
 
     # Payment, cancellation, and what is not possible after them: 409.
-    assert success(shop.call(pay_order, first.id), 200).data.status == "paid"
+    payment = PaymentRequest(reference="tx-1")
+    assert success(shop.call(pay_order, first.id, body=payment), 200).data.payment_reference == "tx-1"
     assert failure(shop.call(cancel_order, first.id), 409, "order_already_paid").order_status == "paid"
     assert failure(shop.stock(product, 0), 409, "stock_below_reserved").reserved_stock == 1
     assert success(shop.call(cancel_order, second.id), 200).data.status == "cancelled"

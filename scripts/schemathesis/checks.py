@@ -4,14 +4,33 @@ import unicodedata
 
 import schemathesis
 
+# What a lane may say to a valid order.
+REFUSED = {
+    "insufficient_stock",
+    "sale_paused",
+    "sale_not_open",
+    "sale_closed",
+    "limit_per_order",
+}
+
 
 @schemathesis.check
 def only_stock_refuses_a_valid_order(ctx, response, case):
-    """400 means two things to an order: it is malformed, or there are not enough pieces for it."""
+    """400 means two things to an order: it is malformed, or stock or terms of sale refuse it."""
     valid = case.meta is not None and case.meta.generation.mode.is_positive
     if valid and case.operation.label == "POST /api/orders" and response.status_code == 400:
         reason = response.json()["data"]["reason"]
-        assert reason == "insufficient_stock", f"a valid order was refused as {reason}"
+        assert reason in REFUSED, f"a valid order was refused as {reason}"
+
+
+@schemathesis.check
+def only_a_contradiction_refuses_valid_terms(ctx, response, case):
+    """400 means two things to terms: they are malformed, or the sale would close before it opens, or a time is out of range."""
+    valid = case.meta is not None and case.meta.generation.mode.is_positive
+    if valid and case.operation.label == "PUT /api/products/{productId}/terms" and response.status_code == 400:
+        data = response.json()["data"]
+        assert data["reason"] == "invalid_terms", f"valid terms were refused as {data['reason']}"
+        assert data["field"] in ("opens_at", "closes_at"), f"valid terms were refused for {data['field']}"
 
 
 @schemathesis.check

@@ -71,7 +71,7 @@ impl RunningWorker {
                 clock,
             }),
             activity: monitoring.activity.clone(),
-            reservation_ttl: settings.orders.reservation_ttl,
+            rules: settings.orders.rules(),
             stop: stop.clone(),
             health: Arc::default(),
         };

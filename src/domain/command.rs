@@ -117,7 +117,7 @@ impl Command {
     pub fn what(&self) -> &'static str {
         match self {
             Self::Place(_) => "place",
-            Self::Change(change) => change.change.as_str(),
+            Self::Change(change) => change.change.kind().as_str(),
         }
     }
 
@@ -128,6 +128,11 @@ impl Command {
             Self::Change(change) => change.reply = ReplyMode::Detached,
         }
         self
+    }
+
+    /// Whether a client asked for it about a stored order, of which it may hold pieces.
+    pub fn is_asked_change(&self) -> bool {
+        matches!(self, Self::Change(change) if change.change != Change::Expire)
     }
 
     /// Whether no client waits for the verdict.

@@ -9,17 +9,23 @@ use jiff::Timestamp;
 use crate::domain::{
     command::{ChangeOrder, Command, NewOrder},
     event::Event,
+    holdings::{BatchHoldings, HoldingChanges, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{InsufficientStock, Inventories},
-    lines::Line,
-    order::{Order, OrderState, OrderStatus},
+    life::{Changed, Circumstances},
+    lines::{Line, Lines},
+    movement::{BatchMovements, Movement},
+    order::{Change, ChangeKind, Order, OrderState, OrderStatus, Payment},
     outcome::{Effect, ProductOutcome, ProductOutcomes},
     rejection::Rejection,
+    rules::Rules,
     verdict::Verdict,
 };
 
 /// Products that are archived, and since when.
 pub type ArchivedProducts = HashMap<ProductId, Timestamp>;
+
+pub use crate::domain::terms::SpecialTerms;
 
 /// What a transaction reads, under its locks, before it decides.
 #[derive(Clone, Debug)]
@@ -28,9 +34,13 @@ pub struct Snapshot {
     pub inventories: Inventories,
     /// Those of them that nobody can order any more.
     pub archived: ArchivedProducts,
+    pub terms: SpecialTerms,
+    /// What the buyers of its new orders hold: see [`holders`](crate::domain::holdings::holders).
+    pub holdings: Holdings,
     /// `None` for a batch of new orders that have different ids and keys, none of which is stored.
     pub stored: Option<StoredOrders>,
     pub times: Times,
+    pub rules: Rules,
 }
 
 /// The stored orders that commands of a batch may be about.
@@ -123,23 +133,31 @@ pub struct Decision {
 pub struct Writes {
     /// New orders, with their idempotency keys.
     pub orders: Vec<(Order, Option<IdempotencyKey>)>,
-    /// New statuses of stored orders.
-    pub statuses: BTreeMap<OrderId, OrderStatus>,
+    /// Stored orders whose status, end or payment changed, as they are now.
+    pub changed: BTreeMap<OrderId, Order>,
+    /// Stored orders that were given up before their turn, with what is known of them now, and their idempotency keys.
+    pub completed: Vec<(Order, Option<IdempotencyKey>)>,
     /// Other ids of stored orders: `(id, id of the stored order)`.
     pub aliases: Vec<(OrderId, OrderId)>,
+    /// What buyers hold more or less than before, of products with a limit for each buyer.
+    pub holdings: HoldingChanges,
     /// Keys to delete, with the orders that no longer exist: new orders take them.
     pub orphaned_keys: Vec<(IdempotencyKey, OrderId)>,
+    /// What the seller's ledger says of this batch.
+    pub movements: Vec<Movement>,
 }
 
 /// First come, first served: each order gets all pieces of all its lines if as many are available when its turn comes, and
-/// none otherwise. The first change of a reservation counts. Commands without a common product never affect each other.
+/// none otherwise. The first change that an order's status allows counts. Commands without a common product never affect each other.
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, archived, stored, times } = snapshot;
+    let Snapshot { inventories, archived, terms, holdings, stored, times, rules } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
-    let mut batch = Batch { decision, archived, stored, times, placed: HashMap::new() };
+    let holdings = BatchHoldings::new(holdings);
+    let (placed, movements) = (HashMap::new(), BatchMovements::default());
+    let mut batch = Batch { decision, archived, terms, holdings, stored, times, rules, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -159,7 +177,9 @@ pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
             result.outcomes.entry(other).or_default();
         }
     }
-    let Batch { mut decision, stored, .. } = batch;
+    let Batch { mut decision, holdings, stored, movements, .. } = batch;
+    decision.writes.holdings = holdings.into_changes();
+    decision.writes.movements = movements.finish(&decision.inventories, times.decided_at);
     for (product_id, outcome) in &mut decision.result.outcomes {
         outcome.inventory = decision.inventories.get(product_id).copied();
     }
@@ -176,10 +196,14 @@ type Decided = Result<(Verdict, Effect), String>;
 struct Batch {
     decision: Decision,
     archived: ArchivedProducts,
+    terms: SpecialTerms,
+    holdings: BatchHoldings,
     stored: Option<StoredOrders>,
     times: Times,
+    rules: Rules,
     /// The verdicts on orders of this batch: an order that is in it twice is decided once.
     placed: HashMap<OrderId, Verdict>,
+    movements: BatchMovements,
 }
 
 impl Batch {
@@ -216,7 +240,7 @@ impl Batch {
         let (verdict, effect) = match self.reserve(order) {
             // An API whose clock is ahead generates ids with a later time; no reservation ends before its order was created.
             Ok(()) => {
-                let expires_at = self.times.expires_at.max(order.id.created_at());
+                let expires_at = self.hold_ends_at(&order.lines).max(order.id.created_at());
                 (Verdict::Reserved { expires_at }, Effect::Reserved)
             }
             Err(rejection) => rejected(rejection),
@@ -233,14 +257,47 @@ impl Batch {
         if let Some(product_id) = order.lines.products().find(|id| self.archived.contains_key(id)) {
             return Err(Rejection::ProductNotFound { product_id });
         }
+        self.check_terms(order)?;
         let inventories = &mut self.decision.inventories;
         if let Some(line) = order.lines.only() {
-            return reserve(inventories, line);
+            reserve(inventories, line)?;
+        } else {
+            let before: Vec<_> =
+                order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
+            let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
+            reserved.inspect_err(|_| inventories.extend(before))?;
         }
-        let before: Vec<_> =
-            order.lines.products().filter_map(|id| Some((id, *inventories.get(&id)?))).collect();
-        let reserved = order.lines.as_slice().iter().try_for_each(|line| reserve(inventories, *line));
-        reserved.inspect_err(|_| inventories.extend(before))
+        self.holdings.give(&self.terms, &order.lines, order.buyer.as_ref());
+        Ok(())
+    }
+
+    /// Whether the terms of sale of all its products allow the order. What is in stock does not matter yet.
+    fn check_terms(&self, order: &NewOrder) -> Result<(), Rejection> {
+        if self.terms.is_empty() {
+            return Ok(()); // as most batches are
+        }
+        let unknown = order.lines.products().find(|id| !self.decision.inventories.contains_key(id));
+        if let Some(product_id) = unknown {
+            return Err(Rejection::ProductNotFound { product_id });
+        }
+        let mut lines = order.lines.as_slice().iter();
+        lines.try_for_each(|line| match self.terms.get(&line.product_id) {
+            Some(terms) => terms.check(*line, self.times.decided_at),
+            None => Ok(()),
+        })?;
+        self.holdings.check(&self.terms, &order.lines, order.buyer.as_ref())
+    }
+
+    /// When a reservation of these lines ends that begins, or is extended, now: with the shortest hold of its products. The one
+    /// place that says how long a hold is.
+    fn hold_ends_at(&self, lines: &Lines) -> Timestamp {
+        let Times { decided_at, expires_at } = self.times;
+        if self.terms.is_empty() {
+            return expires_at;
+        }
+        let hold = |id| self.terms.get(&id).and_then(|terms| terms.hold);
+        let ends = lines.products().map(|id| hold(id).map_or(expires_at, |hold| hold.ends_at(decided_at)));
+        ends.min().unwrap_or(expires_at)
     }
 
     /// The verdict on an order that was decided before, under its own id or its key.
@@ -248,6 +305,9 @@ impl Batch {
         self.check_order(order.id)?;
         let Some(StoredOrders { orders, keys, .. }) = &self.stored else { return Ok(None) };
         if let Some(known) = orders.get(&order.id).cloned() {
+            if known.was_given_up() {
+                return Ok(Some(self.place_given_up(order, known)));
+            }
             let verdict = Verdict::on_stored(&known);
             self.emit(known.with_status(OrderStatus::Reserved));
             return Ok(Some((verdict, Effect::Repeated)));
@@ -264,6 +324,28 @@ impl Batch {
             self.decision.writes.aliases.push((order.id, known.id));
         }
         Ok(Some((Verdict::AlreadyPlaced(known), Effect::Repeated)))
+    }
+
+    /// Its turn has come, and it was given up before: nothing is reserved. What it asked for is stored now.
+    fn place_given_up(&mut self, order: &NewOrder, mut known: Order) -> (Verdict, Effect) {
+        let exists = |id| self.decision.inventories.contains_key(&id);
+        let is_news = known.lines.is_none() && order.lines.products().all(exists);
+        known.lines = Some(order.lines.clone());
+        known.buyer = order.buyer.clone();
+        if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored
+            && is_news
+        {
+            orders.insert(known.id, known.clone());
+            // The key may be that of an earlier copy of the order.
+            let key = order.key.clone().filter(|key| !keys.contains_key(key));
+            if let Some(key) = &key {
+                keys.insert(key.clone(), known.id);
+                self.decision.writes.orphaned_keys.extend(orphaned_keys.remove_entry(key));
+            }
+            self.decision.writes.completed.push((known.clone(), key));
+        }
+        self.emit(known.clone());
+        (Verdict::AlreadyPlaced(known), Effect::Repeated)
     }
 
     /// An order is in a batch twice when its client stopped waiting in between: then the verdict on the first copy, which was
@@ -303,28 +385,74 @@ impl Batch {
     fn change(&mut self, command: &ChangeOrder) -> Decided {
         self.check_order(command.order_id)?;
         command.products().try_for_each(|id| self.check_product(id))?;
-        let order = self.stored.as_mut().and_then(|stored| stored.orders.get_mut(&command.order_id));
-        let Some(order) = order else { return Ok((Verdict::OrderNotFound, Effect::Repeated)) };
-        if !command.is_about(order) {
-            return Ok((Verdict::OrderNotFound, Effect::Repeated)); // the wrong lane, and the wrong inventories
-        }
+        let order = self.stored.as_ref().and_then(|stored| stored.orders.get(&command.order_id));
+        let Some(mut order) = order.filter(|order| command.is_about(order)).cloned() else {
+            return Ok((Verdict::OrderNotFound, Effect::Repeated)); // or the wrong lane, and the wrong inventories
+        };
+        let held = order.holds_pieces();
+        let (kind, circumstances) = (command.change.kind(), self.circumstances(&order));
         let changed = order
-            .change(command.change, &mut self.decision.inventories, self.times.decided_at)
+            .change(&command.change, &mut self.decision.inventories, &circumstances)
             .map_err(|error| error.to_string())?;
-        let order = order.clone();
-        if changed {
-            self.decision.writes.statuses.insert(order.id, order.status());
+        if matches!(changed, Changed::Done | Changed::TooLate { is_first: true }) {
+            self.holdings.follow(&self.terms, held, &order);
+            self.write_change(&order);
+            if changed == Changed::Done {
+                self.record(&order, &command.change);
+            }
         }
-        if changed || order.status() == command.change.leads_to() {
-            self.emit(order.clone());
+        let effect = match changed {
+            Changed::Done => Effect::Changed(kind),
+            Changed::Nothing => Effect::Repeated,
+            Changed::TooLate { .. } => Effect::PaymentTooLate,
+        };
+        if let (Changed::TooLate { .. }, Change::Pay { reference }) = (changed, &command.change) {
+            let payment = Payment { reference: reference.clone(), paid_at: Some(self.times.decided_at) };
+            self.decision.result.events.push(Event::payment_too_late(order.clone(), payment));
+        } else if kind != ChangeKind::Extend && order.status() == kind.leads_to() {
+            self.emit(order.clone()); // by this change or by an earlier one
         }
-        let effect = if changed { Effect::Changed(command.change) } else { Effect::Repeated };
         Ok((Verdict::Current(order), effect))
+    }
+
+    fn circumstances(&self, order: &Order) -> Circumstances {
+        let Rules { max_hold, late_payment, .. } = self.rules;
+        let hold_ends_at = order.lines.as_ref().map(|lines| self.hold_ends_at(lines));
+        let Times { decided_at, expires_at } = self.times;
+        Circumstances {
+            at: decided_at,
+            hold_ends_at: hold_ends_at.unwrap_or(expires_at),
+            max_hold,
+            late_payment,
+        }
+    }
+
+    fn write_change(&mut self, order: &Order) {
+        if let Some(stored) = &mut self.stored {
+            stored.orders.insert(order.id, order.clone());
+        }
+        self.decision.writes.changed.insert(order.id, order.clone());
+    }
+
+    /// Notes what a change of an order does to the stored pieces.
+    fn record(&mut self, order: &Order, change: &Change) {
+        match change {
+            Change::Pay { .. } => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.sold(line.product_id, line.total));
+            }
+            Change::Return { restock: true } => {
+                let lines = order.lines.iter().flat_map(|lines| lines.as_slice());
+                lines.for_each(|line| self.movements.returned(line.product_id, line.total));
+            }
+            // Available again, and never left the stock; or gone for good.
+            Change::Cancel | Change::Expire | Change::Extend | Change::Return { restock: false } => {}
+        }
     }
 
     fn emit(&mut self, order: Order) {
         if matches!(order.state, OrderState::Accepted { .. }) {
-            self.decision.result.events.push(Event { order });
+            self.decision.result.events.push(Event::of_order(order));
         }
     }
 }

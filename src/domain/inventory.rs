@@ -39,6 +39,38 @@ impl TryFrom<u32> for Stock {
     }
 }
 
+/// By how many pieces the seller changes the stock: not 0, and from −[`Stock::MAX`] to [`Stock::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct StockChange(i64);
+
+impl StockChange {
+    /// What a change looks like, for error messages.
+    pub const EXPECTED: &str = "an integer from -2147483647 to 2147483647, but not 0";
+
+    /// `None` when the number is 0 or out of range.
+    pub const fn new(pieces: i64) -> Option<Self> {
+        if pieces != 0 && pieces.unsigned_abs() <= Stock::MAX as u64 { Some(Self(pieces)) } else { None }
+    }
+
+    pub const fn get(self) -> i64 {
+        self.0
+    }
+
+    /// Whether more pieces are available after it.
+    pub const fn adds_pieces(self) -> bool {
+        self.0 > 0
+    }
+}
+
+impl TryFrom<i64> for StockChange {
+    type Error = String;
+
+    fn try_from(pieces: i64) -> Result<Self, String> {
+        Self::new(pieces).ok_or_else(|| format!("a change of stock is {}", Self::EXPECTED))
+    }
+}
+
 /// The pieces of one product: those that may still be ordered, and those that are ordered but not yet paid. The stored
 /// pieces are their sum. It is computed, so it always agrees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +86,29 @@ pub struct InsufficientStock {
     pub available: u32,
 }
 
-/// The seller counted fewer pieces than buyers have reserved.
+/// With the pieces that come back there would be more than [`Stock::MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StockTooLarge;
+
+/// The seller would have fewer pieces than buyers have reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StockBelowReserved {
     /// Pieces that are ordered and not yet paid.
     pub reserved: u32,
+}
+
+/// The seller would have more than [`Stock::MAX`] pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StockAboveMaximum {
+    /// Pieces in the warehouse now.
+    pub stored: u32,
+}
+
+/// Why the stock cannot change by so many pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvalidAdjustment {
+    BelowReserved(StockBelowReserved),
+    AboveMaximum(StockAboveMaximum),
 }
 
 /// The numbers of an inventory do not add up, or a change releases more than is reserved. No input causes this: either
@@ -133,6 +183,22 @@ impl Inventory {
         Ok(())
     }
 
+    /// Available pieces are paid at once and leave the warehouse, all of an order or none.
+    pub fn sell(&mut self, total: Quantity) -> Result<(), InsufficientStock> {
+        let available = self.available.checked_sub(total.get());
+        self.available = available.ok_or(InsufficientStock { available: self.available })?;
+        Ok(())
+    }
+
+    /// Pieces that were paid come back and are available again.
+    pub fn put_back(&mut self, total: Quantity) -> Result<(), StockTooLarge> {
+        if total.get() > Stock::MAX - self.stored() {
+            return Err(StockTooLarge);
+        }
+        self.available += total.get();
+        Ok(())
+    }
+
     /// Sets the stored pieces to what the seller counted. All that are not reserved are available.
     pub fn recount(&mut self, stock: Stock) -> Result<(), StockBelowReserved> {
         let Some(available) = stock.get().checked_sub(self.reserved) else {
@@ -140,6 +206,18 @@ impl Inventory {
         };
         self.available = available;
         Ok(())
+    }
+
+    /// Changes the stored pieces by a difference; those that are available change with them.
+    pub fn adjust(&mut self, change: StockChange) -> Result<(), InvalidAdjustment> {
+        let stored = i64::from(self.stored()) + change.get();
+        match u32::try_from(stored).ok().and_then(Stock::new) {
+            Some(stored) => self.recount(stored).map_err(InvalidAdjustment::BelowReserved),
+            None if change.adds_pieces() => {
+                Err(InvalidAdjustment::AboveMaximum(StockAboveMaximum { stored: self.stored() }))
+            }
+            None => Err(InvalidAdjustment::BelowReserved(StockBelowReserved { reserved: self.reserved })),
+        }
     }
 
     fn take_back(self, total: Quantity) -> Result<u32, BooksDoNotBalance> {
@@ -163,6 +241,9 @@ mod tests {
         Pay(u32),
         Release(u32),
         Recount(u32),
+        Sell(u32),
+        PutBack(u32),
+        Adjust(i64),
     }
 
     fn moves() -> impl Strategy<Value = Move> {
@@ -172,7 +253,12 @@ mod tests {
             pieces.clone().prop_map(Move::Reserve),
             pieces.clone().prop_map(Move::Pay),
             pieces.clone().prop_map(Move::Release),
-            pieces.prop_map(Move::Recount),
+            pieces.clone().prop_map(Move::Recount),
+            pieces.clone().prop_map(Move::Sell),
+            pieces.clone().prop_map(Move::PutBack),
+            (pieces, any::<bool>()).prop_map(|(pieces, more)| {
+                Move::Adjust(if more { i64::from(pieces) } else { -i64::from(pieces) })
+            }),
         ]
     }
 
@@ -189,14 +275,41 @@ mod tests {
                     Move::Pay(n) => (inventory.pay(Quantity::new(n).unwrap()).is_ok(), (a, r - i64::from(n))),
                     Move::Release(n) => (inventory.release(Quantity::new(n).unwrap()).is_ok(), (a + i64::from(n), r - i64::from(n))),
                     Move::Recount(n) => (inventory.recount(Stock::new(n).unwrap()).is_ok(), (i64::from(n) - r, r)),
+                    Move::Sell(n) => (inventory.sell(Quantity::new(n).unwrap()).is_ok(), (a - i64::from(n), r)),
+                    Move::PutBack(n) => (inventory.put_back(Quantity::new(n).unwrap()).is_ok(), (a + i64::from(n), r)),
+                    Move::Adjust(n) => (inventory.adjust(StockChange::new(n).unwrap()).is_ok(), (a + n, r)),
                 };
-                let possible = wanted.0 >= 0 && wanted.1 >= 0;
+                let possible = wanted.0 >= 0 && wanted.1 >= 0 && wanted.0 + wanted.1 <= i64::from(Stock::MAX);
                 prop_assert_eq!(done, possible);
                 let now = (i64::from(inventory.available()), i64::from(inventory.reserved()));
                 prop_assert_eq!(now, if possible { wanted } else { (a, r) });
                 prop_assert_eq!(i64::from(inventory.stored()), now.0 + now.1);
                 prop_assert!(inventory.stored() <= Stock::MAX);
             }
+        }
+    }
+
+    #[test]
+    fn an_adjustment_that_is_not_possible_says_why() {
+        let mut inventory = Inventory::of(Stock(10));
+        inventory.reserve(Quantity::new(4).unwrap()).unwrap();
+        let adjusted = |change| inventory.clone().adjust(StockChange::new(change).unwrap());
+        let below = Err(InvalidAdjustment::BelowReserved(StockBelowReserved { reserved: 4 }));
+        let above = Err(InvalidAdjustment::AboveMaximum(StockAboveMaximum { stored: 10 }));
+        let max = i64::from(Stock::MAX);
+        for (change, expected) in [
+            (-6, Ok(())),
+            (-7, below),
+            (-11, below),
+            (-max, below),
+            (max - 10, Ok(())),
+            (max - 9, above),
+            (max, above),
+        ] {
+            assert_eq!(adjusted(change), expected, "{change}");
+        }
+        for change in [0, max + 1, -max - 1, i64::MIN, i64::MAX] {
+            assert_eq!(StockChange::new(change), None);
         }
     }
 

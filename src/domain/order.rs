@@ -1,13 +1,13 @@
-//! An order: its quantity, status and changes.
+//! An order: its lines, its status, and what can become of it. [`super::life`] says how.
 
 use jiff::Timestamp;
 
 use crate::domain::{
     ids::{OrderId, ProductId},
-    inventory::{BooksDoNotBalance, Inventories},
     lines::Lines,
     names::{Buyer, PaymentReference},
     rejection::Rejection,
+    time::from_millis,
     word::serde_as_word,
 };
 
@@ -55,6 +55,11 @@ impl OrderStatus {
         !matches!(self, Self::Reserved)
     }
 
+    /// Whether the buyer of an order with this status has its pieces, reserved or paid.
+    pub const fn holds_pieces(self) -> bool {
+        matches!(self, Self::Reserved | Self::Paid)
+    }
+
     /// The reverse of [`Self::as_str`].
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == word)
@@ -70,7 +75,7 @@ pub struct Order {
     pub lines: Option<Lines>,
     /// Who ordered, if the shop said it.
     pub buyer: Option<Buyer>,
-    /// What is known of its payment, if it was paid.
+    /// What is known of its payment, if one came. Of an expired order: it came too late, and the money must go back.
     pub payment: Option<Payment>,
     /// How far it has come, with what belongs to that stage.
     pub state: OrderState,
@@ -81,7 +86,8 @@ pub struct Order {
 pub struct Payment {
     /// The shop's name for it.
     pub reference: Option<PaymentReference>,
-    /// When the lane decided it. Not known of orders that an earlier release stored.
+    /// When the lane decided it, also when it came too late: then the order is expired. Not known of orders that an earlier
+    /// release stored.
     pub paid_at: Option<Timestamp>,
 }
 
@@ -107,12 +113,22 @@ impl Order {
         }
     }
 
+    /// Whether the buyer has pieces by it now: reserved or paid ones.
+    pub fn holds_pieces(&self) -> bool {
+        self.status().holds_pieces()
+    }
+
     /// When its reservation ends, if it was ever reserved.
     pub fn expires_at(&self) -> Option<Timestamp> {
         match self.state {
             OrderState::Accepted { expires_at, .. } => Some(expires_at),
             OrderState::Rejected(_) => None,
         }
+    }
+
+    /// The name of its payment.
+    pub fn payment_reference(&self) -> Option<&PaymentReference> {
+        self.payment.as_ref()?.reference.as_ref()
     }
 
     /// Why it was rejected, if it was.
@@ -147,62 +163,66 @@ impl Order {
         Self { state, ..self }
     }
 
-    /// Changes the status of a reservation and moves the pieces of all its lines, or nothing. Returns whether anything changed:
-    /// all other statuses are final, and an expiry before its time has no effect.
-    pub fn change(
-        &mut self,
-        change: Change,
-        inventories: &mut Inventories,
-        at: Timestamp,
-    ) -> Result<bool, CannotChange> {
-        let OrderState::Accepted { status: OrderStatus::Reserved, expires_at } = self.state else {
-            return Ok(false);
-        };
-        if change == Change::Expire && expires_at > at {
-            return Ok(false);
-        }
-        let lines = self.lines.as_ref().ok_or(CannotChange::LinesNotKnown)?;
-        // First all lines are tried: a row that somebody changed by hand must not leave an order changed in part.
-        let mut moved = Vec::with_capacity(lines.as_slice().len());
-        for line in lines.as_slice() {
-            let mut inventory =
-                *inventories.get(&line.product_id).ok_or(CannotChange::NoInventory(line.product_id))?;
-            match change {
-                Change::Pay => inventory.pay(line.total)?,
-                Change::Cancel | Change::Expire => inventory.release(line.total)?,
-            }
-            moved.push((line.product_id, inventory));
-        }
-        inventories.extend(moved);
-        self.state = OrderState::Accepted { status: change.leads_to(), expires_at };
-        Ok(true)
+    /// Whether it was cancelled before its turn in the lane, so that it never had any pieces: [`Order::given_up`].
+    pub fn was_given_up(&self) -> bool {
+        let ends_before_it_begins = |end: Timestamp| end < self.id.created_at();
+        self.status() == OrderStatus::Cancelled && self.expires_at().is_some_and(ends_before_it_begins)
+    }
+
+    /// An order that is cancelled before its turn in the lane. What tells it from others is that its reservation ends 1 ms before
+    /// the order was created: no real one does.
+    pub fn given_up(id: OrderId) -> Self {
+        let expires_at = from_millis(id.created_at().as_millisecond() - 1);
+        let state = OrderState::Accepted { status: OrderStatus::Cancelled, expires_at };
+        Self { id, lines: None, buyer: None, payment: None, state }
     }
 }
 
-/// Why a reservation cannot be changed: somebody changed the database by hand, or it is a bug.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CannotChange {
-    #[error(transparent)]
-    Books(#[from] BooksDoNotBalance),
-    #[error("product {0} has no inventory, though it has orders")]
-    NoInventory(ProductId),
-    #[error("it is reserved, but has no lines")]
-    LinesNotKnown,
-}
-
-/// A change of a reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A change of a stored order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// The buyer paid.
-    Pay,
+    Pay {
+        /// The shop's name for the payment.
+        reference: Option<PaymentReference>,
+    },
     /// The buyer cancels.
     Cancel,
     /// The reservation has expired; no effect before its time.
     Expire,
+    /// The reservation shall hold for longer.
+    Extend,
+    /// The paid order came back.
+    Return {
+        /// Whether its pieces can be sold again.
+        restock: bool,
+    },
+}
+
+/// What a change does, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    Pay,
+    Cancel,
+    Expire,
+    Extend,
+    Return,
 }
 
 impl Change {
-    pub const ALL: [Self; 3] = [Self::Pay, Self::Cancel, Self::Expire];
+    pub const fn kind(&self) -> ChangeKind {
+        match self {
+            Self::Pay { .. } => ChangeKind::Pay,
+            Self::Cancel => ChangeKind::Cancel,
+            Self::Expire => ChangeKind::Expire,
+            Self::Extend => ChangeKind::Extend,
+            Self::Return { .. } => ChangeKind::Return,
+        }
+    }
+}
+
+impl ChangeKind {
+    pub const ALL: [Self; 5] = [Self::Pay, Self::Cancel, Self::Expire, Self::Extend, Self::Return];
 
     /// As written in messages and logs.
     pub const fn as_str(self) -> &'static str {
@@ -210,6 +230,8 @@ impl Change {
             Self::Pay => "pay",
             Self::Cancel => "cancel",
             Self::Expire => "expire",
+            Self::Extend => "extend",
+            Self::Return => "return",
         }
     }
 
@@ -218,18 +240,31 @@ impl Change {
         Self::ALL.into_iter().find(|change| change.as_str() == word)
     }
 
-    /// The status of a reserved order after the change.
+    /// The status of an order after the change.
     pub const fn leads_to(self) -> OrderStatus {
         match self {
             Self::Pay => OrderStatus::Paid,
             Self::Cancel => OrderStatus::Cancelled,
             Self::Expire => OrderStatus::Expired,
+            Self::Extend => OrderStatus::Reserved,
+            Self::Return => OrderStatus::Returned,
+        }
+    }
+
+    /// Whether it may change an order of this status: only the lane can tell. An order of any other status stays as it is.
+    pub const fn may_change(self, status: OrderStatus) -> bool {
+        match status {
+            OrderStatus::Reserved => !matches!(self, Self::Return),
+            // A payment that comes too late.
+            OrderStatus::Expired => matches!(self, Self::Pay),
+            OrderStatus::Paid => matches!(self, Self::Return),
+            OrderStatus::Cancelled | OrderStatus::Returned | OrderStatus::Rejected => false,
         }
     }
 }
 
 serde_as_word!(OrderStatus, "a status of an order");
-serde_as_word!(Change, "a change of an order");
+serde_as_word!(ChangeKind, "a change of an order");
 
 #[cfg(test)]
 mod tests {
@@ -243,15 +278,15 @@ mod tests {
             assert_eq!(serde_json::from_str::<OrderStatus>(&json).unwrap(), status);
             assert_ne!(status.as_str(), OrderStatus::PENDING);
         }
-        for change in Change::ALL {
+        for change in ChangeKind::ALL {
             let json = format!("\"{}\"", change.as_str());
             assert_eq!(serde_json::to_string(&change).unwrap(), json);
-            assert_eq!(serde_json::from_str::<Change>(&json).unwrap(), change);
+            assert_eq!(serde_json::from_str::<ChangeKind>(&json).unwrap(), change);
         }
         for word in ["pending", "Reserved", "pay", ""] {
             assert_eq!(OrderStatus::from_word(word), None, "{word}");
         }
         assert!(serde_json::from_str::<OrderStatus>("\"pending\"").is_err());
-        assert!(serde_json::from_str::<Change>("\"paid\"").is_err());
+        assert!(serde_json::from_str::<ChangeKind>("\"paid\"").is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::domain::{
     ids::ProductId,
     inventory::Inventory,
-    order::Change,
+    order::ChangeKind,
     rejection::{Rejection, RejectionReason},
 };
 
@@ -24,6 +24,10 @@ pub struct ProductOutcome {
     pub paid: u32,
     pub cancelled: u32,
     pub expired: u32,
+    pub extended: u32,
+    pub returned: u32,
+    /// Payments that came too late, and get no pieces.
+    pub too_late: u32,
     /// Commands that changed nothing: what they ask for was decided before, or is about an order that is not stored.
     pub repeated: u32,
     /// Commands that invalid data in the database keeps from being decided.
@@ -35,7 +39,8 @@ pub struct ProductOutcome {
 pub enum Effect {
     Reserved,
     Rejected(Rejection),
-    Changed(Change),
+    Changed(ChangeKind),
+    PaymentTooLate,
     Repeated,
     Undecidable,
 }
@@ -45,9 +50,12 @@ impl ProductOutcome {
         let counter = match effect {
             Effect::Reserved => &mut self.reserved,
             Effect::Rejected(rejection) => &mut self.rejected[index(rejection.reason())],
-            Effect::Changed(Change::Pay) => &mut self.paid,
-            Effect::Changed(Change::Cancel) => &mut self.cancelled,
-            Effect::Changed(Change::Expire) => &mut self.expired,
+            Effect::Changed(ChangeKind::Pay) => &mut self.paid,
+            Effect::Changed(ChangeKind::Cancel) => &mut self.cancelled,
+            Effect::Changed(ChangeKind::Expire) => &mut self.expired,
+            Effect::Changed(ChangeKind::Extend) => &mut self.extended,
+            Effect::Changed(ChangeKind::Return) => &mut self.returned,
+            Effect::PaymentTooLate => &mut self.too_late,
             Effect::Repeated => &mut self.repeated,
             Effect::Undecidable => &mut self.undecidable,
         };
@@ -66,9 +74,9 @@ impl ProductOutcome {
 
     /// All commands of the product.
     pub fn commands(&self) -> u32 {
-        let Self { inventory: _, reserved, rejected: _, paid, cancelled, expired, repeated, undecidable } =
-            self;
-        reserved + self.all_rejected() + paid + cancelled + expired + repeated + undecidable
+        let Self { reserved, paid, cancelled, expired, extended, returned, .. } = *self;
+        let changed = paid + cancelled + expired + extended + returned;
+        reserved + self.all_rejected() + changed + self.too_late + self.repeated + self.undecidable
     }
 
     /// The outcome of this batch and of the one behind it, as if they were one.
@@ -82,6 +90,9 @@ impl ProductOutcome {
             paid: self.paid + next.paid,
             cancelled: self.cancelled + next.cancelled,
             expired: self.expired + next.expired,
+            extended: self.extended + next.extended,
+            returned: self.returned + next.returned,
+            too_late: self.too_late + next.too_late,
             repeated: self.repeated + next.repeated,
             undecidable: self.undecidable + next.undecidable,
         }
@@ -106,9 +117,12 @@ mod tests {
             }),
             Effect::Rejected(Rejection::KeyReused),
             Effect::Rejected(Rejection::KeyReused),
-            Effect::Changed(Change::Pay),
-            Effect::Changed(Change::Cancel),
-            Effect::Changed(Change::Expire),
+            Effect::Changed(ChangeKind::Pay),
+            Effect::Changed(ChangeKind::Cancel),
+            Effect::Changed(ChangeKind::Expire),
+            Effect::Changed(ChangeKind::Extend),
+            Effect::Changed(ChangeKind::Return),
+            Effect::PaymentTooLate,
             Effect::Repeated,
             Effect::Undecidable,
         ];
@@ -122,8 +136,9 @@ mod tests {
             };
             assert_eq!(outcome.rejected(reason), count, "{reason:?}");
         }
-        assert_eq!(outcome.commands(), 9);
+        assert_eq!(outcome.commands(), 12);
         assert_eq!((outcome.paid, outcome.cancelled, outcome.expired), (1, 1, 1));
-        assert_eq!(outcome.followed_by(outcome).commands(), 18);
+        assert_eq!((outcome.extended, outcome.returned, outcome.too_late), (1, 1, 1));
+        assert_eq!(outcome.followed_by(outcome).commands(), 24);
     }
 }

@@ -2,9 +2,13 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
-use crate::domain::{ids::ProductId, inventory::Stock, sku::Sku};
+use crate::domain::{
+    ids::ProductId,
+    inventory::Stock,
+    sku::Sku,
+    text::{is_readable, trimmed},
+};
 
 /// A product's name: 1 to 100 characters after trimming. At least one is visible, and none changes the direction of the text
 /// around the name.
@@ -23,9 +27,7 @@ impl ProductName {
 
     /// A name that an earlier release, with other rules, may have stored.
     pub fn stored(text: String) -> Result<Self, InvalidProductName> {
-        let name = text.trim();
-        let is_name = (1..=Self::MAX_LENGTH).contains(&name.chars().take(Self::MAX_LENGTH + 1).count());
-        is_name.then(|| Self(name.to_owned())).ok_or(InvalidProductName)
+        trimmed(&text, Self::MAX_LENGTH).map(|name| Self(name.to_owned())).ok_or(InvalidProductName)
     }
 
     pub fn as_str(&self) -> &str {
@@ -43,37 +45,8 @@ impl TryFrom<String> for ProductName {
 
     fn try_from(text: String) -> Result<Self, InvalidProductName> {
         let name = Self::stored(text)?;
-        let is_name = name.0.chars().any(is_visible) && !name.0.chars().any(is_forbidden);
-        is_name.then_some(name).ok_or(InvalidProductName)
+        is_readable(&name.0).then_some(name).ok_or(InvalidProductName)
     }
-}
-
-/// Other programs end a text at NUL. Direction marks make a page show something other than what the text says.
-fn is_forbidden(character: char) -> bool {
-    matches!(
-        character,
-        '\0' | '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-    )
-}
-
-/// Whether the character alone shows something. One that Unicode has not assigned counts as visible: a newer version may
-/// make it a letter.
-fn is_visible(character: char) -> bool {
-    use GeneralCategoryGroup::{Letter, Number, Other, Punctuation, Symbol};
-    let shows = match character.general_category_group() {
-        Letter | Number | Punctuation | Symbol => true,
-        Other => {
-            matches!(character.general_category(), GeneralCategory::PrivateUse | GeneralCategory::Unassigned)
-        }
-        _ => false, // marks, which combine with another character, and separators
-    };
-    // Fillers and a blank that Unicode counts as letters and symbols, and ranges that it reserves for ignorable characters.
-    let is_blank = matches!(
-        character,
-        '\u{115f}' | '\u{1160}' | '\u{2065}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}'
-            | '\u{e0000}'..='\u{e0fff}'
-    );
-    shows && !is_blank
 }
 
 /// What is sold. Has one [`crate::domain::inventory::Inventory`].

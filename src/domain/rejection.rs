@@ -118,6 +118,10 @@ impl RejectionReason {
         Self::BuyerRequired,
     ];
 
+    /// Those for which every order of a product is refused, whatever it asks for, as long as nothing opens it.
+    pub const CLOSED: [Self; 4] =
+        [Self::InsufficientStock, Self::SalePaused, Self::SaleNotOpen, Self::SaleClosed];
+
     const fn row(self) -> Row {
         match self {
             Self::InsufficientStock => Row::refused("insufficient_stock"),

@@ -17,7 +17,8 @@ pub enum Verdict {
     },
     /// Nothing was reserved.
     Rejected(Rejection),
-    /// Nothing was reserved, because an order with this idempotency key, product and total is stored: this one.
+    /// Nothing was reserved, because an order with this idempotency key, lines and buyer is stored: this one. Or the order itself
+    /// was cancelled before its turn.
     AlreadyPlaced(Order),
     /// The verdict on a change: the order as it is now, by this change or by an earlier one.
     Current(Order),

@@ -39,16 +39,9 @@ impl<S: Send + Sync, T: Fields> FromRequest<S> for JsonBody<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             drain_body(request).await;
-            return Err(ApiError::new(
-                Reason::UnsupportedMediaType,
-                "the Content-Type header must be application/json",
-            ));
+            return Err(not_json());
         }
-        let bytes = read(request).await?;
-        match serde_json::from_slice(&bytes) {
-            Ok(fields) if is_object(&bytes) => Ok(Self(fields)),
-            Ok(_) | Err(_) => Err(explain::<T>(&bytes)),
-        }
+        parse(&read(request).await?).map(Self)
     }
 }
 
@@ -60,13 +53,27 @@ impl<S: Send + Sync> FromRequest<S> for NoBody {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let bytes = read(request).await?;
-        let is_empty_object = || {
-            serde_json::from_slice::<HashMap<String, &RawValue>>(&bytes).is_ok_and(|fields| fields.is_empty())
-        };
-        if bytes.trim_ascii().is_empty() || is_empty_object() {
+        if is_empty(&bytes) {
             Ok(Self)
         } else {
             Err(ApiError::new(Reason::InvalidBody, "this call takes no body; send it without one"))
+        }
+    }
+}
+
+/// Extracts a JSON object as [`JsonBody`] does, or nothing: then all fields are left out. Needs no content type for that.
+pub(super) struct OptionalBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: Fields + Default> FromRequest<S> for OptionalBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let is_json = is_json(request.headers());
+        let bytes = read(request).await?;
+        match is_empty(&bytes) {
+            true => Ok(Self(T::default())),
+            false if is_json => parse(&bytes).map(Self),
+            false => Err(not_json()),
         }
     }
 }
@@ -103,6 +110,24 @@ fn is_json(headers: &HeaderMap) -> bool {
     let (Some(value), None) = (given.next(), given.next()) else { return false };
     let essence = value.to_str().ok().and_then(|value| value.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn not_json() -> ApiError {
+    ApiError::new(Reason::UnsupportedMediaType, "the Content-Type header must be application/json")
+}
+
+/// The object that these bytes are.
+fn parse<T: Fields>(bytes: &[u8]) -> Result<T, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(fields) if is_object(bytes) => Ok(fields),
+        Ok(_) | Err(_) => Err(explain::<T>(bytes)),
+    }
+}
+
+/// Whether a body says nothing. An empty JSON object does not.
+fn is_empty(bytes: &[u8]) -> bool {
+    bytes.trim_ascii().is_empty()
+        || serde_json::from_slice::<HashMap<String, &RawValue>>(bytes).is_ok_and(|fields| fields.is_empty())
 }
 
 /// Serde also accepts `[1, 1]` for an object with two fields.
@@ -166,6 +191,11 @@ async fn drain(mut chunks: BodyDataStream) {
     let _ = tokio::time::timeout(MAX_TIME, reading).await;
 }
 
+/// A field that is required and not there.
+pub(super) fn missing((name, reason, expected): Field) -> ApiError {
+    ApiError::field(reason, name, format!("{name} is missing; it must be {expected}"))
+}
+
 /// Why the body is no `T`. Runs only if it is none.
 fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
     // Raw values: only the syntax is checked, so that a number out of range is an error of its field.
@@ -186,7 +216,7 @@ fn explain<T: Fields>(bytes: &[u8]) -> ApiError {
         );
     }
     if let Some((name, reason, expected)) = T::FIELDS.iter().find(|(name, ..)| !fields.contains_key(*name)) {
-        return ApiError::missing((name, *reason, expected));
+        return missing((name, *reason, expected));
     }
     let mut track = serde_path_to_error::Track::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);

@@ -7,13 +7,17 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use super::{body::Field, readiness::Readiness, time::Time};
+use super::{
+    readiness::Readiness,
+    time::{Time, seconds_until},
+};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},
-        inventory::StockBelowReserved,
+        inventory::{Stock, StockAboveMaximum, StockBelowReserved},
         rejection::{Rejection, RejectionReason},
     },
     queue::Refusal,
@@ -112,10 +116,15 @@ reasons! {
         InvalidName "invalid_name",
         InvalidSku "invalid_sku",
         InvalidStock "invalid_stock",
+        InvalidTerms "invalid_terms",
+        InvalidChange "invalid_change",
+        InvalidReasonText "invalid_reason",
         InvalidProductId "invalid_product_id",
         InvalidTotal "invalid_total",
         InvalidLines "invalid_lines",
         InvalidBuyer "invalid_buyer",
+        InvalidReference "invalid_reference",
+        InvalidRestock "invalid_restock",
         DuplicateProduct "duplicate_product",
         InvalidOrderId "invalid_order_id",
         InvalidLimit "invalid_limit",
@@ -141,8 +150,14 @@ reasons! {
         StockBelowReserved "stock_below_reserved",
         ProductHasReservations "product_has_reservations",
         ProductArchived "product_archived",
+        StockChanged "stock_changed",
+        StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
         OrderAlreadyPaid "order_already_paid",
+        PaidWithAnotherReference "paid_with_another_reference",
+        OrderExpired "order_expired",
+        OrderNotPaid "order_not_paid",
+        StockTooLarge "stock_too_large",
     }
     PAYLOAD_TOO_LARGE {
         BodyTooLarge "body_too_large",
@@ -213,14 +228,15 @@ pub(super) struct ApiError {
     field: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     product_id: Option<ProductId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available_stock: Option<u32>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    stock: Option<StockDetail>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     terms: Option<Box<RefusedByTerms>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reserved_stock: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     order_status: Option<&'static str>,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) payment_reference: Option<Box<str>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -229,6 +245,17 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// The pieces that an error is about: a field with one of these names.
+#[derive(Clone, Copy, Debug, Serialize)]
+enum StockDetail {
+    #[serde(rename = "available_stock")]
+    Available(u32),
+    #[serde(rename = "reserved_stock")]
+    Reserved(u32),
+    #[serde(rename = "stored_stock")]
+    Stored(u32),
 }
 
 /// What belongs to an order that the terms of sale refuse.
@@ -271,10 +298,10 @@ impl ApiError {
             message: message.into(),
             field: None,
             product_id: None,
-            available_stock: None,
+            stock: None,
             terms: None,
-            reserved_stock: None,
             order_status: None,
+            payment_reference: None,
             readiness: None,
             replayed: false,
             cause: None,
@@ -312,11 +339,6 @@ impl ApiError {
 
     pub(super) fn of_product(self, product_id: ProductId) -> Self {
         Self { product_id: Some(product_id), ..self }
-    }
-
-    /// A field of the body that is required and not there.
-    pub(super) fn missing((name, reason, expected): Field) -> Self {
-        Self::field(reason, name, format!("{name} is missing; it must be {expected}"))
     }
 
     /// A bug. What it is goes to the log, not to the client.
@@ -406,7 +428,7 @@ impl ApiError {
         let has_terms = opens_at.is_some() || limit.is_some();
         Self {
             product_id: details.product_id,
-            available_stock: details.available_stock,
+            stock: details.available_stock.map(StockDetail::Available),
             terms: has_terms.then(|| Box::new(RefusedByTerms { opens_at, limit, held })),
             ..Self::new(Reason::Rejected(rejection.reason()), message)
         }
@@ -475,7 +497,10 @@ impl ApiError {
              expired",
             pieces_are(pieces)
         );
-        Self { reserved_stock: Some(pieces), ..Self::new(Reason::ProductHasReservations, message) }
+        Self {
+            stock: Some(StockDetail::Reserved(pieces)),
+            ..Self::new(Reason::ProductHasReservations, message)
+        }
     }
 
     pub(super) fn product_archived(id: ProductId) -> Self {
@@ -490,7 +515,57 @@ impl From<StockBelowReserved> for ApiError {
             "{} reserved by buyers: the stock cannot be less; nothing was changed",
             pieces_are(below.reserved)
         );
-        Self { reserved_stock: Some(below.reserved), ..Self::new(Reason::StockBelowReserved, message) }
+        Self {
+            stock: Some(StockDetail::Reserved(below.reserved)),
+            ..Self::new(Reason::StockBelowReserved, message)
+        }
+    }
+}
+
+impl ApiError {
+    /// Not what the seller expected, but this many pieces are stored.
+    pub(super) fn stock_changed(stored: u32) -> Self {
+        let message = format!(
+            "{} stored, not as many as expected_stock: something moved in between; nothing was changed, read the inventory \
+             and count again",
+            pieces_are(stored)
+        );
+        Self { stock: Some(StockDetail::Stored(stored)), ..Self::new(Reason::StockChanged, message) }
+    }
+
+    /// The key of an adjustment belongs to another one.
+    pub(super) fn adjustment_key_reused() -> Self {
+        Self::new(
+            Reason::Rejected(RejectionReason::KeyReused),
+            "this Idempotency-Key belongs to an adjustment of another product, change or reason; nothing was changed, use a \
+             new key for a new adjustment",
+        )
+    }
+
+    /// Whether the stock was adjusted is not known.
+    pub(super) fn adjustment_unknown(error: StoreError) -> Self {
+        let message = "the database does not answer now, and whether the stock was changed is not known: send it again with \
+                       the same Idempotency-Key, or look at the movements first";
+        match Self::from(error) {
+            error if matches!(error.reason, Reason::DatabaseUnavailable) => {
+                Self { message: message.into(), ..error }
+            }
+            error => error,
+        }
+    }
+}
+
+impl From<StockAboveMaximum> for ApiError {
+    fn from(above: StockAboveMaximum) -> Self {
+        let message = format!(
+            "{} stored: with this change it would be more than {}; nothing was changed",
+            pieces_are(above.stored),
+            Stock::MAX
+        );
+        Self {
+            stock: Some(StockDetail::Stored(above.stored)),
+            ..Self::new(Reason::StockAboveMaximum, message)
+        }
     }
 }
 
@@ -514,6 +589,10 @@ impl IntoResponse for ApiError {
         let mut response = json(status, &self.envelope(&words(status)));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if let Some(Time(opens_at)) = self.terms.as_ref().and_then(|terms| terms.opens_at) {
+            let seconds = seconds_until(opens_at, Timestamp::now());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if status == StatusCode::REQUEST_TIMEOUT {
             // What may still come of the body is no request.

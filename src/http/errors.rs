@@ -3,11 +3,13 @@
 use super::envelope::{ApiError, Reason};
 use crate::{
     domain::{
+        inventory::{InvalidAdjustment, Stock},
         lines::{InvalidLines, Lines},
-        order::{Order, OrderStatus},
+        names::PaymentReference,
+        order::{ChangeKind, Order, OrderStatus},
     },
     service::{
-        catalog::{ArchiveError, CreateError, RecountError, UpdateError},
+        catalog::{AdjustError, ArchiveError, CreateError, RecountError, UpdateError},
         ordering::{ChangeError, LookupError, PlaceError},
     },
 };
@@ -46,7 +48,9 @@ impl From<ChangeError> for ApiError {
                 OrderStatus::PENDING,
                 "the order is not decided yet, so nothing is reserved; try again once it is",
             ),
-            ChangeError::Conflict(status) => conflict(status),
+            ChangeError::Conflict(change, status) => conflict(change, status),
+            ChangeError::PaidOtherwise(order) => paid_otherwise(&order),
+            ChangeError::StockTooLarge => stock_too_large(),
             ChangeError::Refused(refusal) => refusal.into(),
             ChangeError::Undecidable => undecidable(),
             ChangeError::Store(error) => error.into(),
@@ -101,7 +105,21 @@ impl From<RecountError> for ApiError {
             RecountError::ProductNotFound(id) => Self::product_not_found(id),
             RecountError::Archived(id) => Self::product_archived(id),
             RecountError::BelowReserved(below) => below.into(),
+            RecountError::StockChanged { stored } => Self::stock_changed(stored),
             RecountError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<AdjustError> for ApiError {
+    fn from(error: AdjustError) -> Self {
+        match error {
+            AdjustError::ProductNotFound(id) => Self::product_not_found(id),
+            AdjustError::Archived(id) => Self::product_archived(id),
+            AdjustError::Invalid(InvalidAdjustment::BelowReserved(below)) => below.into(),
+            AdjustError::Invalid(InvalidAdjustment::AboveMaximum(above)) => above.into(),
+            AdjustError::KeyReused => Self::adjustment_key_reused(),
+            AdjustError::Store(error) => Self::adjustment_unknown(error),
         }
     }
 }
@@ -120,25 +138,59 @@ fn not_reserved(order: &Order) -> ApiError {
     ApiError::conflict(Reason::OrderNotReserved, status, message)
 }
 
-/// An order that is not reserved any more never changes again.
-fn conflict(status: OrderStatus) -> ApiError {
-    let (reason, message) = match status {
-        OrderStatus::Paid => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
-        OrderStatus::Cancelled => {
+/// The status of an order does not allow the change.
+fn conflict(change: ChangeKind, status: OrderStatus) -> ApiError {
+    use OrderStatus::{Cancelled, Expired, Paid, Rejected, Reserved, Returned};
+    let (reason, message) = match (change, status) {
+        (ChangeKind::Pay, Expired) => (
+            Reason::OrderExpired,
+            "the reservation has expired, and this payment came too late for its pieces; pay the money back",
+        ),
+        (ChangeKind::Return, Reserved) => (
+            Reason::OrderNotPaid,
+            "the order is not paid: it can be cancelled, not returned; nothing was changed",
+        ),
+        (ChangeKind::Return, _) => (Reason::OrderNotPaid, "the order is not paid; nothing was changed"),
+        (_, Paid) => (Reason::OrderAlreadyPaid, "the order is paid already; nothing was changed"),
+        (_, Cancelled) => {
             (Reason::OrderNotReserved, "the order was cancelled; nothing was changed, place a new one")
         }
-        OrderStatus::Expired => (
+        (_, Expired) => (
             Reason::OrderNotReserved,
             "the reservation has expired and its pieces are available to others; nothing was changed, place a new \
              order",
         ),
-        OrderStatus::Returned => {
-            (Reason::OrderNotReserved, "the order was returned; nothing was changed, place a new one")
-        }
-        OrderStatus::Rejected => {
+        (_, Returned) => (
+            Reason::OrderNotReserved,
+            "the order was paid and came back; nothing was changed, place a new one",
+        ),
+        (_, Rejected) => {
             (Reason::OrderNotReserved, "the order was rejected: nothing was ever reserved; place a new one")
         }
-        OrderStatus::Reserved => (Reason::OrderNotReserved, "the order did not change; try again"),
+        (_, Reserved) => (Reason::OrderNotReserved, "the order did not change; try again"),
     };
     ApiError::conflict(reason, status.as_str(), message)
+}
+
+/// A double charge, most likely.
+fn paid_otherwise(order: &Order) -> ApiError {
+    let reference = order.payment_reference().map(PaymentReference::as_str);
+    let by =
+        reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
+    let message = format!("the order was paid by {by}; if this is another payment, pay its money back");
+    let mut error = ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message);
+    error.payment_reference = reference.map(Into::into);
+    error
+}
+
+fn stock_too_large() -> ApiError {
+    ApiError::conflict(
+        Reason::StockTooLarge,
+        OrderStatus::Paid.as_str(),
+        format!(
+            "with the pieces of this order there would be more than {} in stock; nothing was changed, return it without \
+             restock, or lower the stock",
+            Stock::MAX
+        ),
+    )
 }

@@ -16,13 +16,14 @@ use super::{
 use crate::{
     domain::{
         ids::{IdempotencyKey, OrderId, ProductId},
+        names::Buyer,
         order::OrderStatus,
     },
     service::ordering::{Direction, OrderList, OrderPage},
 };
 
-const PARAMETERS: [&str; 7] =
-    ["product_id", "status", "limit", "after", "order", "created_after", "idempotency_key"];
+const PARAMETERS: [&str; 8] =
+    ["product_id", "buyer", "status", "limit", "after", "order", "created_after", "idempotency_key"];
 
 /// `GET /api/orders`
 pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Response, ApiError> {
@@ -35,6 +36,8 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
 fn order_list(query: &ListQuery) -> Result<OrderList, ApiError> {
     let product_id =
         query.get("product_id", Reason::InvalidProductId, ProductId::EXPECTED, |text| text.parse().ok())?;
+    let buyer =
+        query.get("buyer", Reason::InvalidBuyer, Buyer::EXPECTED, |text| text.to_owned().try_into().ok())?;
     let status = query.get("status", Reason::InvalidStatus, &STATUS_WORDS, status)?;
     let newer_than = query.get("created_after", Reason::InvalidCreatedAfter, TIME, newest_until)?;
     let direction = query.get("order", Reason::InvalidOrder, "asc or desc", direction)?.unwrap_or_default();
@@ -47,7 +50,7 @@ fn order_list(query: &ListQuery) -> Result<OrderList, ApiError> {
         Some(Status::Stored(status)) => Some(status),
         None => None,
     };
-    let page = OrderPage { product_id, status, newer_than, direction, after, limit };
+    let page = OrderPage { product_id, buyer, status, newer_than, direction, after, limit };
     Ok(match key {
         Some(key) => OrderList::OfKey(key, page),
         None => OrderList::Page(page),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Api,
-    body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
+    body::{Field, Fields, JsonBody, NoBody, OptionalBody, PartsAndBody, missing},
     envelope::{ApiError, RETRY_AFTER, Reason, mark_replayed, success},
     origin::RequestOrigin,
     preferences::{IdempotencyKeyHeader, Preferences, delta_seconds},
@@ -76,8 +76,8 @@ impl OrderRequest {
                 "lines",
                 "an order has either product_id and total, or lines",
             )),
-            (None, _, None) => Err(ApiError::missing(PRODUCT_ID)),
-            (Some(_), None, None) => Err(ApiError::missing(TOTAL)),
+            (None, _, None) => Err(missing(PRODUCT_ID)),
+            (Some(_), None, None) => Err(missing(TOTAL)),
         }
     }
 }
@@ -119,14 +119,35 @@ fn accepted(id: OrderId, order: OrderView) -> Response {
     (location(id), retry_after, success(StatusCode::ACCEPTED, order)).into_response()
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PaymentRequest {
+    reference: Option<PaymentReference>,
+}
+
+impl Fields for PaymentRequest {
+    const FIELDS: &'static [Field] = &[];
+    const OPTIONAL: &'static [Field] = &[("reference", Reason::InvalidReference, PaymentReference::EXPECTED)];
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReturnRequest {
+    restock: bool,
+}
+
+impl Fields for ReturnRequest {
+    const FIELDS: &'static [Field] = &[("restock", Reason::InvalidRestock, "true or false")];
+}
+
 /// `POST /api/orders/{orderId}/payment`
 pub(super) async fn pay(
     State(api): State<Api>,
     preferences: Preferences,
     RequestOrigin(origin): RequestOrigin,
-    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
+    PartsAndBody(OrderPath(id), OptionalBody(payment)): PartsAndBody<OrderPath, OptionalBody<PaymentRequest>>,
 ) -> Response {
-    change(&api, id, Change::Pay, preferences, origin).await
+    change(&api, id, Change::Pay { reference: payment.reference }, preferences, origin).await
 }
 
 /// `POST /api/orders/{orderId}/cancellation`
@@ -137,6 +158,27 @@ pub(super) async fn cancel(
     PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
 ) -> Response {
     change(&api, id, Change::Cancel, preferences, origin).await
+}
+
+/// `POST /api/orders/{orderId}/extension`
+pub(super) async fn extend(
+    State(api): State<Api>,
+    preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
+    PartsAndBody(OrderPath(id), NoBody): PartsAndBody<OrderPath, NoBody>,
+) -> Response {
+    change(&api, id, Change::Extend, preferences, origin).await
+}
+
+/// `POST /api/orders/{orderId}/return`
+pub(super) async fn take_back(
+    State(api): State<Api>,
+    preferences: Preferences,
+    RequestOrigin(origin): RequestOrigin,
+    PartsAndBody(OrderPath(id), JsonBody(request)): PartsAndBody<OrderPath, JsonBody<ReturnRequest>>,
+) -> Response {
+    let ReturnRequest { restock } = request;
+    change(&api, id, Change::Return { restock }, preferences, origin).await
 }
 
 async fn change(
@@ -212,7 +254,9 @@ impl OrderView {
 impl From<Order> for OrderView {
     fn from(order: Order) -> Self {
         let (id, status) = (order.id, order.status().as_str());
-        let (expires_at, rejection) = (order.expires_at(), order.rejection());
+        // Of one that was given up before its turn, nothing was ever reserved.
+        let expires_at = order.expires_at().filter(|_| !order.was_given_up());
+        let rejection = order.rejection();
         let only = order.lines.as_ref().and_then(Lines::only);
         let payment = order.payment.unwrap_or_default();
         let known = Known {

@@ -182,20 +182,19 @@ pub(super) async fn inventory(
 #[serde(deny_unknown_fields)]
 pub(super) struct InventoryRequest {
     stock: Stock,
+    expected_stock: Option<Stock>,
 }
 
 impl Fields for InventoryRequest {
     const FIELDS: &'static [Field] = &[("stock", Reason::InvalidStock, Stock::EXPECTED)];
+    const OPTIONAL: &'static [Field] = &[("expected_stock", Reason::InvalidStock, Stock::EXPECTED)];
 }
 
 /// `PUT /api/products/{productId}/inventory`
 pub(super) async fn recount(
     State(api): State<Api>,
-    PartsAndBody(ProductPath(id), JsonBody(InventoryRequest { stock })): PartsAndBody<
-        ProductPath,
-        JsonBody<InventoryRequest>,
-    >,
+    PartsAndBody(ProductPath(id), JsonBody(count)): PartsAndBody<ProductPath, JsonBody<InventoryRequest>>,
 ) -> Result<Response, ApiError> {
-    let counted = api.catalog.recount(id, stock).await?;
+    let counted = api.catalog.recount(id, count.stock, count.expected_stock).await?;
     Ok(success(StatusCode::OK, InventoryView::from(counted)))
 }

@@ -13,6 +13,14 @@ impl Serialize for Time {
     }
 }
 
+/// Whole seconds until a sale opens, as `Retry-After` says it. At least one, and no more than an hour: the seller may change the
+/// opening. A hint by the clock of this process; the database's decides.
+pub(super) fn seconds_until(opens_at: Timestamp, now: Timestamp) -> u64 {
+    const MAX: u64 = 3_600;
+    let millis = opens_at.duration_since(now).as_millis();
+    u64::try_from(millis).map_or(1, |millis| millis.div_ceil(1_000).clamp(1, MAX))
+}
+
 /// A time of RFC 3339, down to its millisecond. Only what the RFC allows, and all of it: the library's parser takes a space for
 /// the `T`, a zone in brackets, and more, and refuses the last day of the year 9999 and more than nine digits of fraction.
 pub(super) fn rfc3339(text: &str) -> Option<Timestamp> {
@@ -74,6 +82,22 @@ mod tests {
         ] {
             let time = Time(Timestamp::from_millisecond(millis).unwrap());
             assert_eq!(serde_json::to_value(time).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_client_waits_for_the_opening_but_no_longer_than_an_hour() {
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        for (opens_at, now, seconds) in [
+            (10_000, 0, 10),
+            (10_001, 0, 11),
+            (10_000, 9_999, 1),
+            (10_000, 10_000, 1),
+            (10_000, 99_999, 1),
+            (3_600_000, 0, 3_600),
+            (253_402_128_000_000, 0, 3_600),
+        ] {
+            assert_eq!(seconds_until(at(opens_at), at(now)), seconds, "{opens_at} {now}");
         }
     }
 

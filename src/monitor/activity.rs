@@ -49,7 +49,7 @@ struct ProductActivity {
     is_changed: AtomicBool,
     decided: Mutex<Decided>,
     latency: LatencyRecorder,
-    sold_out: AtomicU64,
+    refused_early: AtomicU64,
     not_queued: AtomicU64,
     /// Commands whose clients wait for a verdict.
     waiting: AtomicU64,
@@ -110,10 +110,10 @@ impl Activity {
         Submitted { product, submitted_ms, began: Instant::now() }
     }
 
-    /// An API refused an order because the product is sold out.
-    pub fn refuse_sold_out(&self, product_id: ProductId) {
+    /// An API refused an order because the product is closed to orders.
+    pub fn refuse_early(&self, product_id: ProductId) {
         if let Some(product) = self.product(product_id) {
-            product.sold_out.fetch_add(1, Relaxed);
+            product.refused_early.fetch_add(1, Relaxed);
             product.is_changed.store(true, Relaxed);
         }
     }
@@ -244,7 +244,7 @@ impl ProductActivity {
             is_changed: AtomicBool::new(true),
             decided: Mutex::new(Decided { at: Some(Instant::now()), ..Decided::default() }),
             latency: LatencyRecorder::default(),
-            sold_out: AtomicU64::new(0),
+            refused_early: AtomicU64::new(0),
             not_queued: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
@@ -277,7 +277,7 @@ impl ProductActivity {
         let (stock, decided_until_ms) = (decided.stock.take(), std::mem::take(&mut decided.until_ms));
         decided.at = Some(now);
         drop(decided);
-        counts.sold_out = self.sold_out.swap(0, Relaxed);
+        counts.refused_early = self.refused_early.swap(0, Relaxed);
         counts.not_queued = self.not_queued.swap(0, Relaxed);
         ProductReport { product_id, counts, stock, decided_until_ms, latencies: self.latency.take() }
     }
@@ -311,6 +311,9 @@ fn counts_of(outcome: &ProductOutcome) -> Counts {
         paid: outcome.paid.into(),
         cancelled: outcome.cancelled.into(),
         expired: outcome.expired.into(),
+        extended: outcome.extended.into(),
+        returned: outcome.returned.into(),
+        too_late: outcome.too_late.into(),
         repeated: outcome.repeated.into(),
         undecidable: outcome.undecidable.into(),
         ..Counts::default()

@@ -10,6 +10,7 @@ mod view;
 mod window;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,11 +29,11 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    domain::{ids::ProductId, inventory::Inventory, product::Product, sku::Sku},
+    domain::{ids::ProductId, inventory::Inventory, product::Product, rejection::Rejection, sku::Sku},
 };
 
 pub use view::{
-    Alert, AlertKind, LaneView, Overview, ProcessView, ProductDetail, ProductFilter, ProductPage,
+    Alert, AlertKind, LaneView, NotOnSale, Overview, ProcessView, ProductDetail, ProductFilter, ProductPage,
     ProductPoint, ProductQuery, ProductSort, ProductView, Severity, ShopPoint,
 };
 
@@ -105,6 +106,15 @@ impl Board {
         let mut state = self.state();
         for id in archived {
             state.products.remove(&id);
+        }
+    }
+
+    /// Takes in which of these products are closed to orders, and why.
+    pub fn learn_closed(&self, products: &[ProductId], closed: &HashMap<ProductId, Rejection>) {
+        let mut state = self.state();
+        for id in products {
+            let Some(row) = state.row(*id) else { continue };
+            row.set_not_on_sale(closed.get(id).copied().and_then(NotOnSale::of));
         }
     }
 

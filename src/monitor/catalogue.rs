@@ -1,4 +1,4 @@
-//! Names and stock of all products, for the board: read page by page, and only while somebody looks, because nobody else
+//! Names, stock and sale of all products, for the board: read page by page, and only while somebody looks, because nobody else
 //! reports the stock of a product without orders.
 
 use std::{sync::Arc, time::Duration};
@@ -37,7 +37,10 @@ async fn read(store: &dyn Catalog, board: &Board, clock: &dyn Clock) -> Result<(
     for _ in 0..MAX_PAGES {
         let seen = clock.now();
         let page = store.inventories(after, PAGE).await?;
+        let ids: Vec<_> = page.rows.iter().map(|(product, _)| product.id).collect();
+        let closed = store.closed_to_orders(&ids, Duration::ZERO).await?.into_iter().collect();
         board.learn(page.rows, seen);
+        board.learn_closed(&ids, &closed);
         after = page.next;
         if after.is_none() {
             break;
@@ -53,10 +56,27 @@ mod tests {
     use super::*;
     use crate::{
         clock::SystemClock,
-        domain::inventory::Stock,
-        monitor::board::ProductQuery,
-        store::{Store, memory::MemoryStore},
+        domain::{inventory::Stock, terms::Terms},
+        monitor::board::{NotOnSale, ProductQuery},
+        store::{Ledger, Store, memory::MemoryStore},
     };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_board_knows_what_is_not_on_sale() {
+        let store = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let product = store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await.unwrap();
+            ids.push(product.id); // sold out, which the stock says
+        }
+        let board = Board::new(Arc::new(SystemClock));
+        let shown = || board.products(&ProductQuery::default()).rows;
+        for (selling, expected) in [(true, None), (false, Some(NotOnSale::Paused)), (true, None)] {
+            store.set_terms(ids[1], Terms { selling, ..Terms::default() }).await.unwrap();
+            read(&*store, &board, &SystemClock).await.unwrap();
+            assert_eq!(shown().iter().map(|row| row.not_on_sale).collect::<Vec<_>>(), [None, expected]);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_catalogue_is_read_at_the_start_and_while_somebody_looks() {

@@ -149,13 +149,17 @@ counts! {
     reserved,
     /// Refused by a lane's decision, whatever the reason.
     rejected,
-    /// Refused by an API that knows that the product is sold out.
-    sold_out,
+    /// Refused by an API that knows that the product is closed to orders: sold out, paused, not open or closed.
+    refused_early,
     /// Not queued: the lane was full, or the broker away. The client may send it again.
     not_queued,
     paid,
     cancelled,
     expired,
+    extended,
+    returned,
+    /// Payments that came too late.
+    too_late,
     /// Decided before, and answered again.
     repeated,
     /// Kept from a decision by invalid data in the database.
@@ -165,7 +169,7 @@ counts! {
 impl Counts {
     /// Orders that were refused, by a lane or by an API that knows better.
     pub const fn refused(&self) -> u64 {
-        self.rejected.saturating_add(self.sold_out)
+        self.rejected.saturating_add(self.refused_early)
     }
 }
 

@@ -43,7 +43,7 @@ const MAX_AGE: SignedDuration = SignedDuration::from_hours(24);
 pub struct MemoryQueue(Arc<Shared>);
 
 struct Shared {
-    /// How many commands may wait in one lane.
+    /// How many commands may wait in one lane; with changes that clients ask for, twice as many.
     lane_capacity: usize,
     opened_at: Timestamp,
     events: broadcast::Sender<Event>,
@@ -274,8 +274,12 @@ impl MemorySubmitter {
 
 #[async_trait]
 impl Submitter for MemorySubmitter {
+    /// Changes that clients ask for have as much room again behind the new orders: whoever has a reservation can pay it,
+    /// however many wait for one.
     fn submit(&self, command: Command) {
-        self.push(command, self.shared.lane_capacity);
+        let lane_capacity = self.shared.lane_capacity;
+        let capacity = if command.is_asked_change() { 2 * lane_capacity } else { lane_capacity };
+        self.push(command, capacity);
     }
 
     /// Ignores the capacity: there is at most one such command for each client that waited for a command with a worker.
@@ -410,10 +414,10 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, SystemClock};
     use crate::domain::{
-        command::{NewOrder, ReplyMode},
+        command::{ChangeOrder, NewOrder, ReplyMode},
         ids::CommandId,
         lines::Lines,
-        order::{Order, OrderState, OrderStatus, Quantity},
+        order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
     };
     use crate::queue::NothingArchived;
@@ -422,6 +426,53 @@ mod tests {
 
     impl ReplySink for Ignore {
         fn deliver(&self, _: Vec<(CommandId, Outcome)>) {}
+    }
+
+    /// What arrives.
+    #[derive(Default)]
+    struct Outcomes(Mutex<Vec<Outcome>>);
+
+    impl ReplySink for Outcomes {
+        fn deliver(&self, outcomes: Vec<(CommandId, Outcome)>) {
+            self.0.lock().unwrap().extend(outcomes.into_iter().map(|(_, outcome)| outcome));
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_get_past_a_full_lane_and_are_bounded_too() {
+        let queue = MemoryQueue::new(3, SystemClock.now());
+        let outcomes = Arc::new(Outcomes::default());
+        let submitter = queue.submitter(outcomes.clone(), Arc::new(NothingArchived)).await.unwrap();
+        let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
+        let reply = ReplyMode::Until(SystemClock.now());
+        let order = || NewOrder {
+            id: SystemClock.order_id(),
+            lines: Lines::one(product_id, total),
+            buyer: None,
+            reply,
+            key: None,
+            origin: Origin::default(),
+        };
+        let change = |change| ChangeOrder {
+            id: SystemClock.command_id(),
+            order_id: SystemClock.order_id(),
+            product_id,
+            other_products: [].into(),
+            change,
+            reply,
+            origin: Origin::default(),
+        };
+        let refused = || outcomes.0.lock().unwrap().len();
+        (0..4).for_each(|_| submitter.submit(order().into()));
+        assert_eq!(refused(), 1, "the lane is full");
+        submitter.submit(change(Change::Expire).into());
+        assert_eq!(refused(), 2, "nobody waits for an expiry: the next sweep finds it again");
+        for asked in [Change::Pay { reference: None }, Change::Cancel, Change::Extend] {
+            submitter.submit(change(asked).into());
+        }
+        assert_eq!(refused(), 2);
+        submitter.submit(change(Change::Cancel).into());
+        assert_eq!(*outcomes.0.lock().unwrap(), [const { Outcome::Refused(Refusal::LaneFull) }; 3]);
     }
 
     #[tokio::test]
@@ -467,15 +518,8 @@ mod tests {
         let event = |status| {
             let (id, product_id) = (SystemClock.order_id(), ProductId::new(1).unwrap());
             let state = OrderState::Accepted { status, expires_at: SystemClock.now() };
-            Event {
-                order: Order {
-                    id,
-                    lines: Some(Lines::one(product_id, Quantity::new(1).unwrap())),
-                    buyer: None,
-                    payment: None,
-                    state,
-                },
-            }
+            let lines = Some(Lines::one(product_id, Quantity::new(1).unwrap()));
+            Event::of_order(Order { id, lines, buyer: None, payment: None, state })
         };
         let mut consumer = queue.consumer().await.unwrap();
         let publish = |events: &[Event]| Completion { events: events.to_vec(), ..Completion::default() };

@@ -3,7 +3,7 @@
 use crate::{
     domain::{
         ids::OrderId,
-        order::{Order, OrderStatus},
+        order::{Change, ChangeKind, Order, OrderStatus},
         rejection::Rejection,
     },
     monitor::metrics::{ChangeAnswer, OrderAnswer},
@@ -29,7 +29,7 @@ pub enum PlaceError {
     Rejected { rejection: Rejection, replayed: bool },
     /// The order of this idempotency key was placed earlier, and holds no pieces any more.
     #[error("the order of this key is {}", .0.status().as_str())]
-    NotReserved(Order),
+    NotReserved(Box<Order>),
     /// It was not queued: sending it again is safe.
     #[error("refused: {0:?}")]
     Refused(Refusal),
@@ -40,7 +40,7 @@ pub enum PlaceError {
     Store(#[from] StoreError),
 }
 
-/// A payment or cancellation that was taken.
+/// A change that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderChange {
     /// The order has the status that the change leads to: by this change, or by an earlier one.
@@ -58,8 +58,14 @@ pub enum ChangeError {
     #[error("the order is not decided yet")]
     NotDecided,
     /// The order's status does not allow the change.
-    #[error("the order is {}", .0.as_str())]
-    Conflict(OrderStatus),
+    #[error("the order is {}", .1.as_str())]
+    Conflict(ChangeKind, OrderStatus),
+    /// It was paid, and not with the reference of this payment.
+    #[error("the order was paid with another reference")]
+    PaidOtherwise(Order),
+    /// With the pieces that come back there would be more than a stock can be.
+    #[error("the pieces do not fit into the stock")]
+    StockTooLarge,
     /// It was not queued: sending it again is safe.
     #[error("refused: {0:?}")]
     Refused(Refusal),
@@ -68,6 +74,23 @@ pub enum ChangeError {
     Undecidable,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// The answer to a change whose order is this one then, by this change or by an earlier one.
+pub(super) fn changed(change: &Change, order: Order) -> Result<OrderChange, ChangeError> {
+    let (kind, status) = (change.kind(), order.status());
+    match change {
+        // Of a payment without a name nobody can tell whether it was another one.
+        Change::Pay { reference: Some(given) }
+            if status == OrderStatus::Paid && order.payment_reference() != Some(given) =>
+        {
+            Err(ChangeError::PaidOtherwise(order))
+        }
+        _ if status == kind.leads_to() => Ok(OrderChange::Done(order)),
+        // Nothing else keeps a paid order from being returned.
+        Change::Return { restock: true } if status == OrderStatus::Paid => Err(ChangeError::StockTooLarge),
+        _ => Err(ChangeError::Conflict(kind, status)),
+    }
 }
 
 /// What is known of an order.
@@ -108,7 +131,9 @@ pub(super) fn change_answer(answer: &Result<OrderChange, ChangeError>) -> Change
         Ok(OrderChange::Pending(_)) => ChangeAnswer::Pending,
         Err(ChangeError::NotFound(_)) => ChangeAnswer::NotFound,
         Err(ChangeError::NotDecided) => ChangeAnswer::NotDecided,
-        Err(ChangeError::Conflict(_)) => ChangeAnswer::Conflict,
+        Err(ChangeError::Conflict(..) | ChangeError::PaidOtherwise(_) | ChangeError::StockTooLarge) => {
+            ChangeAnswer::Conflict
+        }
         Err(ChangeError::Refused(_)) => ChangeAnswer::Refused,
         Err(ChangeError::Undecidable) => ChangeAnswer::Undecidable,
         Err(ChangeError::Store(_)) => ChangeAnswer::Failed,

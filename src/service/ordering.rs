@@ -22,13 +22,13 @@ use crate::{
     monitor::metrics::ApiMetrics,
     queue::Outcome,
     service::{
-        answers::{change_answer, order_answer},
+        answers::{change_answer, changed, order_answer},
         batch_loader::BatchLoader,
         dispatcher::{Dispatcher, reply_mode},
-        sold_out::SoldOutCache,
+        order_gate::OrderGate,
         verdict_waits::VerdictWaits,
     },
-    store::{Catalog, Orders, Page, StoreError},
+    store::{Catalog, GivenUp, Orders, Page, StoreError},
 };
 
 pub use super::answers::{ChangeError, LookupError, OrderChange, OrderLookup, PlaceError, Placement};
@@ -67,7 +67,7 @@ pub enum OrderList {
 pub struct OrderService {
     stored_orders: Arc<dyn Orders>,
     dispatcher: Arc<Dispatcher>,
-    sold_out_cache: Arc<SoldOutCache>,
+    gate: Arc<OrderGate>,
     orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
     verdict_waits: VerdictWaits,
@@ -82,7 +82,7 @@ impl OrderService {
         metrics: Arc<ApiMetrics>,
     ) -> Self {
         Self {
-            sold_out_cache: SoldOutCache::new(catalog, metrics.clone()),
+            gate: OrderGate::new(catalog, metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
             verdict_waits: VerdictWaits::default(),
@@ -110,14 +110,12 @@ impl OrderService {
         let lane = request.lines.first().product_id;
         // Only the lane knows what a key stands for: an earlier copy of the order may be stored, or be queued still and about
         // to be reserved. Without a key a rejection that comes at once is as good as a stored one, and costs no row.
-        if request.key.is_none() {
-            for product_id in request.lines.products() {
-                if self.sold_out_cache.is_sold_out(product_id).await {
-                    self.metrics.refused_as_sold_out();
-                    self.dispatcher.activity().refuse_sold_out(lane);
-                    return rejected(Rejection::InsufficientStock { product_id, available: 0 });
-                }
-            }
+        if request.key.is_none()
+            && let Some(rejection) = self.closed_to(&request.lines).await
+        {
+            self.metrics.refused_early(rejection.reason());
+            self.dispatcher.activity().refuse_early(lane);
+            return rejected(rejection);
         }
         let mut archived = None;
         for product_id in request.lines.products() {
@@ -143,13 +141,10 @@ impl OrderService {
         let order = NewOrder { id, lines, buyer, reply: reply_mode(id.into(), wait), key, origin };
         let outcome = self.dispatcher.dispatch(order.into(), wait).await;
         match outcome {
-            Some(Outcome::Decided(Verdict::Rejected(Rejection::InsufficientStock {
-                product_id,
-                available: 0,
-            }))) => self.sold_out_cache.report_sold_out(product_id),
-            // No API learns the verdicts on detached orders: the sold-out cache reads instead.
+            Some(Outcome::Decided(Verdict::Rejected(rejection))) => self.gate.learn(rejection),
+            // No API learns the verdicts on detached orders: the gate reads instead.
             Some(Outcome::Queued) => {
-                request.lines.products().for_each(|product_id| self.sold_out_cache.check_soon(product_id))
+                request.lines.products().for_each(|product_id| self.gate.check_soon(product_id))
             }
             _ => {}
         }
@@ -174,6 +169,16 @@ impl OrderService {
         }
     }
 
+    /// Why the gate refuses an order of these lines; `None`: it may be accepted.
+    async fn closed_to(&self, lines: &Lines) -> Option<Rejection> {
+        for product_id in lines.products() {
+            if let Some(rejection) = self.gate.closed(product_id).await {
+                return Some(rejection);
+            }
+        }
+        None
+    }
+
     /// The answer to an order whose key is stored, `None` if it is not.
     async fn find_by_key(
         &self,
@@ -188,10 +193,12 @@ impl OrderService {
         }))
     }
 
-    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. A final order is answered without the lane.
+    /// Changes an order and waits for the verdict, as [`OrderService::place`] does. What only one outcome is possible of is answered
+    /// without the lane.
     pub async fn change(&self, id: OrderId, change: Change, call: Call) -> Result<OrderChange, ChangeError> {
+        let kind = change.kind();
         let answer = self.try_to_change(id, change, call).await;
-        self.metrics.change_answered(change, change_answer(&answer));
+        self.metrics.change_answered(kind, change_answer(&answer));
         answer
     }
 
@@ -203,28 +210,30 @@ impl OrderService {
     ) -> Result<OrderChange, ChangeError> {
         let order = match self.status(id).await? {
             Some(OrderLookup::Stored(order)) => order,
+            Some(OrderLookup::Pending(_)) if change == Change::Cancel => {
+                match self.stored_orders.give_up(id).await? {
+                    GivenUp::Done(order) => return Ok(OrderChange::Done(order)),
+                    GivenUp::Stored(order) => order,
+                }
+            }
             Some(OrderLookup::Pending(_)) => return Err(ChangeError::NotDecided),
             None => return Err(ChangeError::NotFound(id)),
         };
-        let order = match order.status() {
-            OrderStatus::Reserved => match self.decide_change(order, change, call).await? {
+        let order = match change.kind().may_change(order.status()) {
+            true => match self.decide_change(order, change.clone(), call).await? {
                 OrderChange::Done(order) => order,
                 pending => return Ok(pending),
             },
-            _ => order,
+            false => order,
         };
-        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired) {
+        if matches!(order.status(), OrderStatus::Cancelled | OrderStatus::Expired | OrderStatus::Returned) {
             // A client that learns that pieces came back can order them, at every API.
-            SoldOutCache::outlast_leases().await;
+            OrderGate::outlast_leases().await;
         }
-        if order.status() == change.leads_to() {
-            Ok(OrderChange::Done(order))
-        } else {
-            Err(ChangeError::Conflict(order.status()))
-        }
+        changed(&change, order)
     }
 
-    /// What the lane makes of a reserved order: [`OrderChange::Done`], whatever status it has then.
+    /// What the lane makes of an order: [`OrderChange::Done`], whatever status it has then.
     async fn decide_change(
         &self,
         order: Order,
@@ -289,7 +298,7 @@ fn replay(order: Order) -> Result<Placement, PlaceError> {
     match (order.status(), order.state) {
         (_, OrderState::Rejected(rejection)) => Err(PlaceError::Rejected { rejection, replayed: true }),
         (OrderStatus::Reserved | OrderStatus::Paid, _) => Ok(Placement::Accepted { order, replayed: true }),
-        _ => Err(PlaceError::NotReserved(order)),
+        _ => Err(PlaceError::NotReserved(Box::new(order))),
     }
 }
 
@@ -300,14 +309,19 @@ mod tests {
     use super::*;
     use crate::{
         clock::{Clock, SystemClock},
-        domain::{command::Command, ids::ProductId, order::Quantity},
+        domain::{
+            command::Command,
+            ids::ProductId,
+            order::{ChangeKind, Quantity},
+            rules::Rules,
+        },
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
         service::{
             dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
             known_products::KnownProducts,
         },
-        store::{Store, memory::MemoryStore},
+        store::{Ledger, Store, memory::MemoryStore},
     };
 
     async fn service(
@@ -389,10 +403,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sold_out_cache_lets_orders_with_a_key_through() {
+    async fn the_gate_lets_orders_with_a_key_through() {
         let (_queue, ordering, product_id) = ordering(Duration::from_millis(20)).await;
-        ordering.sold_out_cache.report_sold_out(product_id); // rightly: it is new
         let sold_out = Rejection::InsufficientStock { product_id, available: 0 };
+        ordering.gate.learn(sold_out); // rightly: it is new
         assert!(is_rejected(ordering.place(request(product_id, None), Call::default()).await, sold_out));
         let key = Some("a-key".to_owned().try_into().unwrap());
         assert!(matches!(
@@ -462,13 +476,20 @@ mod tests {
         let Placement::Pending(id) = placed else { panic!("{placed:?}") };
         assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Pending(id)));
         assert!(matches!(
-            ordering.change(id, Change::Pay, Call::default()).await,
+            ordering.change(id, Change::Pay { reference: None }, Call::default()).await,
             Err(ChangeError::NotDecided)
         ));
         let stranger = OrderId::from(uuid::Uuid::now_v7());
         assert_eq!(ordering.status(stranger).await.unwrap(), None);
-        let changed = ordering.change(stranger, Change::Pay, Call::default()).await;
+        let changed = ordering.change(stranger, Change::Pay { reference: None }, Call::default()).await;
         assert!(matches!(changed, Err(ChangeError::NotFound(id)) if id == stranger));
+        // No worker is there, and it can be given up all the same.
+        let given_up = Order::given_up(id);
+        for _ in 0..2 {
+            let changed = ordering.change(id, Change::Cancel, Call::default()).await.unwrap();
+            assert_eq!(changed, OrderChange::Done(given_up.clone()));
+        }
+        assert_eq!(ordering.status(id).await.unwrap(), Some(OrderLookup::Stored(given_up)));
     }
 
     /// A worker decides what arrives.
@@ -477,7 +498,7 @@ mod tests {
         loop {
             let deliveries = worker.take(10).await.unwrap();
             let commands: Vec<_> = deliveries.iter().flat_map(|one| one.commands.clone()).collect();
-            let decided = store.decide(&commands, Duration::from_secs(60)).await.unwrap();
+            let decided = store.decide(&commands, Rules::of_ttl(Duration::from_secs(60))).await.unwrap();
             let verdicts = commands.iter().map(Command::id).zip(decided.verdicts).collect();
             let replies = vec![crate::queue::Reply { to: deliveries[0].reply_to.clone(), verdicts }];
             worker
@@ -503,10 +524,10 @@ mod tests {
                 let began = Instant::now();
                 let changed = ordering.change(order.id, Change::Cancel, Call::default()).await.unwrap();
                 assert_eq!(changed, OrderChange::Done(cancelled.clone()));
-                assert!(began.elapsed() >= SoldOutCache::LEASE, "its pieces can be ordered at every API");
+                assert!(began.elapsed() >= OrderGate::LEASE, "its pieces can be ordered at every API");
             }
-            let paid = ordering.change(order.id, Change::Pay, Call::default()).await;
-            assert!(matches!(paid, Err(ChangeError::Conflict(OrderStatus::Cancelled))));
+            let paid = ordering.change(order.id, Change::Pay { reference: None }, Call::default()).await;
+            assert!(matches!(paid, Err(ChangeError::Conflict(ChangeKind::Pay, OrderStatus::Cancelled))));
             assert_eq!(ordering.status(order.id).await.unwrap(), Some(OrderLookup::Stored(cancelled)));
         };
         tokio::select! {

@@ -111,7 +111,7 @@ mod tests {
             order::Order,
         },
         service::batch_loader::BatchLoader,
-        store::{Due, OrderPage, Orders, Page},
+        store::{Due, GivenUp, OrderPage, Orders, Page},
     };
 
     fn id() -> OrderId {
@@ -207,6 +207,10 @@ mod tests {
         }
 
         async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            unreachable!("only ids are read")
+        }
+
+        async fn give_up(&self, _: OrderId) -> Result<GivenUp, StoreError> {
             unreachable!("only ids are read")
         }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BackendSettings, Role, Settings, Switch};
+use super::{BackendSettings, LatePaymentSetting, Role, Settings, Switch};
 use crate::{
     server_url::shown,
     telemetry::{LogFormat, traces},
@@ -44,6 +44,11 @@ impl Settings {
             public_url = is_api.then(|| self.http.public_url.to_string()),
             trusted_proxies = is_api.then(|| self.http.trusted_proxies.to_string()),
             reservation_ttl_ms = is_worker.then(|| whole_ms(self.orders.reservation_ttl)),
+            max_hold_ms = is_worker.then(|| whole_ms(self.orders.max_hold_or_default())),
+            late_payment = is_worker.then(|| match self.orders.late_payment {
+                LatePaymentSetting::Accept => "accept",
+                LatePaymentSetting::Refuse => "refuse",
+            }),
             events = is_worker.then_some(self.orders.events == Switch::On),
             retention = is_worker.then(|| self.orders.retention.to_string()),
             filter = self.log.filter,

@@ -150,7 +150,18 @@ impl Tool {
     /// Which settings each tool reads, by the ids of their arguments. `--help` of the tool shows only these.
     pub const SETTINGS: [(&str, &[&str]); 9] = [
         ("audit", &["database_url"]),
-        ("check", &["database_url", "amqp_url", "queue_prefix", "lanes", "order_timeout", "reservation_ttl"]),
+        (
+            "check",
+            &[
+                "database_url",
+                "amqp_url",
+                "queue_prefix",
+                "lanes",
+                "order_timeout",
+                "reservation_ttl",
+                "max_hold",
+            ],
+        ),
         ("healthcheck", &["listen_addr"]),
         ("prune", &["database_url"]),
         ("import", &["database_url"]),

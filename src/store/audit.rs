@@ -1,4 +1,4 @@
-//! Reads for an audit: what the inventories say, and what the stored orders say. Safe while a sale runs: nothing is written
+//! Reads for an audit: what the inventories say, and what the stored orders and the ledger say. Safe while a sale runs: nothing is written
 //! or locked, each step reads in its own snapshot, and a step is bounded.
 //!
 //! Two adapters, [`mysql`] and [`sqlite`], each on its own connection.
@@ -11,14 +11,15 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 
-/// How many orders one statement reads at most. A product with more of them is read in several statements of one snapshot.
-pub(super) const ORDERS_PER_STATEMENT: i64 = 20_000;
+/// How many orders or movements one statement reads at most. A product with more of them is read in several statements of one
+/// snapshot.
+pub(super) const ROWS_PER_STATEMENT: i64 = 20_000;
 
 /// A database that can be audited.
 #[async_trait]
 pub trait Audit: Send {
-    /// Up to `limit` products behind `after` in id order, each with its inventory and its orders, all in one snapshot. Orders
-    /// whose product does not exist are counted as well: with the product behind them.
+    /// Up to `limit` products behind `after` in id order, each with its inventory, its orders and its movements, all in one snapshot.
+    /// Orders and movements whose product does not exist are counted as well: with the product behind them.
     async fn books(&mut self, after: Option<i64>, limit: u32) -> Result<BookPage, StoreError>;
 
     /// Up to `limit` idempotency keys behind `after`, in one statement.
@@ -46,15 +47,17 @@ pub struct Book {
     /// `None`: there is no row in `inventories`.
     pub inventory: Option<StockColumns>,
     pub orders: OrderSums,
+    pub movements: MovementSums,
 }
 
 impl Book {
-    /// By how many pieces the inventory differs from its orders, and from itself. 0 in a database that nobody changed by hand.
+    /// By how many pieces the inventory differs from its orders, from its movements, and from itself. 0 in a database that nobody changed by hand.
     pub fn difference(&self) -> u64 {
         let StockColumns { stored, available, reserved } = self.inventory.unwrap_or_default();
         let of_orders = i128::from(reserved) - i128::from(self.orders.reserved_pieces);
+        let of_movements = i128::from(stored) - i128::from(self.movements.pieces);
         let of_itself = i128::from(stored) - i128::from(available) - i128::from(reserved);
-        u64::try_from(of_orders.abs() + of_itself.abs()).unwrap_or(u64::MAX)
+        u64::try_from(of_orders.abs() + of_movements.abs() + of_itself.abs()).unwrap_or(u64::MAX)
     }
 }
 
@@ -88,6 +91,14 @@ impl OrderSums {
     }
 }
 
+/// The movements of one product, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MovementSums {
+    pub count: i64,
+    /// The sum of their changes.
+    pub pieces: i64,
+}
+
 /// Some idempotency keys or aliases, and those of them whose order is not stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Links<Id> {
@@ -103,21 +114,23 @@ pub struct Links<Id> {
 type ProductRow = (i64, Option<i64>, Option<i64>, Option<i64>);
 /// Orders of one product, out of a bounded range: product, the four [`OrderSums`], the last id.
 type SumRow = (i64, i64, i64, i64, i64, Uuid);
+/// Movements of one product, out of a bounded range: product, the two [`MovementSums`], the last seq.
+type MovementRow = (i64, i64, i64, i64);
 /// A key or an alias, the order that it names, and whether that is stored.
 type LinkRow<Id> = (Id, Uuid, bool);
 
-/// The range of orders that belongs to a page of products, and how far it was read.
-struct OrderRange {
+/// The range of orders or movements that belongs to a page of products, and how far it was read.
+struct Range<Id> {
     product_id: i64,
-    id: Uuid,
+    id: Id,
     /// The last product of the range.
     to: i64,
 }
 
-impl OrderRange {
-    /// All orders of the products behind `after`, up to `to`.
-    fn new(after: Option<i64>, to: i64) -> Self {
-        Self { product_id: after.unwrap_or(i64::MIN), id: Uuid::max(), to }
+impl<Id> Range<Id> {
+    /// All of the products behind `after`, up to `to`. No id is greater than `max`.
+    fn new(after: Option<i64>, to: i64, max: Id) -> Self {
+        Self { product_id: after.unwrap_or(i64::MIN), id: max, to }
     }
 }
 
@@ -139,6 +152,7 @@ impl Books {
                 .zip(reserved)
                 .map(|((stored, available), reserved)| StockColumns { stored, available, reserved }),
             orders: OrderSums::default(),
+            movements: MovementSums::default(),
         };
         Self { books: products.into_iter().map(book).collect(), next }
     }
@@ -148,19 +162,38 @@ impl Books {
         self.next.unwrap_or(i64::MAX)
     }
 
-    /// Adds what one statement found. Returns whether there may be more in the range.
-    fn add(&mut self, rows: Vec<SumRow>, range: &mut OrderRange) -> bool {
+    /// Adds what one statement found of orders. Returns whether there may be more in the range.
+    fn add(&mut self, rows: Vec<SumRow>, range: &mut Range<Uuid>) -> bool {
         let mut examined = 0;
         for (product_id, count, reserved_count, reserved_pieces, invalid, last) in rows {
             examined += count;
             (range.product_id, range.id) = (product_id, last);
             let more = OrderSums { count, reserved_count, reserved_pieces, invalid };
-            match self.books.binary_search_by_key(&product_id, |book| book.product_id) {
-                Ok(at) => self.books[at].orders.add(more),
-                Err(at) => self.books.insert(at, Book { product_id, orders: more, ..Book::default() }),
-            }
+            self.book(product_id).orders.add(more);
         }
-        examined >= ORDERS_PER_STATEMENT
+        examined >= ROWS_PER_STATEMENT
+    }
+
+    /// Adds what one statement found of movements. Returns whether there may be more in the range.
+    fn add_movements(&mut self, rows: Vec<MovementRow>, range: &mut Range<i64>) -> bool {
+        let mut examined = 0;
+        for (product_id, count, pieces, last) in rows {
+            examined += count;
+            (range.product_id, range.id) = (product_id, last);
+            let sums = &mut self.book(product_id).movements;
+            sums.count += count;
+            sums.pieces = sums.pieces.saturating_add(pieces);
+        }
+        examined >= ROWS_PER_STATEMENT
+    }
+
+    /// Of a product that may not exist.
+    fn book(&mut self, product_id: i64) -> &mut Book {
+        let at = self.books.binary_search_by_key(&product_id, |book| book.product_id).unwrap_or_else(|at| {
+            self.books.insert(at, Book { product_id, ..Book::default() });
+            at
+        });
+        &mut self.books[at]
     }
 
     fn page(self) -> BookPage {
@@ -193,6 +226,14 @@ const ALIASES: &str = "SELECT step.id, order_id, orders.id IS NOT NULL
     FROM (SELECT id, order_id FROM order_aliases WHERE id > ? ORDER BY id LIMIT ?) AS step
     LEFT JOIN orders ON orders.id = order_id ORDER BY step.id";
 
+/// Both numbers of [`MovementSums`] of some rows of `movements`, and the last seq.
+macro_rules! movement_sums {
+    () => {
+        "COUNT(*), CAST(COALESCE(SUM(stock_change), 0) AS SIGNED), MAX(seq)"
+    };
+}
+use movement_sums;
+
 /// The four numbers of [`OrderSums`] of some rows of `orders`, as both databases read them.
 macro_rules! sums {
     () => {
@@ -223,11 +264,13 @@ mod tests {
         let book = |[stored, available, reserved]: [i64; 3], reserved_pieces| {
             let orders = OrderSums { reserved_pieces, ..OrderSums::default() };
             let inventory = Some(StockColumns { stored, available, reserved });
-            Book { product_id: 1, is_product: true, inventory, orders }.difference()
+            let movements = MovementSums { count: 1, pieces: 10 };
+            Book { product_id: 1, is_product: true, inventory, orders, movements }.difference()
         };
         assert_eq!(book([10, 7, 3], 3), 0);
         assert_eq!(book([10, 7, 3], 1), 2);
-        assert_eq!(book([11, 7, 3], 3), 1);
+        assert_eq!(book([11, 7, 3], 3), 2);
+        assert_eq!(book([11, 8, 3], 3), 1);
         assert_eq!(book([10, 8, 3], 4), 2);
         assert_eq!(book([i64::MIN, i64::MAX, i64::MAX], i64::MIN), u64::MAX);
         let orders = OrderSums { reserved_pieces: 3, ..OrderSums::default() };

@@ -22,6 +22,7 @@ use super::{
 use crate::domain::{
     ids::{OrderId, ProductId},
     inventory::Inventory,
+    names::Buyer,
     order::Order,
     product::Product,
 };
@@ -81,6 +82,8 @@ pub(super) struct OrdersById {
     pub(super) of_product: &'static str,
     /// `basket_lines` with the orders that it leads to: by the products of the other lines.
     pub(super) of_other_lines: &'static str,
+    /// `orders_of_buyers` with the orders that it leads to.
+    pub(super) of_buyer: &'static str,
 }
 
 /// The part of one index in which a page finds orders, in the order of their ids.
@@ -89,25 +92,36 @@ struct Walk {
     tables: &'static str,
     /// The column of the index that has the ids of orders.
     id: &'static str,
-    /// Only the rows of this product: the column of the index.
-    product: Option<(&'static str, ProductId)>,
+    /// Only the rows with this value: the column of the index.
+    only: Option<(&'static str, Only)>,
+}
+
+/// The value of the first column of an index.
+enum Only {
+    Product(ProductId),
+    Buyer(Buyer),
 }
 
 impl OrdersById {
     /// The walks that find all orders of a page, none of them twice. A filter that shortens no walk passes over orders: see
     /// [`passes_over_orders`] and [`OrdersById::orders`].
     fn walks(&self, page: &OrderPage) -> Vec<Walk> {
-        match page.product_id {
-            Some(id) => vec![
-                Walk { tables: self.of_product, id: "orders.id", product: Some(("orders.product_id", id)) },
-                Walk {
-                    tables: self.of_other_lines,
-                    id: "order_id",
-                    product: Some(("basket_lines.product_id", id)),
-                },
-            ],
-            None => vec![Walk { tables: self.all, id: "orders.id", product: None }],
+        if let Some(buyer) = page.buyer.clone() {
+            let only = Some(("orders_of_buyers.buyer", Only::Buyer(buyer)));
+            return vec![Walk { tables: self.of_buyer, id: "orders_of_buyers.order_id", only }];
         }
+        let Some(id) = page.product_id else {
+            return vec![Walk { tables: self.all, id: "orders.id", only: None }];
+        };
+        let walk = |tables, id_column, column| Walk {
+            tables,
+            id: id_column,
+            only: Some((column, Only::Product(id))),
+        };
+        vec![
+            walk(self.of_product, "orders.id", "orders.product_id"),
+            walk(self.of_other_lines, "order_id", "basket_lines.product_id"),
+        ]
     }
 
     /// Finds the last order that the page may examine, if its filters may pass over orders.
@@ -116,6 +130,7 @@ impl OrdersById {
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
+        String: Encode<'static, DB> + Type<DB>,
     {
         passes_over_orders(page).then(|| {
             let last = Part { skip: MAX_EXAMINED - 1, take: 1 };
@@ -135,6 +150,7 @@ impl OrdersById {
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
+        String: Encode<'static, DB> + Type<DB>,
         &'static str: Encode<'static, DB> + Type<DB>,
     {
         let first = Part { skip: 0, take: i64::from(page.limit) + 1 };
@@ -147,6 +163,12 @@ impl OrdersById {
                 };
                 query.push(format_args!(" AND {} {up_to} ", walk.id)).push_bind(last_examined);
             }
+            if let (Some(id), Some(_)) = (page.product_id, &page.buyer) {
+                query.push(" AND (orders.product_id = ").push_bind(id_column(id));
+                query.push(" OR EXISTS (SELECT 1 FROM basket_lines WHERE basket_lines.product_id = ");
+                query.push_bind(id_column(id));
+                query.push(" AND basket_lines.order_id = orders.id))");
+            }
             if let Some(status) = page.status {
                 query.push(" AND status = ").push_bind(status.as_str());
             }
@@ -156,7 +178,7 @@ impl OrdersById {
 
 /// Whether the page may examine more orders than it lists.
 fn passes_over_orders(page: &OrderPage) -> bool {
-    page.status.is_some()
+    page.status.is_some() || page.buyer.is_some() && page.product_id.is_some()
 }
 
 impl Walk {
@@ -166,17 +188,22 @@ impl Walk {
         DB: Database,
         i64: Encode<'static, DB> + Type<DB>,
         Uuid: Encode<'static, DB> + Type<DB>,
+        String: Encode<'static, DB> + Type<DB>,
     {
         let (greater_than, less_than) = page.bounds();
-        let Self { tables, id, product } = self;
+        let Self { tables, id, only } = self;
         query
             .push(format_args!("SELECT {columns} FROM {tables} WHERE {id} > "))
             .push_bind(greater_than.uuid());
         if let Some(less_than) = less_than {
             query.push(format_args!(" AND {id} < ")).push_bind(less_than.uuid());
         }
-        if let Some((column, product_id)) = product {
-            query.push(format_args!(" AND {column} = ")).push_bind(id_column(*product_id));
+        if let Some((column, value)) = only {
+            query.push(format_args!(" AND {column} = "));
+            match value {
+                Only::Product(id) => query.push_bind(id_column(*id)),
+                Only::Buyer(buyer) => query.push_bind(buyer.as_str().to_owned()),
+            };
         }
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! One lock covers everything, and no method waits while it holds it: each call is a transaction.
 
+mod ledger;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Bound::{Excluded, Unbounded},
@@ -21,20 +23,28 @@ use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
     ports::{
-        Archival, Catalog, Creation, Decider, Deleted, Health, Installation, Orders, ProductLane, Recount,
+        Archival, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, ProductLane,
         Retention, Store, Update,
     },
+    terms,
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, ArchivedProducts, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+    decide::{
+        self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes,
+    },
+    holdings::{self, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventories, Inventory, Stock},
+    inventory::{Inventories, Inventory},
     lane_set::LaneSet,
+    movement::{LedgerEntry, Movement, MovementSeq},
     order::{Order, OrderStatus},
     product::{NewProduct, Product, ProductChange, ProductState},
+    rejection::Rejection,
+    rules::Rules,
     sku::Sku,
+    terms::Terms,
     time::from_millis,
 };
 
@@ -50,10 +60,15 @@ pub struct MemoryStore {
 struct Data {
     installation_id: Uuid,
     products: BTreeMap<ProductId, (Product, Inventory)>,
+    terms: SpecialTerms,
+    holdings: Holdings,
     orders: BTreeMap<OrderId, Order>,
     keys: HashMap<IdempotencyKey, OrderId>,
     /// Other ids of stored orders.
     aliases: HashMap<OrderId, OrderId>,
+    /// In the order of their seq.
+    movements: Vec<LedgerEntry>,
+    adjustment_keys: HashMap<IdempotencyKey, MovementSeq>,
     /// When each was used last.
     lane_sets: HashMap<LaneSet, Timestamp>,
 }
@@ -93,8 +108,11 @@ impl Catalog for MemoryStore {
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let product = Product { id, name, sku, archived_at: None };
-        data.products.insert(id, (product.clone(), Inventory::of(stock)));
+        let (product, inventory) = (Product { id, name, sku, archived_at: None }, Inventory::of(stock));
+        if let Some(opening) = Movement::opening(id, self.now(), inventory) {
+            data.record(opening)?;
+        }
+        data.products.insert(id, (product.clone(), inventory));
         Ok(Creation::Done(product))
     }
 
@@ -170,15 +188,20 @@ impl Catalog for MemoryStore {
         Ok(ids.iter().filter_map(state).collect())
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let data = self.data()?;
-        let is_sold_out = |id: &ProductId| {
-            let product = data.products.get(id);
-            product.is_some_and(|(product, inventory)| {
-                inventory.available() == 0 && product.archived_at.is_none()
-            })
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let (now, data) = (self.now(), self.data()?);
+        let closed = |id: &ProductId| {
+            let (_, inventory) =
+                data.products.get(id).filter(|(product, _)| product.archived_at.is_none())?;
+            let terms = data.terms.get(id).copied().unwrap_or_default();
+            let rejection = terms::closed(*id, inventory.available().into(), &terms, now, opening_margin)?;
+            Some((*id, rejection))
         };
-        Ok(ids.iter().copied().filter(is_sold_out).collect())
+        Ok(ids.iter().filter_map(closed).collect())
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -198,18 +221,25 @@ impl Catalog for MemoryStore {
         Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
     }
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        let data = self.data()?;
+        Ok(data.products.get(&id).map(|_| data.terms.get(&id).copied().unwrap_or_default()))
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
         let mut data = self.data()?;
-        let Some((product, inventory)) = data.products.get_mut(&id) else {
-            return Ok(Recount::NoSuchProduct);
-        };
-        if product.archived_at.is_some() {
-            return Ok(Recount::Archived);
+        if !data.products.contains_key(&id) {
+            return Ok(false);
         }
-        Ok(match inventory.recount(stock) {
-            Ok(()) => Recount::Done(product.clone(), *inventory),
-            Err(below) => Recount::BelowReserved(below),
-        })
+        let before = data.terms.remove(&id);
+        data.terms.extend((!terms.is_default()).then_some((id, terms)));
+        if before.and_then(|terms| terms.max_per_buyer).is_some() != terms.max_per_buyer.is_some() {
+            data.holdings.retain(|(product_id, _), _| *product_id != id);
+            let limited = |product_id| product_id == id && terms.max_per_buyer.is_some();
+            let counted = holdings::held_by(data.orders.values(), limited);
+            data.holdings.extend(counted);
+        }
+        Ok(true)
     }
 }
 
@@ -242,6 +272,16 @@ impl Orders for MemoryStore {
         Ok(Page::cut(rows, page.limit, None, |order| order.id))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut data = self.data()?;
+        let stored = data.aliases.get(&id).unwrap_or(&id);
+        if let Some(order) = data.orders.get(stored) {
+            return Ok(GivenUp::Stored(order.clone()));
+        }
+        data.orders.insert(id, Order::given_up(id));
+        Ok(GivenUp::Done(Order::given_up(id)))
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let (now, data) = (self.now(), self.data()?);
         let due = |order: &Order| {
@@ -264,21 +304,22 @@ fn one_more_than(limit: u32) -> usize {
 
 #[async_trait]
 impl Decider for MemoryStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let mut data = self.data()?;
         let now = self.now().as_millisecond();
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
-        let (inventories, archived) = data.inventories_of(commands);
-        let stored = data.stored(commands);
-        let Decision { result, inventories, writes, .. } =
-            decide::decide(Snapshot { inventories, archived, stored: Some(stored), times }, commands);
-        data.write(inventories, writes);
+        let ((inventories, archived), stored) = (data.inventories_of(commands), data.stored(commands));
+        let terms = data.terms.clone();
+        let holders = holdings::holders(&terms, commands).into_iter();
+        let holdings =
+            holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
+        let Decision { result, inventories, writes, .. } = decide::decide(
+            Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules },
+            commands,
+        );
+        data.write(inventories, writes)?;
         Ok(result)
     }
 
@@ -323,25 +364,23 @@ impl Data {
         stored
     }
 
-    fn write(&mut self, inventories: Inventories, writes: Writes) {
-        let Writes { orders, statuses, aliases, .. } = writes;
+    fn write(&mut self, inventories: Inventories, writes: Writes) -> Result<(), StoreError> {
+        let Writes { orders, changed, completed, aliases, holdings, movements, .. } = writes;
+        holdings::apply(&mut self.holdings, holdings);
         for (id, after) in inventories {
             if let Some((_, inventory)) = self.products.get_mut(&id) {
                 *inventory = after;
             }
         }
-        for (order, key) in orders {
+        for (order, key) in orders.into_iter().chain(completed) {
             self.keys.extend(key.map(|key| (key, order.id)));
             self.orders.insert(order.id, order);
         }
-        for (id, status) in statuses {
-            if let Some(order) = self.orders.get_mut(&id) {
-                *order = order.clone().with_status(status);
-            }
-        }
+        self.orders.extend(changed);
         for (id, order_id) in aliases {
             self.aliases.entry(id).or_insert(order_id);
         }
+        movements.into_iter().try_for_each(|movement| self.record(movement).map(drop))
     }
 }
 
@@ -369,12 +408,16 @@ impl Retention for MemoryStore {
     async fn delete_orders(&self, ids: &[OrderId]) -> Result<Deleted, StoreError> {
         let mut data = self.data()?;
         let mut gone = HashSet::new();
+        let mut orders = Vec::new();
         for id in ids {
             if data.orders.get(id).is_some_and(|order| order.status().is_final()) {
-                data.orders.remove(id);
+                orders.extend(data.orders.remove(id));
                 gone.insert(*id);
             }
         }
+        let limited = |id| data.terms.get(&id).is_some_and(|terms| terms.max_per_buyer.is_some());
+        let less = holdings::taken_away(holdings::held_by(&orders, limited));
+        holdings::apply(&mut data.holdings, less);
         let links = (data.keys.len(), data.aliases.len());
         data.keys.retain(|_, order| !gone.contains(order));
         data.aliases.retain(|_, order| !gone.contains(order));
@@ -429,6 +472,7 @@ mod tests {
 
     use super::*;
     use crate::clock::SystemClock;
+    use crate::domain::inventory::Stock;
     use crate::domain::{
         command::{NewOrder, ReplyMode},
         ids::CommandId,
@@ -437,7 +481,9 @@ mod tests {
         order::Quantity,
         origin::Origin,
         product::ProductName,
+        terms::SalePeriod,
     };
+    use crate::store::Ledger;
 
     /// A clock that the test sets.
     struct TestClock(AtomicI64);
@@ -473,7 +519,7 @@ mod tests {
             let (total, reply) = (Quantity::new(1).unwrap(), ReplyMode::Detached);
             let lines = Lines::one(product_id, total);
             let order = NewOrder { id, lines, buyer: None, reply, key: None, origin: Origin::default() };
-            store.decide(&[order.into()], Duration::from_secs(seconds)).await.unwrap();
+            store.decide(&[order.into()], Rules::of_ttl(Duration::from_secs(seconds))).await.unwrap();
             ids.push(id);
         }
         assert_eq!(store.due(None, 10).await.unwrap(), Page::empty());
@@ -488,6 +534,33 @@ mod tests {
             }
         }
         assert_eq!(found, [ids[1], ids[3], ids[2], ids[0]], "two of the same time are on two pages");
+    }
+
+    /// The clock of the process, two years later, takes no part.
+    #[tokio::test]
+    async fn a_sale_opens_by_the_clock_that_was_handed_in() {
+        let (store, clock) = store();
+        let name = ProductName::stored("Kaos Polos".to_owned()).unwrap();
+        let id = store.create_product(name).await.unwrap().id;
+        store.recount(id, Stock::new(10).unwrap()).await.unwrap().done().unwrap();
+        let opens_at = store.now() + SignedDuration::from_secs(5);
+        let period = SalePeriod::new(Some(opens_at), Some(opens_at + SignedDuration::from_secs(5))).unwrap();
+        assert!(store.set_terms(id, Terms { period, ..Terms::default() }).await.unwrap());
+        let mut verdicts = Vec::new();
+        for number in 0..4_u128 {
+            let order = NewOrder {
+                id: Uuid::from_u128(number).into(),
+                lines: Lines::one(id, Quantity::new(1).unwrap()),
+                buyer: None,
+                reply: ReplyMode::Detached,
+                key: None,
+                origin: Origin::default(),
+            };
+            let result = store.decide(&[order.into()], Rules::of_ttl(Duration::from_secs(60))).await.unwrap();
+            verdicts.push(result.verdicts[0].as_str());
+            clock.0.fetch_add(4_000, Ordering::Relaxed);
+        }
+        assert_eq!(verdicts, ["sale_not_open", "sale_not_open", "reserved", "sale_closed"]);
     }
 
     #[tokio::test]

@@ -5,18 +5,23 @@
 //! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
+mod buyers;
 mod connections;
+mod ledger;
 mod retention;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
 use self::connections::{ConnectionPool, Generation, PooledConnection};
 use super::{
     error::StoreError,
+    holdings::{self, HoldingRow},
+    json::json,
     lane_sets,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
@@ -29,8 +34,8 @@ use super::{
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
     ports::{
-        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store,
-        Update,
+        Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
+        Update, given_up_too_late,
     },
     rows::{
         FoundRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id, product_id,
@@ -38,21 +43,26 @@ use super::{
     },
     sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states,
-        products, update_product,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
+        due, insert_opening, inventory_found, lanes_of_products, product_found, product_ids, product_lanes,
+        product_states, products, update_product,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    terms,
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
     decide::BatchResult,
+    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product, ProductChange, ProductState},
+    rejection::Rejection,
+    rules::Rules,
     sku::Sku,
+    terms::Terms,
 };
 
 /// Connections of one process for reads: enough for an API, because it joins the reads of many requests.
@@ -154,6 +164,7 @@ const BY_ID: OrdersById = OrdersById {
     all: "orders FORCE INDEX (PRIMARY)",
     of_product: "orders FORCE INDEX (orders_of_product)",
     of_other_lines: "basket_lines FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
+    of_buyer: "orders_of_buyers FORCE INDEX (PRIMARY) STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = order_id",
 };
 
 /// The stored orders of a list of idempotency keys.
@@ -179,6 +190,10 @@ impl Catalog for MySqlStore {
         connection
             .execute(sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get()))
             .await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            connection.execute(opening).await?;
+        }
         connection.commit("COMMIT").await?;
         Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku, archived_at: None }))
     }
@@ -236,14 +251,13 @@ impl Catalog for MySqlStore {
         product_states(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT product_id
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories ON product_id = batch.id
-             WHERE available_stock = 0 AND archived_at IS NULL",
-        );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let query = sqlx::query_as(CLOSED_TO_ORDERS);
+        terms::closed_to_orders(self.reads.fetch_all(query.bind(json(&ids))).await?, opening_margin)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -260,8 +274,12 @@ impl Catalog for MySqlStore {
         Ok(page_of_inventories(self.lists.fetch_all(query).await?, limit))
     }
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        terms::found(self.reads.fetch_all(sqlx::query_as(terms::TERMS).bind(id_column(id))).await?)
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        transaction::set_terms(self, id, terms).await
     }
 }
 
@@ -299,6 +317,19 @@ impl Orders for MySqlStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
+        let mut connection = self.writes.acquire().await?;
+        match connection.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(_) => Ok(GivenUp::Done(connection.commit("COMMIT").await.map(|()| Order::given_up(id))?)),
+            Err(error) if is_duplicate(&error) => {
+                drop(connection);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -312,13 +343,9 @@ impl Orders for MySqlStore {
 
 #[async_trait]
 impl Decider for MySqlStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
@@ -380,6 +407,16 @@ use now_ms;
 
 const DUE: &str = due!(now_ms!());
 const PRODUCT_LANES: &str = product_lanes!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
+
+/// Rows for [`terms::closed_to_orders`].
+const CLOSED_TO_ORDERS: &str = concat!(
+    "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
+    now_ms!(),
+    " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+     STRAIGHT_JOIN inventories ON product_id = batch.id
+     WHERE archived_at IS NULL"
+);
 
 impl Begin for MySqlStore {
     type Transaction = MySqlTransaction;
@@ -392,10 +429,55 @@ impl Begin for MySqlStore {
 /// Begins with its first statement. Dropping it rolls it back.
 pub(super) struct MySqlTransaction(PooledConnection);
 
+impl MySqlTransaction {
+    /// Writes all changes but those of the stock.
+    async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
+        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes {
+            completed_orders,
+            orphaned_keys,
+            keys,
+            changed_orders,
+            aliases,
+            movements,
+            terms,
+            archived,
+            ..
+        } = changes;
+        for (rows, statement) in [
+            (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
+            (basket_lines, INSERT_BASKET_LINES),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
+            (keys, INSERT_KEYS),
+            (changed_orders, CHANGE_ORDERS),
+            (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
+            (buyers, buyers::INSERT_BUYERS),
+            (more_held, buyers::MORE_HELD),
+            (less_held.clone(), buyers::LESS_HELD),
+            (less_held, buyers::DELETE_EMPTY_HOLDINGS),
+            (holdings_forgotten, buyers::FORGET_HOLDINGS),
+            (holdings_counted, buyers::COUNT_HOLDINGS),
+            (terms, SET_TERMS),
+            (archived, ARCHIVE),
+        ] {
+            if let Some(rows) = rows {
+                self.0.execute(sqlx::query(statement).bind(rows)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, ",
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, selling, opens_at, closes_at,
+                 max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
             " AS now_ms FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
@@ -431,24 +513,14 @@ impl Transaction for MySqlTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
-    async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, archived, stock, .. } = changes;
-        for (rows, statement) in [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
-            (aliases, INSERT_ALIASES),
-            (archived, ARCHIVE),
-        ] {
-            if let Some(rows) = rows {
-                self.0.execute(sqlx::query(statement).bind(rows)).await?;
-            }
-        }
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let rows: Vec<HoldingRow> = self.0.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
+        holdings::read(rows)
+    }
+
+    async fn commit(mut self, mut changes: Changes) -> Result<(), CommitError> {
+        let stock = changes.stock.take();
+        self.write(changes).await?;
         // As text, because each prepared statement is a round trip; numbers need no quoting. If the first of the two fails,
         // the commit does not run.
         let move_stock = stock.map_or(String::new(), |differences| {
@@ -517,11 +589,32 @@ const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_
          idempotency_key VARCHAR(255) PATH '$[0]', order_id CHAR(32) PATH '$[1]'
      )) AS batch";
 
-const SET_STATUSES: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]'
+const CHANGE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]', new_end BIGINT PATH '$[2]',
+         new_paid_at BIGINT PATH '$[3]', new_reference VARCHAR(128) PATH '$[4]'
      )) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
-     SET status = new_status";
+     SET status = new_status, expires_at = new_end, paid_at = new_paid_at, payment_reference = new_reference";
+
+const COMPLETE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id CHAR(32) PATH '$[0]', new_product BIGINT PATH '$[1]', new_total INT PATH '$[2]',
+         all_lines VARCHAR(2000) PATH '$[3]', new_buyer VARCHAR(128) PATH '$[4]'
+     )) AS batch
+     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
+     SET product_id = new_product, total = new_total, `lines` = all_lines, buyer = new_buyer";
+
+const SET_TERMS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+         id BIGINT PATH '$[0]', new_selling TINYINT PATH '$[1]', new_opens_at BIGINT PATH '$[2]',
+         new_closes_at BIGINT PATH '$[3]', new_max_per_order INT PATH '$[4]', new_max_per_buyer INT PATH '$[5]',
+         new_hold_seconds INT PATH '$[6]'
+     )) AS batch
+     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
+     SET selling       = new_selling,
+         opens_at      = new_opens_at,
+         closes_at     = new_closes_at,
+         max_per_order = new_max_per_order,
+         max_per_buyer = new_max_per_buyer,
+         hold_seconds  = new_hold_seconds";
 
 // Its order is locked, so that it is not pruned in between.
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
@@ -534,3 +627,12 @@ const ARCHIVE: &str =
     "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', at BIGINT PATH '$[1]')) AS batch
      STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
      SET archived_at = batch.at";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT product_id, moved_at, kind, stock_change, order_count, stored_stock, reason
+     FROM JSON_TABLE(?, '$[*]' COLUMNS (
+         product_id BIGINT PATH '$[0]', moved_at BIGINT PATH '$[1]', kind VARCHAR(10) PATH '$[2]',
+         stock_change BIGINT PATH '$[3]', order_count INT PATH '$[4]', stored_stock BIGINT PATH '$[5]',
+         reason VARCHAR(100) PATH '$[6]'
+     )) AS batch";

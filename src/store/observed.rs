@@ -9,7 +9,10 @@ use super::{
     rows::ReadOrder,
     transaction::{Begin, Changes, CommitError, LockedInventories, Transaction},
 };
-use crate::domain::ids::{IdempotencyKey, OrderId};
+use crate::domain::{
+    holdings::Holdings,
+    ids::{IdempotencyKey, OrderId},
+};
 
 /// The observer of a store, or none.
 #[derive(Clone, Default)]
@@ -93,6 +96,11 @@ impl<T: Transaction> Transaction for ObservedTransaction<'_, T> {
     async fn orphaned_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, OrderId)>, StoreError> {
         let keys = self.transaction.orphaned_keys(keys).await;
         self.read(keys)
+    }
+
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let holdings = self.transaction.holdings(holders).await;
+        self.read(holdings)
     }
 
     async fn commit(self, changes: Changes) -> Result<(), CommitError> {

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     ids::{OrderId, ProductId},
+    names::Buyer,
     order::{Order, OrderStatus},
 };
 
@@ -50,6 +51,7 @@ pub struct Due {
 #[derive(Clone, Debug)]
 pub struct OrderPage {
     pub product_id: Option<ProductId>,
+    pub buyer: Option<Buyer>,
     pub status: Option<OrderStatus>,
     /// Only orders with greater ids: those that were created later.
     pub newer_than: Option<OrderId>,
@@ -64,6 +66,7 @@ impl OrderPage {
     pub fn first(limit: u32) -> Self {
         Self {
             product_id: None,
+            buyer: None,
             status: None,
             newer_than: None,
             direction: Direction::OldestFirst,
@@ -88,6 +91,7 @@ impl OrderPage {
         greater_than < order.id
             && less_than.is_none_or(|less_than| order.id < less_than)
             && self.product_id.is_none_or(|wanted| order.has_product(wanted))
+            && self.buyer.as_ref().is_none_or(|wanted| order.buyer.as_ref() == Some(wanted))
             && self.status.is_none_or(|wanted| order.status() == wanted)
     }
 }

@@ -17,11 +17,15 @@ use crate::domain::{
     command::Command,
     decide::BatchResult,
     ids::{IdempotencyKey, OrderId, ProductId},
-    inventory::{Inventory, Stock, StockBelowReserved},
+    inventory::{InvalidAdjustment, Inventory, Stock, StockBelowReserved},
     lane_set::LaneSet,
+    movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product, ProductChange, ProductName, ProductState},
+    rejection::Rejection,
+    rules::Rules,
     sku::Sku,
+    terms::Terms,
 };
 
 /// The products, and what the seller has of each.
@@ -69,9 +73,13 @@ pub trait Catalog: Send + Sync {
     /// Those of these products that exist.
     async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError>;
 
-    /// Those of these products that are not archived and have no available pieces, in any order. Sees all that was committed
-    /// before the call.
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+    /// Those of these products, which are not archived, of which every order is refused now, and why, in any order. A sale that
+    /// opens within `opening_margin`, by the clock of the database, is left out. Sees all that was committed before the call.
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError>;
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
@@ -83,9 +91,41 @@ pub trait Catalog: Send + Sync {
         limit: u32,
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError>;
 
-    /// Sets `stored_stock` to what the seller counted, unless the product is archived. Takes the lock of the inventory, like a
-    /// batch.
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError>;
+    /// The terms of sale; `None`: there is no such product.
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError>;
+
+    /// Sets all terms of sale, and returns whether there is such a product. Takes the lock of the inventory, like a batch: they
+    /// count from the commit on.
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError>;
+}
+
+/// What the seller does with the stock of a product, and the ledger of all that was done. Every change of stored pieces is one
+/// movement, in the same transaction. Takes the lock of the inventory, like a batch.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Sets `stored_stock` to what the seller counted, unless the product is archived.
+    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
+        self.recount_if(id, stock, None).await
+    }
+
+    /// Sets `stored_stock` to what the seller counted, if it is `expected` now. Records a movement if it changes.
+    async fn recount_if(
+        &self,
+        id: ProductId,
+        stock: Stock,
+        expected: Option<Stock>,
+    ) -> Result<Recount, StoreError>;
+
+    /// Changes `stored_stock` by a difference, once for each key, unless the product is archived. Without a key, an error leaves open whether it is committed.
+    async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError>;
+
+    /// Up to `limit` movements of a product, the newest first, beginning behind `after`. None for a product that does not exist.
+    async fn movements(
+        &self,
+        id: ProductId,
+        after: Option<MovementSeq>,
+        limit: u32,
+    ) -> Result<Page<LedgerEntry, MovementSeq>, StoreError>;
 }
 
 /// What became of [`Catalog::create`].
@@ -124,7 +164,7 @@ pub struct ProductLane {
     pub archived_for: Option<Duration>,
 }
 
-/// What became of [`Catalog::recount`].
+/// What became of [`Ledger::recount_if`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recount {
     Done(Product, Inventory),
@@ -133,15 +173,35 @@ pub enum Recount {
     Archived,
     /// Nothing has changed.
     BelowReserved(StockBelowReserved),
+    /// Not what was expected, but this many pieces are stored. Nothing has changed.
+    StockChanged {
+        stored: u32,
+    },
 }
 
 impl Recount {
     pub fn done(self) -> Option<(Product, Inventory)> {
         match self {
             Self::Done(product, inventory) => Some((product, inventory)),
-            Self::NoSuchProduct | Self::Archived | Self::BelowReserved(_) => None,
+            Self::NoSuchProduct | Self::Archived | Self::BelowReserved(_) | Self::StockChanged { .. } => None,
         }
     }
+}
+
+/// What became of [`Ledger::adjust`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adjusted {
+    /// The movement, and the inventory after it.
+    Done(LedgerEntry, Inventory),
+    /// The movement that was recorded under this key before. Nothing has changed now.
+    Before(LedgerEntry),
+    /// The key belongs to another adjustment. Nothing has changed.
+    KeyReused,
+    NoSuchProduct,
+    /// Nobody sells it any more. Nothing has changed.
+    Archived,
+    /// Nothing has changed.
+    Invalid(InvalidAdjustment),
 }
 
 /// The stored orders, to read.
@@ -165,8 +225,27 @@ pub trait Orders: Send + Sync {
     /// may be short though there are more.
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError>;
 
+    /// Cancels an order that is not stored and may be in its lane: stores it as [`Order::given_up`]. When its turn comes, nothing is
+    /// reserved for it. Whichever is first counts, this or the lane's decision.
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError>;
+
     /// Up to `limit` reservations that are due by the database's clock, the longest overdue first, beginning behind `after`.
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError>;
+}
+
+/// What became of [`Orders::give_up`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// The order as it is stored now.
+    Done(Order),
+    /// It was decided, or given up, before. Nothing has changed.
+    Stored(Order),
+}
+
+/// The order whose id is stored already.
+pub(super) async fn given_up_too_late(store: &dyn Orders, id: OrderId) -> Result<GivenUp, StoreError> {
+    let pruned = || StoreError::Contended(format!("the order {id} is stored, and then it is not"));
+    store.order(id).await?.map(GivenUp::Stored).ok_or_else(pruned)
 }
 
 /// The decisions.
@@ -180,11 +259,7 @@ pub trait Decider: Send + Sync {
     ///
     /// Every error is transient, and leaves open whether the transaction is committed. Calling it again with the same
     /// commands is right in either case.
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError>;
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError>;
 
     /// Those of these products whose inventories no other transaction has locked now.
     async fn unlocked(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
@@ -247,7 +322,7 @@ pub trait Health: Send + Sync {
 
 /// All roles: what a process opens, and closes.
 #[async_trait]
-pub trait Store: Catalog + Orders + Decider + Retention + Installation + Health {
+pub trait Store: Catalog + Ledger + Orders + Decider + Retention + Installation + Health {
     /// Closes the connections once they are idle.
     async fn close(&self);
 }

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::{error::StoreError, transaction::json};
+use super::{error::StoreError, json::json};
 use crate::{
     domain::time::from_millis,
     domain::{
@@ -288,6 +288,13 @@ pub(super) struct LockedRow {
     #[sqlx(flatten)]
     pub(super) stock: StockRow,
     pub(super) archived_at: Option<i64>,
+    // The columns of `TermsRow`.
+    pub(super) selling: bool,
+    pub(super) opens_at: Option<i64>,
+    pub(super) closes_at: Option<i64>,
+    pub(super) max_per_order: Option<i64>,
+    pub(super) max_per_buyer: Option<i64>,
+    pub(super) hold_seconds: Option<i64>,
     /// The database's clock, in Unix milliseconds.
     pub(super) now_ms: i64,
 }

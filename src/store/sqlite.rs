@@ -3,6 +3,8 @@
 //! One connection writes, a few read; write-ahead log, so that readers never wait for the writer;
 //! `synchronous=FULL`, so that a commit is on the disk before anybody learns of it.
 
+mod buyers;
+mod ledger;
 mod products;
 mod retention;
 
@@ -18,6 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sqlx::{
     ConnectOptions, Connection, Execute, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
@@ -35,6 +38,8 @@ use uuid::Uuid;
 
 use super::{
     error::StoreError,
+    holdings::{self, HoldingRow},
+    json::json,
     lists::{
         self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
     },
@@ -45,30 +50,36 @@ use super::{
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
     ports::{
-        Archival, Catalog, Creation, Decider, Health, Installation, Orders, ProductLane, Recount, Store,
-        Update,
+        Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
+        Update, given_up_too_late,
     },
     rows::{
         FoundRow, InventoryRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id,
         product_id, readable,
     },
     slow_query::timed,
+    sqlx_error::is_duplicate,
     statements::{
-        INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS, due,
-        inventory_found, lanes_of_products, product_found, product_ids, product_lanes, product_states,
-        products,
+        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
+        due, insert_opening, inventory_found, lanes_of_products, product_found, product_lanes,
+        product_states, products,
     },
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids, json},
+    terms,
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
     decide::BatchResult,
+    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
     product::{NewProduct, Product, ProductChange, ProductState},
+    rejection::Rejection,
+    rules::Rules,
     sku::Sku,
+    terms::Terms,
 };
 
 /// Connections that only read.
@@ -187,6 +198,7 @@ const BY_ID: OrdersById = OrdersById {
     all: "orders NOT INDEXED",
     of_product: "orders INDEXED BY orders_of_product",
     of_other_lines: "basket_lines NOT INDEXED CROSS JOIN orders NOT INDEXED ON orders.id = order_id",
+    of_buyer: "orders_of_buyers NOT INDEXED CROSS JOIN orders NOT INDEXED ON orders.id = order_id",
 };
 
 /// The stored orders of a list of idempotency keys.
@@ -204,6 +216,15 @@ use now_ms;
 
 const DUE: &str = due!(now_ms!());
 const PRODUCT_LANES: &str = product_lanes!(now_ms!());
+const INSERT_OPENING: &str = insert_opening!(now_ms!());
+
+/// Rows for [`terms::closed_to_orders`].
+const CLOSED_TO_ORDERS: &str = concat!(
+    "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
+    now_ms!(),
+    " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
+     WHERE archived_at IS NULL"
+);
 
 #[async_trait]
 impl Catalog for SqliteStore {
@@ -223,6 +244,10 @@ impl Catalog for SqliteStore {
         };
         let insert = sqlx::query(INSERT_INVENTORY).bind(id).bind(stock.get()).bind(stock.get());
         transaction.execute(insert).await?;
+        if stock != Stock::ZERO {
+            let opening = sqlx::query(INSERT_OPENING).bind(id).bind(stock.get()).bind(stock.get());
+            transaction.execute(opening).await?;
+        }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
         Ok(Creation::Done(Product { id: product_id(id)?, name, sku, archived_at: None }))
@@ -281,13 +306,13 @@ impl Catalog for SqliteStore {
         product_states(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT product_id
-             FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
-             WHERE available_stock = 0 AND archived_at IS NULL",
-        );
-        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        let query = sqlx::query_as(CLOSED_TO_ORDERS);
+        terms::closed_to_orders(self.fetch_all(query.bind(json(&ids))).await?, opening_margin)
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -308,8 +333,12 @@ impl Catalog for SqliteStore {
         Ok(page_of_inventories(rows, limit))
     }
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        transaction::recount(self, id, stock).await
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        terms::found(self.fetch_all(sqlx::query_as(terms::TERMS).bind(id_column(id))).await?)
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        transaction::set_terms(self, id, terms).await
     }
 }
 
@@ -351,6 +380,24 @@ impl Orders for SqliteStore {
         Ok(page_of_orders(rows, page.limit, last_examined))
     }
 
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        let mut transaction = self.begin().await?;
+        transaction.execute(sqlx::query("BEGIN IMMEDIATE")).await?;
+        let end = Order::given_up(id).expires_at().map(Timestamp::as_millisecond);
+        match transaction.execute(sqlx::query(GIVE_UP).bind(id.uuid()).bind(end)).await {
+            Ok(()) => {
+                transaction.execute(sqlx::query("COMMIT")).await?;
+                transaction.end();
+                Ok(GivenUp::Done(Order::given_up(id)))
+            }
+            Err(error) if is_duplicate(&error) => {
+                drop(transaction);
+                given_up_too_late(self, id).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
         let after = after.unwrap_or(Due { expires_at: i64::MIN, id: Uuid::nil().into() });
         let query = sqlx::query_as(DUE)
@@ -364,13 +411,9 @@ impl Orders for SqliteStore {
 
 #[async_trait]
 impl Decider for SqliteStore {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let observed = Observed { store: self, observer: &self.observer };
-        transaction::decide(&observed, commands, reservation_ttl).await
+        transaction::decide(&observed, commands, rules).await
     }
 
     /// One lock covers the whole file.
@@ -461,6 +504,55 @@ impl SqliteTransaction {
         timed(sql, in_time(deadline, query.execute(self.connection()?))).await.map(drop)
     }
 
+    /// Writes all changes, and runs `end` after that.
+    async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
+        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
+        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
+        let Changes {
+            completed_orders,
+            orphaned_keys,
+            keys,
+            changed_orders,
+            aliases,
+            movements,
+            stock,
+            terms,
+            archived,
+            ..
+        } = changes;
+        let writes = [
+            (reservations, INSERT_RESERVATIONS),
+            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
+            (rejections, INSERT_REJECTIONS),
+            (completed_orders, COMPLETE_ORDERS),
+            (basket_lines, INSERT_BASKET_LINES),
+            (orphaned_keys, DELETE_ORPHANED_KEYS),
+            (keys, INSERT_KEYS),
+            (changed_orders, CHANGE_ORDERS),
+            (aliases, INSERT_ALIASES),
+            (movements, INSERT_MOVEMENTS),
+            (stock, MOVE_STOCK),
+            (buyers, buyers::INSERT_BUYERS),
+            (more_held, buyers::MORE_HELD),
+            (less_held, buyers::LESS_HELD),
+            (holdings_forgotten, buyers::FORGET_HOLDINGS),
+            (holdings_counted, buyers::COUNT_HOLDINGS),
+            (terms, SET_TERMS),
+            (archived, ARCHIVE),
+        ];
+        let (mut statements, mut lists) = (String::new(), Vec::new());
+        for (list, statement) in writes {
+            if let Some(list) = list {
+                statements.push_str(statement);
+                lists.push(list);
+            }
+        }
+        statements.push_str(end);
+        // Made of constants, and few: they stay prepared.
+        let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
+        self.execute(query).await
+    }
+
     fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         self.writer.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
     }
@@ -488,7 +580,8 @@ impl Transaction for SqliteTransaction {
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         const LOCK: &str = concat!(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, ",
+             SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, selling, opens_at, closes_at,
+                  max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
             " AS now_ms FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
         );
@@ -520,32 +613,13 @@ impl Transaction for SqliteTransaction {
         rows.into_iter().map(TryFrom::try_from).collect()
     }
 
+    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
+        let rows: Vec<HoldingRow> = self.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
+        holdings::read(rows)
+    }
+
     async fn commit(mut self, changes: Changes) -> Result<(), CommitError> {
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes { orphaned_keys, keys, statuses, aliases, archived, stock, .. } = changes;
-        let writes = [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (statuses, SET_STATUSES),
-            (aliases, INSERT_ALIASES),
-            (archived, ARCHIVE),
-            (stock, MOVE_STOCK),
-        ];
-        let (mut statements, mut lists) = (String::new(), Vec::new());
-        for (list, statement) in writes {
-            if let Some(list) = list {
-                statements.push_str(statement);
-                lists.push(list);
-            }
-        }
-        statements.push_str("COMMIT");
-        // Made of constants, and few: they stay prepared.
-        let query = lists.into_iter().fold(sqlx::query(&statements), |query, list| query.bind(list));
-        self.execute(query).await?;
+        self.write(changes, "COMMIT").await?;
         self.end();
         Ok(())
     }
@@ -582,12 +656,23 @@ const DELETE_ORPHANED_KEYS: &str = "DELETE FROM idempotency_keys
 const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
      SELECT value ->> 0, unhex(value ->> 1) FROM json_each(?);";
 
-const SET_STATUSES: &str = "UPDATE orders SET status = batch.value ->> 1
+const CHANGE_ORDERS: &str = "UPDATE orders
+     SET status = batch.value ->> 1, expires_at = batch.value ->> 2, paid_at = batch.value ->> 3,
+         payment_reference = batch.value ->> 4
+     FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
+
+const COMPLETE_ORDERS: &str = "UPDATE orders
+     SET product_id = batch.value ->> 1, total = batch.value ->> 2, lines = batch.value ->> 3, buyer = batch.value ->> 4
      FROM json_each(?) AS batch WHERE orders.id = unhex(batch.value ->> 0);";
 
 const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      SELECT unhex(value ->> 0), unhex(value ->> 1) FROM json_each(?) WHERE true
      ON CONFLICT (id) DO NOTHING;";
+
+const INSERT_MOVEMENTS: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6
+     FROM json_each(?);";
 
 const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),
@@ -596,6 +681,15 @@ const MOVE_STOCK: &str = "UPDATE inventories
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
 
 const ARCHIVE: &str = "UPDATE inventories SET archived_at = batch.value ->> 1
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
+
+const SET_TERMS: &str = "UPDATE inventories
+     SET selling       = batch.value ->> 1,
+         opens_at      = batch.value ->> 2,
+         closes_at     = batch.value ->> 3,
+         max_per_order = batch.value ->> 4,
+         max_per_buyer = batch.value ->> 5,
+         hold_seconds  = batch.value ->> 6
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
 
 #[cfg(test)]

@@ -69,9 +69,27 @@ macro_rules! is_final {
 }
 pub(super) use is_final;
 
+/// Parameters: id, when its reservation ended. NULL is said, so that the default of the column, which serves earlier releases, does not
+/// count.
+pub(super) const GIVE_UP: &str =
+    "INSERT INTO orders (id, status, expires_at, rejection_reason) VALUES (?, 'cancelled', ?, NULL)";
+
 /// Parameters: product, stored, available.
 pub(super) const INSERT_INVENTORY: &str =
     "INSERT INTO inventories (product_id, stored_stock, available_stock) VALUES (?, ?, ?)";
+
+/// The movement of the pieces with which a product begins, at the time of the expression. Parameters: product, stored, stored again.
+macro_rules! insert_opening {
+    ($($now:tt)+) => {
+        concat!(
+            "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+             VALUES (?, ",
+            $($now)+,
+            ", 'recount', ?, 0, ?, 'opening balance')"
+        )
+    };
+}
+pub(super) use insert_opening;
 
 /// Parameters: the id behind which it begins, how many. Rows are [`InventoryRow`]s.
 pub(super) const INVENTORIES: &str =

@@ -9,21 +9,28 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Archival, Catalog, Creation, Installation, Orders, ProductLane, Recount, Update},
+    ports::{
+        Adjusted, Archival, Catalog, Creation, GivenUp, Installation, Ledger, Orders, ProductLane, Recount,
+        Update,
+    },
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
+    movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
     product::{NewProduct, Product, ProductChange, ProductState},
+    rejection::Rejection,
     sku::Sku,
+    terms::Terms,
 };
 
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::update`], [`Catalog::archive`], [`Catalog::recount`]) have the limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::update`], [`Catalog::archive`], [`Catalog::set_terms`], [`Ledger::recount_if`],
+/// [`Ledger::adjust`], [`Orders::give_up`]) have the limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -85,8 +92,12 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.states(ids)).await
     }
 
-    async fn sold_out(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        self.read(self.store.sold_out(ids)).await
+    async fn closed_to_orders(
+        &self,
+        ids: &[ProductId],
+        opening_margin: Duration,
+    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
+        self.read(self.store.closed_to_orders(ids, opening_margin)).await
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
@@ -101,8 +112,37 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.inventories(after, limit)).await
     }
 
-    async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
-        self.store.recount(id, stock).await
+    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
+        self.read(self.store.terms(id)).await
+    }
+
+    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+        self.store.set_terms(id, terms).await
+    }
+}
+
+#[async_trait]
+impl<S: Ledger + ?Sized> Ledger for TimeLimited<S> {
+    async fn recount_if(
+        &self,
+        id: ProductId,
+        stock: Stock,
+        expected: Option<Stock>,
+    ) -> Result<Recount, StoreError> {
+        self.store.recount_if(id, stock, expected).await
+    }
+
+    async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError> {
+        self.store.adjust(id, adjustment).await
+    }
+
+    async fn movements(
+        &self,
+        id: ProductId,
+        after: Option<MovementSeq>,
+        limit: u32,
+    ) -> Result<Page<LedgerEntry, MovementSeq>, StoreError> {
+        self.read(self.store.movements(id, after, limit)).await
     }
 }
 
@@ -121,6 +161,10 @@ impl<S: Orders + ?Sized> Orders for TimeLimited<S> {
 
     async fn orders(&self, page: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
         self.read(self.store.orders(page)).await
+    }
+
+    async fn give_up(&self, id: OrderId) -> Result<GivenUp, StoreError> {
+        self.store.give_up(id).await
     }
 
     async fn due(&self, after: Option<Due>, limit: u32) -> Result<Page<Order, Due>, StoreError> {
@@ -168,6 +212,10 @@ mod tests {
         }
 
         async fn orders(&self, _: OrderPage) -> Result<Page<Order, OrderId>, StoreError> {
+            pending().await
+        }
+
+        async fn give_up(&self, _: OrderId) -> Result<GivenUp, StoreError> {
             pending().await
         }
 

@@ -8,29 +8,38 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     mem,
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
     error::StoreError,
+    json::json,
     observer::RetryCause,
-    ports::{Archival, Catalog, Recount},
+    ports::{Archival, Catalog},
     rows::{LockedRow, ReadOrder, product_id, stored_lines},
+    terms,
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, ArchivedProducts, BatchResult, Decision, Snapshot, StoredOrders, Times, Writes},
+        decide::{
+            self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times,
+            Writes,
+        },
+        holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventories, Inventory, Stock},
+        inventory::{Inventories, Inventory},
         lines::Line,
-        order::OrderState,
+        movement::{Movement, MovementReason},
+        order::{Order, OrderState, Payment},
         product::Product,
         rejection::RejectionDetails,
+        rules::Rules,
+        terms::Terms,
     },
 };
 
@@ -60,6 +69,9 @@ pub(super) trait Transaction: Send {
         keys: String,
     ) -> impl Future<Output = Result<Vec<(IdempotencyKey, OrderId)>, StoreError>> + Send;
 
+    /// What these buyers hold (`[[product_id, "<buyer>"], …]`): those of them that hold anything.
+    fn holdings(&mut self, holders: String) -> impl Future<Output = Result<Holdings, StoreError>> + Send;
+
     /// Writes what a batch changes, and commits, in as few round trips as the database takes: a lone order waits for each.
     fn commit(self, changes: Changes) -> impl Future<Output = Result<(), CommitError>> + Send;
 }
@@ -68,7 +80,8 @@ pub(super) trait Transaction: Send {
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
     pub archived: ArchivedProducts,
-    /// Products whose inventory is invalid, and what is wrong with it.
+    pub terms: SpecialTerms,
+    /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
     /// The database's clock, in Unix milliseconds.
     pub now: i64,
@@ -78,23 +91,33 @@ impl LockedInventories {
     pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
         let now = rows.first().map_or(0, |row| row.now_ms);
-        let (mut inventories, mut unreadable) = (Inventories::new(), HashMap::new());
-        let mut archived = ArchivedProducts::new();
+        let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
+        let (mut archived, mut unreadable) = (ArchivedProducts::new(), HashMap::new());
         for row in rows {
             let id = product_id(row.product_id)?;
-            match Inventory::try_from(row.stock) {
-                Ok(inventory) => drop(inventories.insert(id, inventory)),
+            archived.extend(row.archived_at.map(|at| (id, from_millis(at))));
+            match read(row) {
+                Ok((inventory, special)) => {
+                    inventories.insert(id, inventory);
+                    terms.extend(special.map(|special| (id, special)));
+                }
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
-            archived.extend(row.archived_at.map(|at| (id, from_millis(at))));
         }
-        Ok(Self { inventories, archived, unreadable, now })
+        Ok(Self { inventories, archived, terms, unreadable, now })
     }
 
-    fn times(&self, reservation_ttl: Duration) -> Times {
-        let ttl_ms = i64::try_from(reservation_ttl.as_millis()).unwrap_or(i64::MAX);
+    fn times(&self, rules: Rules) -> Times {
+        let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         Times { decided_at: from_millis(self.now), expires_at: from_millis(self.now.saturating_add(ttl_ms)) }
     }
+}
+
+fn read(row: LockedRow) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory = Inventory::try_from(row.stock).map_err(|error| error.to_string())?;
+    let LockedRow { selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds, .. } = row;
+    let terms = (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
+    Ok((inventory, terms::read_unless_default(terms)?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -114,16 +137,33 @@ pub(super) struct Changes {
     pub orphaned_keys: Option<String>,
     /// Idempotency keys of new orders: `[["<key>", "<32 hex digits>"], …]`.
     pub keys: Option<String>,
-    /// New statuses of stored orders: `[["<32 hex digits>", status], …]`.
-    pub statuses: Option<String>,
+    /// What changed of stored orders: `[["<32 hex digits>", status, expires_at, paid_at, payment_reference], …]`.
+    pub changed_orders: Option<String>,
+    /// What is known now of orders that were given up before their turn: `[["<32 hex digits>", product_id, total, lines, buyer], …]`.
+    pub completed_orders: Option<String>,
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
     /// Products to archive: `[[product_id, archived_at], …]`.
     pub archived: Option<String>,
+    /// Rows of the ledger: `[[product_id, moved_at, kind, stock_change, order_count, stored_stock, reason], …]`.
+    pub movements: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
     /// numbers.
     pub stock: Option<String>,
+    /// What buyers hold more than before, `[[product_id, "<buyer>", pieces], …]`.
+    pub more_held: Option<String>,
+    /// What buyers hold less than before, in the same form.
+    pub less_held: Option<String>,
+    /// The buyers of new orders, `[["<buyer>", "<32 hex digits>"], …]`.
+    pub buyers: Option<String>,
+    /// Products whose holdings are forgotten, `[product_id, …]`. No batch has any.
+    pub holdings_forgotten: Option<String>,
+    /// Products whose holdings are counted from their stored orders, in the same form. No batch has any.
+    pub holdings_counted: Option<String>,
+    /// New terms of products: `[[product_id, selling (0 or 1), opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds],
+    /// …]`. No batch has any.
+    pub terms: Option<String>,
 }
 
 /// A database that can begin a transaction.
@@ -154,10 +194,10 @@ const RUNS: u32 = 5;
 pub(super) fn decide<'a, B: Begin>(
     store: &'a B,
     commands: &'a [Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> BoxFuture<'a, Result<BatchResult, StoreError>> {
     Box::pin(async move {
-        let error = match decide_together(store, commands, reservation_ttl).await {
+        let error = match decide_together(store, commands, rules).await {
             Err(error) if !error.is_transient() => error,
             result => return result,
         };
@@ -167,23 +207,23 @@ pub(super) fn decide<'a, B: Begin>(
             _ => {}
         }
         let (first, second) = commands.split_at(commands.len() / 2);
-        let first = decide(store, first, reservation_ttl).await?;
-        Ok(first.followed_by(decide(store, second, reservation_ttl).await?))
+        let first = decide(store, first, rules).await?;
+        Ok(first.followed_by(decide(store, second, rules).await?))
     })
 }
 
 async fn decide_together<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, StoreError> {
     let mut reads = if are_new_orders(commands) { Reads::Nothing } else { Reads::StoredOrders };
     let mut run = 1;
     loop {
         let result = match reads {
-            Reads::Nothing => decide_new_orders(store, commands, reservation_ttl).await,
+            Reads::Nothing => decide_new_orders(store, commands, rules).await,
             Reads::StoredOrders | Reads::OrphanedKeys => {
-                decide_any_commands(store, commands, reservation_ttl, reads).await
+                decide_any_commands(store, commands, rules, reads).await
             }
         };
         let cause = match result {
@@ -193,14 +233,14 @@ async fn decide_together<B: Begin>(
                 reads = Reads::StoredOrders;
                 RetryCause::Duplicate
             }
-            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
-                return Err(StoreError::Corrupt("an order of two products has one id".to_owned()));
-            }
-            // A worker of another lane has just stored one of its keys: the next run finds it. Or the order of a key was
-            // deleted by hand, and the key is left.
+            // A worker of another lane has just stored one of its keys, or a client has just given up one of its orders: the next
+            // run finds it. Or the order of a key was deleted by hand, and the key is left.
             Err(CommitError::Duplicate) if run < RUNS => {
                 (reads, run) = (Reads::OrphanedKeys, run + 1);
                 RetryCause::Duplicate
+            }
+            Err(CommitError::Duplicate) if commands.iter().all(|command| command.key().is_none()) => {
+                return Err(StoreError::Corrupt("an order collides with one that is not stored".to_owned()));
             }
             Err(CommitError::Store(error @ StoreError::Contended(_))) if run < RUNS => {
                 tracing::debug!(%error, run, "running the transaction again");
@@ -223,22 +263,6 @@ enum Reads {
     OrphanedKeys,
 }
 
-/// Sets a product's stock: see [`Catalog::recount`].
-pub(super) async fn recount<S: Catalog + Begin>(
-    store: &S,
-    id: ProductId,
-    stock: Stock,
-) -> Result<Recount, StoreError> {
-    let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
-    again_if_locked(|| async { Ok(recount_once(store, product.clone(), stock).await?) }).await
-}
-
-/// Archives a product: see [`Catalog::archive`].
-pub(super) async fn archive<S: Catalog + Begin>(store: &S, id: ProductId) -> Result<Archival, StoreError> {
-    let Some(product) = store.product(id).await? else { return Ok(Archival::NoSuchProduct) };
-    again_if_locked(|| async { Ok(archive_once(store, product.clone()).await?) }).await
-}
-
 /// How often something that the seller does is tried when it meets a locked row, before the seller gets the error.
 const SELLERS_RUNS: u32 = 3;
 
@@ -254,6 +278,17 @@ where
             result => return result,
         }
     }
+}
+
+/// Sets a product's terms of sale: see [`Catalog::set_terms`].
+pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
+    again_if_locked(|| async { Ok(set_terms_once(store, id, terms).await?) }).await
+}
+
+/// Archives a product: see [`Catalog::archive`].
+pub(super) async fn archive<S: Catalog + Begin>(store: &S, id: ProductId) -> Result<Archival, StoreError> {
+    let Some(product) = store.product(id).await? else { return Ok(Archival::NoSuchProduct) };
+    again_if_locked(|| async { Ok(archive_once(store, product.clone()).await?) }).await
 }
 
 async fn archive_once<B: Begin>(store: &B, product: Product) -> Result<Archival, CommitError> {
@@ -274,25 +309,29 @@ async fn archive_once<B: Begin>(store: &B, product: Product) -> Result<Archival,
     Ok(Archival::Done(Product { archived_at: Some(from_millis(locked.now)), ..product }))
 }
 
-async fn recount_once<B: Begin>(store: &B, product: Product, stock: Stock) -> Result<Recount, CommitError> {
+async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
     let mut transaction = store.begin().await?;
-    let locked = transaction.lock_inventories(json(&[product.id])).await?;
-    if let Some(cause) = locked.unreadable.into_values().next() {
-        return Err(StoreError::Corrupt(cause).into());
+    let locked = transaction.lock_inventories(json(&[id])).await?;
+    // Invalid terms are replaced as well.
+    if !locked.inventories.contains_key(&id) && !locked.unreadable.contains_key(&id) {
+        return Ok(false);
     }
-    if locked.archived.contains_key(&product.id) {
-        return Ok(Recount::Archived);
-    }
-    let before = locked.inventories;
-    let mut after = before.clone();
-    let Some(inventory) = after.get_mut(&product.id) else { return Ok(Recount::NoSuchProduct) };
-    if let Err(below) = inventory.recount(stock) {
-        return Ok(Recount::BelowReserved(below));
-    }
-    let inventory = *inventory;
-    let stock = list(&differences(&before, &after));
-    transaction.commit(Changes { stock, ..Changes::default() }).await?;
-    Ok(Recount::Done(product, inventory))
+    let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
+    let selling = u8::from(selling);
+    let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
+    let limit_before = locked.terms.get(&id).and_then(|terms| terms.max_per_buyer);
+    let is_limited = terms.max_per_buyer.is_some();
+    // A limit that was there before was followed by the holdings from then on; one that was invalid most likely not.
+    let is_followed = limit_before.is_some() == is_limited && locked.unreadable.is_empty();
+    let (forgotten, counted) = (!is_followed, !is_followed && is_limited);
+    let changes = Changes {
+        terms: list(&[row]),
+        holdings_forgotten: forgotten.then(|| json(&[id])),
+        holdings_counted: counted.then(|| json(&[id])),
+        ..Changes::default()
+    };
+    transaction.commit(changes).await?;
+    Ok(true)
 }
 
 /// Whether a batch is what most batches are: new orders, each once.
@@ -306,15 +345,18 @@ fn are_new_orders(commands: &[Command]) -> bool {
 async fn decide_new_orders<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let locked = transaction.lock_inventories(products_of(commands)).await?;
     if !locked.unreadable.is_empty() {
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
-    let (times, before, archived) = (locked.times(reservation_ttl), locked.inventories, locked.archived);
-    let snapshot = Snapshot { inventories: before.clone(), archived, stored: None, times };
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: None, times, rules };
     let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
@@ -332,18 +374,31 @@ async fn decide_new_orders<B: Begin>(
 async fn decide_any_commands<B: Begin>(
     store: &B,
     commands: &[Command],
-    reservation_ttl: Duration,
+    rules: Rules,
     reads: Reads,
 ) -> Result<BatchResult, CommitError> {
     let mut transaction = store.begin().await?;
     let mut locked = transaction.lock_inventories(products_of(commands)).await?;
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
-    let (times, before, archived) = (locked.times(reservation_ttl), locked.inventories, locked.archived);
-    let snapshot = Snapshot { inventories: before.clone(), archived, stored: Some(stored), times };
+    let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules };
     let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
+}
+
+/// What the buyers of new orders hold. They only change under the locks of the inventories: what is read stays true.
+async fn holdings(
+    transaction: &mut impl Transaction,
+    terms: &SpecialTerms,
+    commands: &[Command],
+) -> Result<Holdings, StoreError> {
+    let holders = holdings::holders(terms, commands);
+    if holders.is_empty() { Ok(Holdings::new()) } else { transaction.holdings(json(&holders)).await }
 }
 
 /// The stored orders that these commands are about.
@@ -393,11 +448,11 @@ impl StoredOrders {
 
 /// What there is to write. For a batch that changes nothing, nothing.
 fn changes(before: &Inventories, decision: &Decision) -> Changes {
-    let Writes { orders, statuses, aliases, orphaned_keys } = &decision.writes;
+    let Writes { orders, changed, completed, aliases, holdings, orphaned_keys, movements } = &decision.writes;
     let hex = |id: &OrderId| id.uuid().simple();
     let mut reservations = BTreeMap::<_, Vec<_>>::new();
     let (mut detailed, mut rejections) = (Vec::new(), Vec::new());
-    let (mut basket_lines, mut keys) = (Vec::new(), Vec::new());
+    let (mut basket_lines, mut keys, mut buyers) = (Vec::new(), Vec::new(), Vec::new());
     for (order, key) in orders {
         let Some(lines) = &order.lines else { continue };
         let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
@@ -419,12 +474,22 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         }
         basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
         keys.extend(key.as_ref().map(|key| (key, id)));
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
+    }
+    let mut completed_orders = Vec::new();
+    for (order, key) in completed {
+        let Some(lines) = &order.lines else { continue };
+        let (id, Line { product_id, total }) = (hex(&order.id), lines.first());
+        buyers.extend(order.buyer.as_ref().map(|buyer| (buyer, id)));
+        completed_orders.push((id, product_id, total, stored_lines(lines), &order.buyer));
+        basket_lines.extend(lines.others().iter().map(|line| (line.product_id, id, line.total)));
+        keys.extend(key.as_ref().map(|key| (key, id)));
     }
     let reservations = reservations.into_iter();
     let reservations: Vec<_> = reservations
         .map(|((product_id, total, expires_at), ids)| (product_id, total, expires_at, ids))
         .collect();
-    let statuses: Vec<_> = statuses.iter().map(|(id, status)| (hex(id), status.as_str())).collect();
+    let changed: Vec<_> = changed.values().map(changed_row).collect();
     let aliases: Vec<_> = aliases.iter().map(|(id, order)| (hex(id), hex(order))).collect();
     let orphaned_keys: Vec<_> = orphaned_keys.iter().map(|(key, order)| (key, hex(order))).collect();
     Changes {
@@ -434,11 +499,41 @@ fn changes(before: &Inventories, decision: &Decision) -> Changes {
         basket_lines: list(&basket_lines),
         orphaned_keys: list(&orphaned_keys),
         keys: list(&keys),
-        statuses: list(&statuses),
+        changed_orders: list(&changed),
+        completed_orders: list(&completed_orders),
         aliases: list(&aliases),
-        archived: None,
-        stock: list(&differences(before, &decision.inventories)),
+        movements: movement_rows(movements),
+        stock: stock_moves(before, &decision.inventories),
+        buyers: list(&buyers),
+        ..held(holdings)
     }
+}
+
+/// Only what these holdings change.
+pub(super) fn held(changes: &HoldingChanges) -> Changes {
+    let rows = |sign: i64| {
+        let rows = changes.iter().filter(|(_, change)| change.signum() == sign);
+        rows.map(|((id, buyer), change)| (*id, buyer, change.unsigned_abs())).collect::<Vec<_>>()
+    };
+    Changes { more_held: list(&rows(1)), less_held: list(&rows(-1)), ..Changes::default() }
+}
+
+/// As [`Changes::changed_orders`] takes it.
+fn changed_row(order: &Order) -> impl Serialize {
+    let Payment { reference, paid_at } = order.payment.clone().unwrap_or_default();
+    let (expires_at, paid_at) =
+        (order.expires_at().map(Timestamp::as_millisecond), paid_at.map(Timestamp::as_millisecond));
+    (order.id.uuid().simple(), order.status().as_str(), expires_at, paid_at, reference)
+}
+
+/// As [`Changes::movements`] takes them.
+pub(super) fn movement_rows(movements: &[Movement]) -> Option<String> {
+    let rows = movements.iter().map(|movement| {
+        let Movement { product_id, at, kind, change, orders, stored_stock, reason } = movement;
+        let reason = reason.as_ref().map(MovementReason::as_str);
+        (*product_id, at.as_millisecond(), kind.as_str(), *change, *orders, *stored_stock, reason)
+    });
+    list(&rows.collect::<Vec<_>>())
 }
 
 fn list(rows: &[impl Serialize]) -> Option<String> {
@@ -466,9 +561,10 @@ fn products_of(commands: &[Command]) -> String {
     json(&products)
 }
 
-fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize> {
+/// As [`Changes::stock`] takes them.
+pub(super) fn stock_moves(before: &Inventories, after: &Inventories) -> Option<String> {
     let difference = |after: u32, before: u32| i64::from(after) - i64::from(before);
-    before
+    let moves: Vec<_> = before
         .iter()
         .zip(after.values())
         .filter(|((_, before), after)| before != after)
@@ -480,12 +576,8 @@ fn differences(before: &Inventories, after: &Inventories) -> Vec<impl Serialize>
                 difference(after.reserved(), before.reserved()),
             )
         })
-        .collect()
-}
-
-#[expect(clippy::expect_used, reason = "lists of numbers and texts always serialize")]
-pub(super) fn json(list: &impl Serialize) -> String {
-    serde_json::to_string(list).expect("a list of numbers and texts")
+        .collect();
+    list(&moves)
 }
 
 impl From<CommitError> for StoreError {

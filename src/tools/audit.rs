@@ -1,4 +1,4 @@
-//! `antre audit`: whether each inventory agrees with its orders, and keys and aliases name stored orders.
+//! `antre audit`: whether each inventory agrees with its orders and its movements, and keys and aliases name stored orders.
 
 use std::time::Instant;
 
@@ -59,6 +59,7 @@ struct Report {
     database: String,
     products: u64,
     orders: u64,
+    movements: u64,
     idempotency_keys: u64,
     aliases: u64,
     seconds: f64,
@@ -89,6 +90,7 @@ struct Stock {
     available_stock: i64,
     reserved_stock: i64,
     reserved_by_orders: i64,
+    stored_by_movements: i64,
 }
 
 impl Report {
@@ -99,6 +101,7 @@ impl Report {
             for book in page.books {
                 self.products += u64::from(book.is_product);
                 self.orders += book.orders.count.max(0).cast_unsigned();
+                self.movements += book.movements.count.max(0).cast_unsigned();
                 differences(&book).into_iter().for_each(|difference| self.add(difference));
             }
             after = page.next;
@@ -171,10 +174,11 @@ impl Report {
             found => count(found, "difference", "differences"),
         };
         output::line(format_args!(
-            "{}: {}, {}, {} and {} examined in {:.1} s: {verdict}.",
+            "{}: {}, {}, {}, {} and {} examined in {:.1} s: {verdict}.",
             self.database,
             count(self.products, "product", "products"),
             count(self.orders, "order", "orders"),
+            count(self.movements, "movement", "movements"),
             count(self.idempotency_keys, "idempotency key", "idempotency keys"),
             count(self.aliases, "alias", "aliases"),
             self.seconds,
@@ -184,7 +188,7 @@ impl Report {
 
 /// What does not agree in the books of one product.
 fn differences(book: &Book) -> Vec<Difference> {
-    let Book { product_id, is_product, inventory, orders } = *book;
+    let Book { product_id, is_product, inventory, orders, movements } = *book;
     let mut found = Vec::new();
     let mut add = |kind, stock, message, likely_cause, what_to_do: String| {
         found.push(Difference {
@@ -196,13 +200,22 @@ fn differences(book: &Book) -> Vec<Difference> {
             what_to_do,
         });
     };
-    if !is_product {
+    if !is_product && orders.count > 0 {
         add(
             "orders_without_product",
             None,
             format!("product {product_id} does not exist, and has {}", count_orders(orders.count)),
             "the product was deleted by hand, or the tables come from different backups",
             "put the product and its inventory back, or delete these orders".to_owned(),
+        );
+    }
+    if !is_product && movements.count > 0 {
+        add(
+            "movements_without_product",
+            None,
+            format!("product {product_id} does not exist, and has {}", count_movements(movements.count)),
+            "the product was deleted by hand, or the tables come from different backups",
+            "put the product and its inventory back, or delete these movements".to_owned(),
         );
     }
     if orders.invalid > 0 {
@@ -219,15 +232,17 @@ fn differences(book: &Book) -> Vec<Difference> {
     }
     let Some(StockColumns { stored, available, reserved }) = inventory else {
         if is_product {
+            let stored = movements.pieces.max(orders.reserved_pieces);
             add(
                 "product_without_inventory",
                 None,
                 format!("product {product_id} has no inventory, and {}", count_orders(orders.count)),
                 "its row in inventories was deleted by hand",
                 format!(
-                    "insert it: product_id {product_id}, stored_stock and reserved_stock {}, available_stock 0; then count \
-                     the stock with PUT /api/products/{product_id}/inventory",
-                    orders.reserved_pieces
+                    "insert it: product_id {product_id}, stored_stock {stored} (the sum of its movements), reserved_stock {}, \
+                     available_stock {}; then count the stock with PUT /api/products/{product_id}/inventory",
+                    orders.reserved_pieces,
+                    stored.saturating_sub(orders.reserved_pieces),
                 ),
             );
         }
@@ -238,6 +253,7 @@ fn differences(book: &Book) -> Vec<Difference> {
         available_stock: available,
         reserved_stock: reserved,
         reserved_by_orders: orders.reserved_pieces,
+        stored_by_movements: movements.pieces,
     });
     let valid = 0..=i64::from(u32::MAX);
     let sum = available.saturating_add(reserved);
@@ -287,7 +303,33 @@ fn differences(book: &Book) -> Vec<Difference> {
             ),
         );
     }
+    let more = i128::from(stored) - i128::from(movements.pieces);
+    if more != 0 {
+        let than = if more > 0 { "more" } else { "fewer" };
+        add(
+            "stored_differs_from_movements",
+            stock,
+            format!(
+                "product {product_id}: stored_stock is {stored}, and the sum of its {} is {}: {} {than}",
+                count_movements(movements.count),
+                movements.pieces,
+                more.abs(),
+            ),
+            "pieces were moved in or out of inventories by hand, a movement was deleted or changed by hand, or a worker of a \
+             release without movements was still taking payments after the tables were migrated",
+            format!(
+                "find out which of the two is right. If the inventory is: INSERT INTO movements (product_id, moved_at, kind, \
+                 stock_change, order_count, stored_stock, reason) SELECT product_id, (SELECT COALESCE(MAX(moved_at), 0) FROM \
+                 movements AS earlier WHERE earlier.product_id = {product_id}), 'recount', {more}, 0, stored_stock, \
+                 'corrected after an audit' FROM inventories WHERE product_id = {product_id}"
+            ),
+        );
+    }
     found
+}
+
+fn count_movements(number: i64) -> String {
+    count(number.max(0).cast_unsigned(), "movement", "movements")
 }
 
 fn count_orders(number: i64) -> String {
@@ -297,7 +339,7 @@ fn count_orders(number: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::audit::OrderSums;
+    use crate::store::audit::{MovementSums, OrderSums};
 
     fn book(inventory: [i64; 3], reserved_pieces: i64) -> Book {
         let [stored, available, reserved] = inventory;
@@ -306,6 +348,7 @@ mod tests {
             is_product: true,
             inventory: Some(StockColumns { stored, available, reserved }),
             orders: OrderSums { count: 9, reserved_count: 2, reserved_pieces, invalid: 0 },
+            movements: MovementSums { count: 4, pieces: stored },
         }
     }
 
@@ -335,7 +378,13 @@ mod tests {
         assert_eq!(kinds(&extreme), ["stock_does_not_add_up", "reserved_differs_from_orders"]);
         assert_eq!(kinds(&Book { inventory: None, ..book([0; 3], 0) }), ["product_without_inventory"]);
         let orphans = Book { is_product: false, inventory: None, ..book([0; 3], 0) };
-        assert_eq!(kinds(&orphans), ["orders_without_product"]);
+        assert_eq!(kinds(&orphans), ["orders_without_product", "movements_without_product"]);
+        let moved = |pieces| Book { movements: MovementSums { count: 4, pieces }, ..book([10, 7, 3], 3) };
+        let found = &differences(&moved(12))[0];
+        assert_eq!(found.kind, "stored_differs_from_movements");
+        assert!(found.message.contains("the sum of its 4 movements is 12: 2 fewer"), "{}", found.message);
+        assert!(found.what_to_do.contains("'recount', -2, 0, stored_stock"), "{}", found.what_to_do);
+        assert!(differences(&moved(9))[0].message.contains("1 more"));
         let invalid = OrderSums { invalid: 1, ..OrderSums::default() };
         assert_eq!(kinds(&Book { orders: invalid, ..book([0; 3], 0) }), ["invalid_orders"]);
     }

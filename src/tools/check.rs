@@ -117,6 +117,9 @@ impl Checks {
         } else {
             self.ok("settings", format!("RESERVATION_TTL {ttl:?}, ORDER_TIMEOUT {wait:?}"));
         }
+        if let Err(error) = settings.orders.check() {
+            self.fail("settings", error.to_string(), "leave MAX_HOLD out, or make it the longer one");
+        }
         if let LaneMode::Hash(lanes) = settings.backends.lanes {
             self.ok("settings", format!("LANES hash:{lanes}, which all processes must share"));
         }

@@ -2,7 +2,7 @@
 //!
 //! It writes to the database, not through an API: it needs the same settings as the other tools and no address, and a product
 //! and its stock are created in one transaction, which the API does not offer. A new product needs no more: workers find its
-//! lane within seconds, or its first order opens it. A recount waits out the leases of the APIs' sold-out caches, as they do.
+//! lane within seconds, or its first order opens it. A recount waits out the leases of the APIs' order gates, as they do.
 
 mod file;
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     domain::{inventory::Inventory, product::Product},
     server_url::shown,
-    service::sold_out::SoldOutCache,
+    service::order_gate::OrderGate,
     settings::{Database, Settings, tools::Import},
     store::{Creation, Recount, Store, StoreError},
 };
@@ -82,7 +82,7 @@ impl Importer<'_> {
             }
         }
         if report.recounted > 0 && !self.dry_run {
-            SoldOutCache::outlast_leases().await;
+            OrderGate::outlast_leases().await;
         }
         Ok(())
     }
@@ -128,7 +128,8 @@ impl Importer<'_> {
                     report.add(row, product, Difference::below_reserved(inventory, row));
                 }
                 Recount::Archived => report.add(row, product, Difference::Archived),
-                Recount::NoSuchProduct => {}
+                // The second is never answered to a recount that expects nothing.
+                Recount::NoSuchProduct | Recount::StockChanged { .. } => {}
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    domain::{command::Command, decide::BatchResult, ids::ProductId, verdict::Verdict},
+    domain::{command::Command, decide::BatchResult, ids::ProductId, rules::Rules, verdict::Verdict},
     queue::{Address, Delivery, Reply},
     store::{Decider, StoreError},
     telemetry::{listed, ms, slow, traces::BatchSpan},
@@ -20,14 +20,14 @@ pub(super) const MAX_BATCH: usize = 1_000;
 #[derive(Clone)]
 pub(super) struct BatchDecider {
     pub(super) decider: Arc<dyn Decider>,
-    pub(super) reservation_ttl: Duration,
+    pub(super) rules: Rules,
 }
 
 impl BatchDecider {
     pub(super) async fn decide(&self, deliveries: &[Delivery]) -> Result<BatchResult, StoreError> {
         let (commands, began) = (commands_of(deliveries), Instant::now());
         let span = BatchSpan::begin(commands.iter().map(Command::origin));
-        let result = self.decider.decide(&commands, self.reservation_ttl).await;
+        let result = self.decider.decide(&commands, self.rules).await;
         log_slow(deliveries, began.elapsed(), result.as_ref().err());
         match &result {
             Ok(BatchResult { verdicts, .. }) => {

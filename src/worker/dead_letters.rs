@@ -1,7 +1,7 @@
 //! Undecidable commands: reported once, and kept for a person.
 
 use crate::{
-    domain::{command::Command, decide::Undecidable, order::Change},
+    domain::{command::Command, decide::Undecidable, order::ChangeKind},
     queue::Delivery,
     telemetry::is_first_report,
 };
@@ -29,7 +29,7 @@ pub(super) fn report_undecidable(decided: &[Delivery], undecidable: &[Undecidabl
                  cancellation is in the dead letters, an expiry is tried again automatically)"
             );
         }
-        if !matches!(command, Command::Change(change) if change.change == Change::Expire) {
+        if !matches!(command, Command::Change(change) if change.change.kind() == ChangeKind::Expire) {
             dead.push((*command).clone());
         }
     }

@@ -154,11 +154,12 @@ mod tests {
             lines::Lines,
             order::{Change, Quantity},
             origin::Origin,
+            rules::Rules,
             verdict::Verdict,
         },
         monitor::metrics::Metrics,
         queue::{Outcome, Ping, QueueError, Refusal, ReplySink, memory::MemoryQueue},
-        store::{Catalog, memory::MemoryStore},
+        store::{Catalog, Ledger, memory::MemoryStore},
     };
 
     /// Lanes without a worker, and one that refuses.
@@ -245,7 +246,7 @@ mod tests {
                 })
             };
             let orders: Vec<_> = (0..count).map(|_| order()).collect();
-            self.expiry.store.decide(&orders, Duration::ZERO).await.unwrap();
+            self.expiry.store.decide(&orders, Rules::of_ttl(Duration::ZERO)).await.unwrap();
         }
 
         /// The products of the expiries that a sweep submitted.
@@ -283,7 +284,7 @@ mod tests {
                 })
                 .map(Command::from)
                 .collect();
-            let result = self.expiry.store.decide(&commands, Duration::ZERO).await.unwrap();
+            let result = self.expiry.store.decide(&commands, Rules::of_ttl(Duration::ZERO)).await.unwrap();
             let outcomes = result.verdicts.into_iter().map(Outcome::Decided);
             self.lanes.requests.deliver(commands.iter().map(Command::id).zip(outcomes).collect());
         }

@@ -62,6 +62,7 @@ mod tests {
             lines::Lines,
             order::Quantity,
             origin::Origin,
+            rules::Rules,
         },
         store::{Catalog, Decider, Orders, memory::MemoryStore},
     };
@@ -81,7 +82,7 @@ mod tests {
                 key: None,
                 origin: Origin::default(),
             };
-            store.decide(&[order.into()], Duration::ZERO).await.unwrap();
+            store.decide(&[order.into()], Rules::of_ttl(Duration::ZERO)).await.unwrap();
             assert!(store.order(id).await.unwrap().is_some());
             id
         };

@@ -226,6 +226,7 @@ mod tests {
             lines::Lines,
             order::Quantity,
             origin::Origin,
+            rules::Rules,
         },
         store::{Store, memory::MemoryStore},
     };
@@ -240,7 +241,7 @@ mod tests {
             let store: Arc<dyn Store> = Arc::new(MemoryStore::new(uuid::Uuid::nil(), Arc::new(SystemClock)));
             let create = async || store.create_product("Kaos Polos".to_owned().try_into().unwrap()).await;
             let products = [create().await.unwrap().id, create().await.unwrap().id];
-            let stalled = Stalled::new(BatchDecider { decider: store, reservation_ttl: Duration::ZERO });
+            let stalled = Stalled::new(BatchDecider { decider: store, rules: Rules::of_ttl(Duration::ZERO) });
             (Self { stalled, last_tag: 0 }, products)
         }
 

@@ -15,6 +15,8 @@ mod ports {
 /// The REST API of one process.
 mod api {
     mod bad_input;
+    pub(crate) mod buyers;
+    mod baskets;
     pub(crate) mod contract;
     mod edge;
     mod http;
@@ -26,6 +28,8 @@ mod api {
     mod routes;
     mod schemathesis;
     mod skus;
+    pub(crate) mod stock;
+    pub(crate) mod terms;
     mod waiting;
 }
 

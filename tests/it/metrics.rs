@@ -14,13 +14,13 @@ use crate::support::{
 };
 
 /// The samples of a process by name and labels, as they stand in the text: `antre_ready{part="worker"}`.
-struct Scrape {
+pub(crate) struct Scrape {
     text: String,
     samples: BTreeMap<String, f64>,
 }
 
 impl Scrape {
-    async fn of(process: &Client) -> Self {
+    pub(crate) async fn of(process: &Client) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = http.get(format!("http://{}/metrics", process.address())).send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -37,7 +37,7 @@ impl Scrape {
     }
 
     /// The value of a series; one that has not appeared is 0.
-    fn get(&self, series: &str) -> f64 {
+    pub(crate) fn get(&self, series: &str) -> f64 {
         self.samples.get(series).copied().unwrap_or(0.0)
     }
 
@@ -85,8 +85,8 @@ async fn the_figures_of_a_sale_are_what_was_sent_and_answered() {
     assert_eq!((change("payment", "done"), change("payment", "conflict")), (1.0, 1.0));
     assert_eq!((change("cancellation", "done"), change("cancellation", "conflict")), (1.0, 0.0));
 
-    // What the sold-out cache refused, no worker decided.
-    let refused = scrape.get("antre_sold_out_refusals_total");
+    // What the order gate refused, no worker decided.
+    let refused = scrape.get(r#"antre_gate_refusals_total{reason="insufficient_stock"}"#);
     assert_eq!(scrape.decided("reserved", ""), 5.0);
     assert_eq!(scrape.decided("rejected", "insufficient_stock") + refused, 7.0);
     assert_eq!((scrape.decided("paid", ""), scrape.decided("cancelled", "")), (1.0, 1.0));
@@ -197,7 +197,7 @@ async fn an_api_and_a_worker_count_the_same_sale() {
     let (of_api, of_worker) = (Scrape::of(&api).await, Scrape::of(&worker).await);
     assert_eq!(of_api.answered("accepted", ""), 5.0);
     assert_eq!(of_worker.decided("reserved", ""), 5.0);
-    let refused = of_api.get("antre_sold_out_refusals_total");
+    let refused = of_api.get(r#"antre_gate_refusals_total{reason="insufficient_stock"}"#);
     assert_eq!(of_worker.decided("rejected", "insufficient_stock") + refused, 7.0);
     let decided = of_worker.get("antre_commands_taken_total");
     assert_eq!(of_api.get("antre_verdict_latency_seconds_count"), decided);

@@ -27,6 +27,12 @@ fn products_and_inventories(products: u64, stock: i64) -> [String; 2] {
     ]
 }
 
+/// The movements with which the stock begins, so that nothing reports a difference during a run.
+const OPENING_BALANCES: &str =
+    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
+     SELECT product_id, 0, 'recount', stored_stock, 0, stored_stock, 'opening balance'
+     FROM inventories WHERE stored_stock <> 0";
+
 /// Orders of one piece of product 1, reserved until far in the future. `hex` is an SQL expression: the number `n` as eight hexadecimal digits.
 fn reservations(count: u64, hex: &str) -> Vec<String> {
     if count == 0 {
@@ -96,6 +102,7 @@ pub(crate) async fn fill_mysql(
     for statement in statements {
         connection.execute(sqlx::raw_sql(&statement)).await?;
     }
+    let _ = connection.execute(OPENING_BALANCES).await; // an earlier release, to compare with, has no ledger
     Ok(connection.close().await?)
 }
 
@@ -107,6 +114,7 @@ pub(crate) async fn fill_sqlite(url: &str, scenario: Scenario, stock: i64, secon
     for statement in statements {
         connection.execute(sqlx::raw_sql(&statement)).await?;
     }
+    let _ = connection.execute(OPENING_BALANCES).await; // an earlier release, to compare with, has no ledger
     Ok(connection.close().await?)
 }
 

@@ -58,6 +58,7 @@ impl ListingQuery {
     pub(super) fn list(&self, product: ProductId, now: Timestamp) -> OrderList {
         OrderList::Page(OrderPage {
             product_id: Some(product),
+            buyer: None,
             status: self.status,
             newer_than: self.newer_than(now),
             direction: Direction::NewestFirst,

@@ -8,7 +8,7 @@ use crate::{
     domain::{
         ids::OrderId,
         lines::Lines,
-        order::{Order, OrderStatus},
+        order::{Order, OrderStatus, Payment},
         rejection::{Rejection, RejectionReason},
     },
     service::ordering::OrderLookup,
@@ -78,6 +78,9 @@ impl OrderPage {
         if let Some(rejection) = order.rejection() {
             return html! { li.bad { b { "Rejected" } " " (why(rejection)) p.quiet { "When it was decided is not stored." } } };
         }
+        if order.was_given_up() {
+            return html! { li.bad { b { "Cancelled" } p.quiet { "Before its turn in the lane: it never had any pieces." } } };
+        }
         let end = order.expires_at().unwrap_or(order.id.created_at());
         let status = order.status();
         html! {
@@ -91,6 +94,7 @@ impl OrderPage {
                 },
                 OrderStatus::Expired => {
                     li.bad { b { "Expired" } " after " (time(end)) p.quiet { "Its pieces are available again." } }
+                    @if let Some(payment) = &order.payment { (self.paid_too_late(payment)) }
                 },
                 OrderStatus::Paid | OrderStatus::Returned => {
                     (self.paid(order, end))
@@ -113,6 +117,19 @@ impl OrderPage {
                     "Its pieces left the stock. "
                     @if let Some(reference) = &payment.reference { "The payment is " code { (reference.as_str()) } ". " }
                     "The reservation would have ended " (time(end)) "."
+                }
+            }
+        }
+    }
+
+    fn paid_too_late(&self, payment: &Payment) -> Markup {
+        html! {
+            li.bad {
+                b { "Paid too late" }
+                @if let Some(at) = payment.paid_at { " " (time(at)) (self.ago(at)) }
+                p.quiet {
+                    "It got no pieces, and the money must go back. "
+                    @if let Some(reference) = &payment.reference { "The payment is " code { (reference.as_str()) } ". " }
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::{
     figures::{Age, Count, Rate, UNKNOWN, clock, since},
     listing::Listing,
     piece::Piece,
-    shop::{oldest, percentiles},
+    shop::{not_on_sale_tag, oldest, percentiles},
     stock::large_bar,
 };
 use crate::{
@@ -75,7 +75,13 @@ impl ProductPage {
     }
 
     fn title(&self) -> Markup {
-        html! { h1 #title { (self.name()) " " span.quiet { "#" (self.id) } } }
+        let not_on_sale = self.detail.as_ref().and_then(|detail| detail.product.not_on_sale);
+        html! {
+            h1 #title {
+                (self.name()) " " span.quiet { "#" (self.id) }
+                @if let Some(why) = not_on_sale { " " (not_on_sale_tag(why)) }
+            }
+        }
     }
 
     /// What is wrong with its lane, if anything is.
@@ -131,6 +137,8 @@ impl ProductPage {
             ("Paid", totals.paid),
             ("Cancelled", totals.cancelled),
             ("Expired", totals.expired),
+            ("Returned", totals.returned),
+            ("Paid too late", totals.too_late),
         ];
         html! {
             dl.figures #figures {

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::monitor::{
     board::{
-        Alert, AlertKind, Board, Overview, ProcessView, ProductPage, ProductSort, ProductView, Severity,
-        ShopPoint,
+        Alert, AlertKind, Board, NotOnSale, Overview, ProcessView, ProductPage, ProductSort, ProductView,
+        Severity, ShopPoint,
     },
     latency::Percentiles,
     report::Vital,
@@ -349,6 +349,7 @@ impl<'a> Shop<'a> {
                     a href={ (self.root) "products/" (product.id) } { (product.name.as_deref().unwrap_or("(name not read yet)")) }
                     " " span.quiet { "#" (product.id) }
                     @if lane.is_stalled { " " span.tag.bad { "stands still" } }
+                    @if let Some(why) = product.not_on_sale { " " (not_on_sale_tag(why)) }
                 }
                 td.bar role="cell" { (bar(product.stock, product.most_stored)) }
                 td.n role="cell" data-label="Available" { (pieces(|stock| stock.available.into())) }
@@ -394,6 +395,16 @@ fn announcement(alert: &Alert) -> String {
 
 fn row_id(product: &ProductView) -> String {
     format!("product-{}", product.id)
+}
+
+/// Why no order is taken, in words: color alone says nothing to some people.
+pub(super) fn not_on_sale_tag(why: NotOnSale) -> Markup {
+    let text = match why {
+        NotOnSale::Paused => "paused",
+        NotOnSale::NotOpen => "not open yet",
+        NotOnSale::Closed => "closed",
+    };
+    html! { span.tag { (text) } }
 }
 
 /// Half, 95 % and 99 % of the verdicts took no longer.

@@ -49,7 +49,7 @@ async fn a_report_says_what_happened_since_the_last_one() {
     let commands = [order(1), order(1)];
     activity.decide(&commands, &result(1, &[Effect::Reserved, Effect::Repeated], Some(inventory)));
     activity.decide(&commands, &result(1, &[Effect::Undecidable], None));
-    activity.refuse_sold_out(product(2));
+    activity.refuse_early(product(2));
     let (mut products, lanes) = activity.take_report();
     products.sort_by_key(|product| product.product_id);
     assert_eq!(lanes, []);
@@ -57,7 +57,7 @@ async fn a_report_says_what_happened_since_the_last_one() {
     let expected = Counts { reserved: 1, repeated: 1, undecidable: 1, ..Counts::default() };
     assert_eq!((first.counts, first.stock.map(|stock| stock.available)), (expected, Some(5)));
     assert_eq!(first.decided_until_ms, time_of(&commands[1]));
-    assert_eq!(second.counts, Counts { sold_out: 1, ..Counts::default() });
+    assert_eq!(second.counts, Counts { refused_early: 1, ..Counts::default() });
     assert_eq!(activity.take_report(), (vec![], vec![]));
 }
 
@@ -121,7 +121,7 @@ async fn what_an_api_waits_for_and_its_worker_holds_is_one_lane() {
 #[tokio::test(start_paused = true)]
 async fn products_that_nobody_orders_leave() {
     let activity = activity();
-    activity.refuse_sold_out(product(1));
+    activity.refuse_early(product(1));
     let waiting = activity.submit(&order(2));
     activity.take_report();
     advance(IDLE).await;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     super::report::{Counts, ProductReport, StockLevel},
-    view::ProductPoint,
+    view::{NotOnSale, ProductPoint},
     window::{LatencyWindow, RateWindow, SLOT_SECONDS},
 };
 
@@ -21,6 +21,7 @@ pub(super) struct ProductRow {
     folded_name: String,
     folded_sku: Option<String>,
     stock: Option<StockLevel>,
+    not_on_sale: Option<NotOnSale>,
     most_stored: u64,
     totals: Counts,
     rate: RateWindow,
@@ -49,6 +50,11 @@ impl ProductRow {
             self.name = Some(name.to_owned());
         }
         self.folded_sku = sku.map(str::to_lowercase);
+    }
+
+    /// From the catalogue.
+    pub(super) fn set_not_on_sale(&mut self, not_on_sale: Option<NotOnSale>) {
+        self.not_on_sale = not_on_sale;
     }
 
     /// Keeps the latest: reports of several processes, and what the catalogue says, arrive in any order.
@@ -111,6 +117,10 @@ impl ProductRow {
 
     pub(super) fn stock(&self) -> Option<StockLevel> {
         self.stock
+    }
+
+    pub(super) fn not_on_sale(&self) -> Option<NotOnSale> {
+        self.not_on_sale
     }
 
     pub(super) fn most_stored(&self) -> u64 {

@@ -50,6 +50,7 @@ pub(super) fn view(
         id,
         name: row.name().map(str::to_owned),
         stock: row.stock(),
+        not_on_sale: row.not_on_sale(),
         most_stored: row.most_stored(),
         accepted_per_s,
         refused_per_s,

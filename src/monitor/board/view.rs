@@ -8,7 +8,7 @@ use super::super::{
     latency::Percentiles,
     report::{Counts, ProcessRole, StockLevel, Vital},
 };
-use crate::domain::ids::ProductId;
+use crate::domain::{ids::ProductId, rejection::Rejection};
 
 /// The whole shop.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -114,6 +114,8 @@ pub struct ProductView {
     pub name: Option<String>,
     /// `None` until it is read or reported.
     pub stock: Option<StockLevel>,
+    /// Why the terms of sale allow no order; `None`: they do, or are not read yet.
+    pub not_on_sale: Option<NotOnSale>,
     /// The most pieces that were stored at once, as far as it is known: what a bar of the stock begins with.
     pub most_stored: u64,
     pub accepted_per_s: f64,
@@ -125,6 +127,27 @@ pub struct ProductView {
     pub latency: Option<Percentiles>,
     /// The worker that decided its orders last.
     pub worker: Option<String>,
+}
+
+/// Why the terms of sale allow no order of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotOnSale {
+    Paused,
+    NotOpen,
+    Closed,
+}
+
+impl NotOnSale {
+    /// `None`: every order is refused for another reason.
+    pub(super) fn of(rejection: Rejection) -> Option<Self> {
+        match rejection {
+            Rejection::SalePaused { .. } => Some(Self::Paused),
+            Rejection::SaleNotOpen { .. } => Some(Self::NotOpen),
+            Rejection::SaleClosed { .. } => Some(Self::Closed),
+            _ => None,
+        }
+    }
 }
 
 /// What waits in a product's lane.

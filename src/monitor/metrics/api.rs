@@ -9,7 +9,7 @@ use super::{
     table,
 };
 use crate::{
-    domain::{order::Change, rejection::RejectionReason},
+    domain::{order::ChangeKind, rejection::RejectionReason},
     queue::Refusal,
 };
 
@@ -20,9 +20,9 @@ pub struct ApiMetrics {
     verdict_latency: Histogram,
     detached: IntCounter,
     pending_replies: IntGauge,
-    sold_out_products: IntGauge,
-    sold_out_refusals: IntCounter,
-    sold_out_reads: Counters<ReadOutcome>,
+    gated_products: IntGauge,
+    gate_refusals: Counters<RejectionReason>,
+    gate_reads: Counters<ReadOutcome>,
 }
 
 /// The answer to an order.
@@ -41,7 +41,7 @@ pub enum OrderAnswer {
     Failed,
 }
 
-/// The answer to a payment or a cancellation.
+/// The answer to a payment, a cancellation, an extension or a return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeAnswer {
     Done,
@@ -58,6 +58,8 @@ pub enum ChangeAnswer {
 enum AskedChange {
     Payment,
     Cancellation,
+    Extension,
+    Return,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +76,9 @@ impl ApiMetrics {
             verdict_latency: maker.histogram(&table::VERDICT_LATENCY)?,
             detached: maker.counter(&table::COMMANDS_DETACHED)?,
             pending_replies: maker.gauge(&table::PENDING_REPLIES)?,
-            sold_out_products: maker.gauge(&table::SOLD_OUT_PRODUCTS)?,
-            sold_out_refusals: maker.counter(&table::SOLD_OUT_REFUSALS)?,
-            sold_out_reads: maker.counters(&table::SOLD_OUT_READS)?,
+            gated_products: maker.gauge(&table::GATED_PRODUCTS)?,
+            gate_refusals: maker.counters(&table::GATE_REFUSALS)?,
+            gate_reads: maker.counters(&table::GATE_READS)?,
         })
     }
 
@@ -84,11 +86,13 @@ impl ApiMetrics {
         self.orders.add(answer, 1);
     }
 
-    pub fn change_answered(&self, change: Change, answer: ChangeAnswer) {
+    pub fn change_answered(&self, change: ChangeKind, answer: ChangeAnswer) {
         let change = match change {
-            Change::Pay => AskedChange::Payment,
-            Change::Cancel => AskedChange::Cancellation,
-            Change::Expire => return, // no client asks for it
+            ChangeKind::Pay => AskedChange::Payment,
+            ChangeKind::Cancel => AskedChange::Cancellation,
+            ChangeKind::Extend => AskedChange::Extension,
+            ChangeKind::Return => AskedChange::Return,
+            ChangeKind::Expire => return, // no client asks for it
         };
         self.changes.add((change, answer), 1);
     }
@@ -107,18 +111,19 @@ impl ApiMetrics {
         self.pending_replies.set(gauge(count));
     }
 
-    pub fn set_sold_out_products(&self, count: usize) {
-        self.sold_out_products.set(gauge(count));
+    /// The order gate has leases of this many products.
+    pub fn set_gated_products(&self, count: usize) {
+        self.gated_products.set(gauge(count));
     }
 
-    /// The sold-out cache refused an order.
-    pub fn refused_as_sold_out(&self) {
-        self.sold_out_refusals.inc();
+    /// The order gate refused an order.
+    pub fn refused_early(&self, reason: RejectionReason) {
+        self.gate_refusals.add(reason, 1);
     }
 
-    /// The sold-out cache read the database.
-    pub fn sold_out_read(&self, is_done: bool) {
-        self.sold_out_reads.add(if is_done { ReadOutcome::Done } else { ReadOutcome::Failed }, 1);
+    /// The order gate read the database.
+    pub fn gate_read(&self, is_done: bool) {
+        self.gate_reads.add(if is_done { ReadOutcome::Done } else { ReadOutcome::Failed }, 1);
     }
 }
 
@@ -152,7 +157,12 @@ impl Label for OrderAnswer {
 
 impl Label for (AskedChange, ChangeAnswer) {
     fn all() -> Vec<(Self, Vec<&'static str>)> {
-        let changes = [(AskedChange::Payment, "payment"), (AskedChange::Cancellation, "cancellation")];
+        let changes = [
+            (AskedChange::Payment, "payment"),
+            (AskedChange::Cancellation, "cancellation"),
+            (AskedChange::Extension, "extension"),
+            (AskedChange::Return, "return"),
+        ];
         let answers = [
             (ChangeAnswer::Done, "done"),
             (ChangeAnswer::Pending, "pending"),
@@ -167,6 +177,13 @@ impl Label for (AskedChange, ChangeAnswer) {
             answers.map(|(answer, outcome)| ((change, answer), vec![word, outcome]))
         };
         changes.into_iter().flat_map(with).collect()
+    }
+}
+
+impl Label for RejectionReason {
+    /// Those for which every order of a product is refused.
+    fn all() -> Vec<(Self, Vec<&'static str>)> {
+        Self::CLOSED.map(|reason| (reason, vec![reason.as_str()])).into()
     }
 }
 

@@ -106,7 +106,7 @@ metrics! {
     ORDERS_ANSWERED = "antre_orders_answered_total", Counter, ["outcome", "reason"], Api,
         "Orders by the answer that their clients got.";
     CHANGES_ANSWERED = "antre_changes_answered_total", Counter, ["change", "outcome"], Api,
-        "Payments and cancellations by the answer that their clients got.";
+        "Payments, cancellations, extensions and returns by the answer that their clients got.";
     VERDICT_LATENCY = "antre_verdict_latency_seconds", Histogram(Latency), [], Api,
         "Time from submitting a command to its verdict, of commands whose clients waited for it.";
     COMMANDS_DETACHED = "antre_commands_detached_total", Counter, [], Api,
@@ -115,12 +115,12 @@ metrics! {
         "Requests that wait for a verdict now.";
     PARKED_COMMANDS = "antre_parked_commands", Gauge, [], Api,
         "Commands of answered clients that could not be queued yet and are submitted again.";
-    SOLD_OUT_PRODUCTS = "antre_sold_out_products", Gauge, [], Api,
-        "Products that the sold-out cache knows.";
-    SOLD_OUT_REFUSALS = "antre_sold_out_refusals_total", Counter, [], Api,
-        "Orders that the sold-out cache refused without the queue.";
-    SOLD_OUT_READS = "antre_sold_out_reads_total", Counter, ["outcome"], Api,
-        "Reads of the sold-out cache.";
+    GATED_PRODUCTS = "antre_gated_products", Gauge, [], Api,
+        "Products that the order gate knows as closed to orders.";
+    GATE_REFUSALS = "antre_gate_refusals_total", Counter, ["reason"], Api,
+        "Orders that the order gate refused without the queue.";
+    GATE_READS = "antre_gate_reads_total", Counter, ["outcome"], Api,
+        "Reads of the order gate.";
 
     // What waits.
     OLDEST_UNDECIDED = "antre_oldest_undecided_command_seconds", Gauge, [], Both,
@@ -170,9 +170,9 @@ metrics! {
 
     // Whether the numbers are right.
     CONSERVATION_DIFFERENCE = "antre_conservation_difference_pieces", Gauge, [], Worker,
-        "Pieces by which inventories and their orders differ: in the last complete round, or in this one if it is more.";
+        "Pieces by which inventories differ from their orders and movements: in the last complete round, or in this one if it is more.";
     CONSERVATION_CHECKED = "antre_conservation_products_checked_total", Counter, [], Worker,
-        "Products whose inventory was compared with its orders.";
+        "Products whose inventory was compared with its orders and movements.";
     CONSERVATION_FAILURES = "antre_conservation_failures_total", Counter, [], Worker,
         "Comparisons that were given up: no connection, or too many orders to read in time.";
     CONSERVATION_ROUNDS = "antre_conservation_rounds_total", Counter, [], Worker,

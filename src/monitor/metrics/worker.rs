@@ -51,6 +51,9 @@ enum Decided {
     Paid,
     Cancelled,
     Expired,
+    Extended,
+    Returned,
+    PaymentTooLate,
     Repeated,
     Undecidable,
 }
@@ -119,6 +122,9 @@ impl WorkerMetrics {
                 (Decided::Paid, outcome.paid),
                 (Decided::Cancelled, outcome.cancelled),
                 (Decided::Expired, outcome.expired),
+                (Decided::Extended, outcome.extended),
+                (Decided::Returned, outcome.returned),
+                (Decided::PaymentTooLate, outcome.too_late),
                 (Decided::Repeated, outcome.repeated),
                 (Decided::Undecidable, outcome.undecidable),
             ];
@@ -249,6 +255,9 @@ impl Label for Decided {
             (Self::Paid, "paid"),
             (Self::Cancelled, "cancelled"),
             (Self::Expired, "expired"),
+            (Self::Extended, "extended"),
+            (Self::Returned, "returned"),
+            (Self::PaymentTooLate, "payment_too_late"),
             (Self::Repeated, "repeated"),
             (Self::Undecidable, "undecidable"),
         ];

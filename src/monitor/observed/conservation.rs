@@ -1,5 +1,5 @@
-//! Compares inventories with their orders, all the time and slowly: a few products a second, one product after the other, round
-//! after round. It has one connection of its own, rests much longer than it reads, and gives up what takes long.
+//! Compares inventories with their orders and movements, all the time and slowly: a few products a second, one product after the
+//! other, round after round. It has one connection of its own, rests much longer than it reads, and gives up what takes long.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 /// Opens a connection for an audit.
 pub type OpenAudit = Arc<dyn Fn() -> BoxFuture<'static, Result<Box<dyn Audit>, OpenError>> + Send + Sync>;
 
-/// Compares inventories with orders.
+/// Compares inventories with orders and movements.
 pub struct Conservation {
     pub catalog: Arc<dyn Catalog>,
     pub open: OpenAudit,
@@ -82,7 +82,7 @@ impl Conservation {
         self.metrics.round_ends(found);
     }
 
-    /// The pieces by which these products, which follow each other, differ from their orders.
+    /// The pieces by which these products, which follow each other, differ from their orders and movements.
     async fn step(
         &self,
         audit: &mut Option<Box<dyn Audit>>,
@@ -106,7 +106,7 @@ impl Conservation {
                 tracing::error!(
                     product_id = book.product_id,
                     pieces = difference,
-                    "an inventory does not agree with its orders: antre audit says how, and what to do"
+                    "an inventory does not agree with its orders or movements: antre audit says how, and what to do"
                 );
             }
             pieces += difference;
@@ -134,7 +134,7 @@ mod tests {
         clock::SystemClock,
         monitor::metrics::Metrics,
         store::{
-            audit::{Book, BookPage, Links, StockColumns},
+            audit::{Book, BookPage, Links, MovementSums, StockColumns},
             memory::MemoryStore,
         },
     };
@@ -173,7 +173,8 @@ mod tests {
 
     fn book(product_id: i64, reserved: i64) -> Book {
         let inventory = Some(StockColumns { stored: reserved, available: 0, reserved });
-        Book { product_id, is_product: true, inventory, ..Book::default() }
+        let movements = MovementSums { count: 1, pieces: reserved };
+        Book { product_id, is_product: true, inventory, movements, ..Book::default() }
     }
 
     #[tokio::test(start_paused = true)]

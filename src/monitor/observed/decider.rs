@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::{
     clock::Clock,
-    domain::{command::Command, decide::BatchResult, ids::ProductId},
+    domain::{command::Command, decide::BatchResult, ids::ProductId, rules::Rules},
     monitor::{activity::Activity, metrics::WorkerMetrics},
     store::{Decider, StoreError},
 };
@@ -25,13 +25,9 @@ pub struct ObservedDecider {
 
 #[async_trait]
 impl Decider for ObservedDecider {
-    async fn decide(
-        &self,
-        commands: &[Command],
-        reservation_ttl: Duration,
-    ) -> Result<BatchResult, StoreError> {
+    async fn decide(&self, commands: &[Command], rules: Rules) -> Result<BatchResult, StoreError> {
         let (began, began_at) = (Instant::now(), self.clock.now());
-        let decided = self.decider.decide(commands, reservation_ttl).await;
+        let decided = self.decider.decide(commands, rules).await;
         match &decided {
             Ok(result) => {
                 self.metrics.decided(commands.len(), began.elapsed(), &result.outcomes);

@@ -25,7 +25,7 @@ use crate::{
         ids::{CommandId, IdempotencyKey, OrderId, ProductId},
         lines::Lines,
         names::{Buyer, PaymentReference},
-        order::{Change, Order, OrderState, OrderStatus, Payment, Quantity},
+        order::{Change, ChangeKind, Order, OrderState, OrderStatus, Payment, Quantity},
         origin::{Origin, RequestId, TraceContext},
         rejection::{Rejection, RejectionDetails, RejectionReason},
         verdict::Verdict,
@@ -91,9 +91,15 @@ struct CommandFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a IdempotencyKey>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    change: Option<Change>,
+    change: Option<ChangeKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_id: Option<OrderId>,
+    /// Of a payment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<&'a PaymentReference>,
+    /// Of a return.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restock: Option<bool>,
     /// Of a detached one, when it was created: earlier releases take that for detached.
     #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     answer_by: Timestamp,
@@ -125,8 +131,11 @@ struct ReceivedCommand {
     #[serde(default)]
     other_products: Box<[ProductId]>,
     idempotency_key: Option<IdempotencyKey>,
-    change: Option<Change>,
+    change: Option<ChangeKind>,
     order_id: Option<OrderId>,
+    payment_reference: Option<PaymentReference>,
+    #[serde(default)]
+    restock: bool,
     #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
     answer_by: Timestamp,
     #[serde(default)]
@@ -224,6 +233,8 @@ impl<'a> From<&'a Command> for CommandFields<'a> {
             idempotency_key: None,
             change: None,
             order_id: None,
+            payment_reference: None,
+            restock: None,
             answer_by,
             detached,
             request_id: request_id.as_ref(),
@@ -237,7 +248,13 @@ impl<'a> From<&'a Command> for CommandFields<'a> {
                 Self { total, lines, buyer, idempotency_key: key.as_ref(), ..fields }
             }
             Command::Change(ChangeOrder { change, order_id, other_products, .. }) => {
-                Self { change: Some(*change), order_id: Some(*order_id), other_products, ..fields }
+                let fields =
+                    Self { change: Some(change.kind()), order_id: Some(*order_id), other_products, ..fields };
+                match change {
+                    Change::Pay { reference } => Self { payment_reference: reference.as_ref(), ..fields },
+                    Change::Return { restock } => Self { restock: Some(*restock), ..fields },
+                    Change::Cancel | Change::Expire | Change::Extend => fields,
+                }
             }
         }
     }
@@ -262,7 +279,13 @@ impl TryFrom<ReceivedCommand> for Command {
                 order_id,
                 product_id,
                 other_products,
-                change,
+                change: match change {
+                    ChangeKind::Pay => Change::Pay { reference: given.payment_reference },
+                    ChangeKind::Cancel => Change::Cancel,
+                    ChangeKind::Expire => Change::Expire,
+                    ChangeKind::Extend => Change::Extend,
+                    ChangeKind::Return => Change::Return { restock: given.restock },
+                },
                 reply,
                 origin,
             })),
@@ -478,7 +501,7 @@ impl TryFrom<OrderFields> for Order {
     }
 }
 
-/// `antre.events.v1`: orders that came to the same stage.
+/// `antre.events.v1`: events of one topic.
 #[derive(Serialize)]
 struct Events {
     events: Vec<OrderFields>,
@@ -600,24 +623,24 @@ impl TryFrom<VerdictFields> for (CommandId, Outcome) {
 const MAX_PRODUCTS_PER_MESSAGE: usize = 100;
 
 /// The events of a batch as messages: `routing keys, payload`. What a message costs the broker depends little on what is
-/// in it, so they are as few as can be while each is of one status, so that receivers can choose by it, and the order
+/// in it, so they are as few as can be while each is of one topic, so that receivers can choose by it, and the order
 /// within a product is kept. An order of several lines is with the product of the first, and has the keys of all.
 pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
-    // A product's events change their status again and again; what has the same number of changes before it goes together.
-    let mut last = HashMap::<ProductId, (usize, &str)>::new();
-    let mut stages = BTreeMap::<(usize, &str), BTreeMap<ProductId, Vec<&Order>>>::new();
-    for Event { order } in events {
-        let Some(lane) = order.lane() else { continue };
-        let status = order.status().as_str();
-        let stage = last.entry(lane).or_insert((0, status));
-        if stage.1 != status {
-            *stage = (stage.0 + 1, status);
+    // A product's events change their topic again and again; what has the same number of changes before it goes together.
+    let mut last = HashMap::<ProductId, (usize, Topic)>::new();
+    let mut stages = BTreeMap::<(usize, Topic), BTreeMap<ProductId, Vec<&Order>>>::new();
+    for event in events {
+        let Some(lane) = event.order.lane() else { continue };
+        let topic = event.topic();
+        let stage = last.entry(lane).or_insert((0, topic));
+        if stage.1 != topic {
+            *stage = (stage.0 + 1, topic);
         }
-        stages.entry(*stage).or_default().entry(lane).or_default().push(order);
+        stages.entry(*stage).or_default().entry(lane).or_default().push(&event.order);
     }
     let mut messages = Vec::with_capacity(stages.len());
-    for ((_, status), products) in stages {
-        let mut message = EventMessage::new(status);
+    for ((_, topic), products) in stages {
+        let mut message = EventMessage::new(topic);
         for (product_id, orders) in products {
             let others = orders.iter().filter_map(|order| order.lines.as_ref()).flat_map(Lines::others);
             let mut keys: BTreeSet<_> = others.map(|line| line.product_id).collect();
@@ -625,7 +648,7 @@ pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
             if message.products.union(&keys).count() > MAX_PRODUCTS_PER_MESSAGE && !message.events.is_empty()
             {
                 messages.push(message.encode());
-                message = EventMessage::new(status);
+                message = EventMessage::new(topic);
             }
             message.products.extend(keys);
             message.events.extend(orders.into_iter().cloned().map(OrderFields::from));
@@ -635,20 +658,24 @@ pub(super) fn encode_events(events: &[Event]) -> Vec<(Vec<String>, Vec<u8>)> {
     messages
 }
 
-/// Events of one status.
-struct EventMessage<'a> {
-    status: &'a str,
+/// The words with which a routing key begins.
+type Topic = [&'static str; 2];
+
+/// Events of one topic.
+struct EventMessage {
+    topic: Topic,
     products: BTreeSet<ProductId>,
     events: Vec<OrderFields>,
 }
 
-impl<'a> EventMessage<'a> {
-    fn new(status: &'a str) -> Self {
-        Self { status, products: BTreeSet::new(), events: Vec::new() }
+impl EventMessage {
+    fn new(topic: Topic) -> Self {
+        Self { topic, products: BTreeSet::new(), events: Vec::new() }
     }
 
     fn encode(self) -> (Vec<String>, Vec<u8>) {
-        let keys = self.products.iter().map(|id| format!("order.{}.{id}", self.status)).collect();
+        let [subject, what] = self.topic;
+        let keys = self.products.iter().map(|id| format!("{subject}.{what}.{id}")).collect();
         (keys, encode(&Events { events: self.events }))
     }
 }

@@ -7,8 +7,8 @@ use sqlx::{ConnectOptions, Executor, SqliteConnection, sqlite::SqliteConnectOpti
 use uuid::Uuid;
 
 use super::{
-    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, ORDERS_PER_STATEMENT, OrderRange, PRODUCTS,
-    SumRow, links, sums,
+    ALIASES, Audit, BookPage, Books, KEYS, LinkRow, Links, MovementRow, PRODUCTS, ROWS_PER_STATEMENT, Range,
+    SumRow, links, movement_sums, sums,
 };
 use crate::store::{error::StoreError, open_error::OpenError};
 
@@ -33,15 +33,30 @@ impl SqliteAudit {
         self.0.execute("BEGIN").await?;
         let products = sqlx::query_as(PRODUCTS).bind(after.unwrap_or(i64::MIN)).bind(limit);
         let mut books = Books::new(products.fetch_all(&mut self.0).await?, limit);
-        let mut range = OrderRange::new(after, books.to());
+        // Orders by their first lines, then the other lines.
+        for sums in [SUMS, BASKET_SUMS] {
+            let mut range = Range::new(after, books.to(), Uuid::max());
+            loop {
+                let rows = sqlx::query_as(sums)
+                    .bind(range.product_id)
+                    .bind(range.id)
+                    .bind(range.to)
+                    .bind(ROWS_PER_STATEMENT);
+                let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
+                if !books.add(rows, &mut range) {
+                    break;
+                }
+            }
+        }
+        let mut range = Range::new(after, books.to(), i64::MAX);
         loop {
-            let rows = sqlx::query_as(SUMS)
+            let rows = sqlx::query_as(MOVEMENT_SUMS)
                 .bind(range.product_id)
                 .bind(range.id)
                 .bind(range.to)
-                .bind(ORDERS_PER_STATEMENT);
-            let rows: Vec<SumRow> = rows.fetch_all(&mut self.0).await?;
-            if !books.add(rows, &mut range) {
+                .bind(ROWS_PER_STATEMENT);
+            let rows: Vec<MovementRow> = rows.fetch_all(&mut self.0).await?;
+            if !books.add_movements(rows, &mut range) {
                 break;
             }
         }
@@ -59,6 +74,32 @@ const SUMS: &str = concat!(
          FROM orders INDEXED BY orders_of_product
          WHERE (product_id, id) > (?, ?) AND product_id <= ?
          ORDER BY product_id, id LIMIT ?
+     )
+     GROUP BY product_id ORDER BY product_id"
+);
+
+/// The lines of orders of several products behind their first ones.
+const BASKET_SUMS: &str = concat!(
+    "SELECT product_id, ",
+    sums!(),
+    ", MAX(id)
+     FROM (
+         SELECT basket_lines.product_id, order_id AS id, basket_lines.total, status, expires_at, rejected_available,
+             rejection_reason
+         FROM basket_lines CROSS JOIN orders ON orders.id = order_id
+         WHERE (basket_lines.product_id, order_id) > (?, ?) AND basket_lines.product_id <= ?
+         ORDER BY basket_lines.product_id, order_id LIMIT ?
+     )
+     GROUP BY product_id ORDER BY product_id"
+);
+
+const MOVEMENT_SUMS: &str = concat!(
+    "SELECT product_id, ",
+    movement_sums!(),
+    " FROM (
+         SELECT product_id, seq, stock_change FROM movements INDEXED BY movements_of_product
+         WHERE (product_id, seq) > (?, ?) AND product_id <= ?
+         ORDER BY product_id, seq LIMIT ?
      )
      GROUP BY product_id ORDER BY product_id"
 );

@@ -4,15 +4,20 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{MySqlStore, now_ms};
+use super::{MySqlStore, MySqlTransaction, buyers, now_ms};
 use crate::{
-    domain::{ids::OrderId, time::from_millis},
+    domain::{
+        ids::{OrderId, ProductId},
+        time::from_millis,
+    },
     store::{
         error::StoreError,
+        holdings,
+        json::json,
         page::Page,
         ports::{Deleted, Retention},
-        statements::{is_final, page_of_final_orders},
-        transaction::hex_ids,
+        statements::{is_final, page_of_final_orders, product_ids},
+        transaction::{Begin, Transaction, hex_ids},
     },
 };
 
@@ -71,17 +76,38 @@ impl Retention for MySqlStore {
     }
 
     async fn delete_orders(&self, ids: &[OrderId]) -> Result<Deleted, StoreError> {
-        let mut connection = self.writes.acquire().await?;
-        let locked: Vec<(Uuid,)> =
-            connection.fetch_all(sqlx::query_as(LOCK).bind(hex_ids(ids.iter().copied()))).await?;
-        let ids = hex_ids(locked.into_iter().map(|(id,)| id.into()));
-        let mut rows = [0; 4];
-        let deletes = [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, DELETE_ORDERS];
-        for (rows, statement) in rows.iter_mut().zip(deletes) {
-            *rows = connection.execute(sqlx::query(statement).bind(&ids)).await?.rows_affected();
+        let mut transaction = self.begin().await?;
+        let asked = hex_ids(ids.iter().copied());
+        // Inventories are locked before orders, as everywhere; only those whose holdings change.
+        let limited = limited_products(&mut transaction, &asked).await?;
+        if !limited.is_empty() {
+            transaction.lock_inventories(json(&limited)).await?;
         }
-        connection.commit("COMMIT").await?;
-        let [idempotency_keys, aliases, _, orders] = rows;
+        let locked: Vec<(Uuid,)> = transaction.0.fetch_all(sqlx::query_as(LOCK).bind(asked)).await?;
+        let ids = hex_ids(locked.into_iter().map(|(id,)| id.into()));
+        let still_limited = limited_products(&mut transaction, &ids).await?;
+        if still_limited.iter().any(|id| !limited.contains(id)) {
+            return Err(StoreError::Contended("a product of old orders has just got a limit".to_owned()));
+        }
+        if !still_limited.is_empty() {
+            let changes = holdings::of_deleted(&mut transaction, ids.clone(), &still_limited).await?;
+            transaction.write(changes).await?;
+        }
+        let mut rows = [0; 5];
+        let deletes =
+            [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, buyers::DELETE_BUYERS, DELETE_ORDERS];
+        for (rows, statement) in rows.iter_mut().zip(deletes) {
+            *rows = transaction.0.execute(sqlx::query(statement).bind(&ids)).await?.rows_affected();
+        }
+        transaction.0.commit("COMMIT").await?;
+        let [idempotency_keys, aliases, _, _, orders] = rows;
         Ok(Deleted { orders, idempotency_keys, aliases })
     }
+}
+
+async fn limited_products(
+    transaction: &mut MySqlTransaction,
+    orders: &str,
+) -> Result<Vec<ProductId>, StoreError> {
+    product_ids(transaction.0.fetch_all(sqlx::query_as(buyers::LIMITED_PRODUCTS).bind(orders)).await?)
 }

@@ -4,14 +4,15 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{SqliteStore, in_time, now_ms};
+use super::{SqliteStore, buyers, in_time, now_ms};
 use crate::{
     domain::{ids::OrderId, time::from_millis},
     store::{
         error::StoreError,
+        holdings,
         page::Page,
         ports::{Deleted, Retention},
-        statements::{is_final, page_of_final_orders},
+        statements::{is_final, page_of_final_orders, product_ids},
         transaction::{Begin, hex_ids},
     },
 };
@@ -69,8 +70,15 @@ impl Retention for SqliteStore {
         let locked: Vec<(Uuid,)> =
             transaction.fetch_all(sqlx::query_as(LOCK).bind(hex_ids(ids.iter().copied()))).await?;
         let ids = hex_ids(locked.into_iter().map(|(id,)| id.into()));
-        let mut rows = [0; 4];
-        let deletes = [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, DELETE_ORDERS];
+        let limited = transaction.fetch_all(sqlx::query_as(buyers::LIMITED_PRODUCTS).bind(&ids)).await?;
+        let limited = product_ids(limited)?;
+        if !limited.is_empty() {
+            let changes = holdings::of_deleted(&mut transaction, ids.clone(), &limited).await?;
+            transaction.write(changes, "").await?;
+        }
+        let mut rows = [0; 5];
+        let deletes =
+            [DELETE_KEYS, DELETE_ALIASES, DELETE_BASKET_LINES, buyers::DELETE_BUYERS, DELETE_ORDERS];
         for (rows, statement) in rows.iter_mut().zip(deletes) {
             let deadline = transaction.deadline;
             let delete = sqlx::query(statement).bind(&ids).execute(transaction.connection()?);
@@ -78,7 +86,7 @@ impl Retention for SqliteStore {
         }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
-        let [idempotency_keys, aliases, _, orders] = rows;
+        let [idempotency_keys, aliases, _, _, orders] = rows;
         Ok(Deleted { orders, idempotency_keys, aliases })
     }
 }

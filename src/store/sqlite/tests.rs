@@ -8,7 +8,10 @@ use crate::{
         origin::Origin,
         product::ProductName,
     },
-    store::observer::{RetryCause, TransactionPhases},
+    store::{
+        Ledger,
+        observer::{RetryCause, TransactionPhases},
+    },
 };
 
 #[tokio::test]
@@ -90,7 +93,7 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
         origin: Origin::default(),
     });
     for _ in 0..2 {
-        store.decide(std::slice::from_ref(&order), Duration::from_secs(900)).await.unwrap();
+        store.decide(std::slice::from_ref(&order), Rules::of_ttl(Duration::from_secs(900))).await.unwrap();
     }
     assert_eq!(
         *seen.0.lock().unwrap(),
@@ -102,7 +105,10 @@ async fn an_observer_learns_of_each_transaction_and_why_one_runs_again() {
 /// Every page is a walk along an index, between two of its entries: no table is read from its beginning to its end.
 #[tokio::test]
 async fn each_list_of_orders_walks_along_its_indexes() {
-    use crate::{domain::order::OrderStatus, store::page::Direction};
+    use crate::{
+        domain::{names::Buyer, order::OrderStatus},
+        store::page::Direction,
+    };
     const ALL: &[&str] = &["SEARCH orders USING PRIMARY KEY (id>?)"];
     const OF_PRODUCT: &[&str] = &[
         "SEARCH orders USING INDEX orders_of_product (product_id=? AND id>?)",
@@ -113,14 +119,22 @@ async fn each_list_of_orders_walks_along_its_indexes() {
     let url = format!("sqlite://{}", directory.path().join("antre.db").display());
     let store = SqliteStore::open(&url).await.unwrap();
     let mut connection = store.reads.acquire().await.unwrap();
-    for (product_id, expected) in [(None, ALL), (ProductId::new(1), OF_PRODUCT)] {
+    const OF_BUYER: &[&str] = &[
+        "SEARCH orders_of_buyers USING PRIMARY KEY (buyer=? AND order_id>?)",
+        "SEARCH orders USING PRIMARY KEY (id=?)",
+    ];
+    let buyer = Buyer::try_from("buyer-17".to_owned()).ok();
+    for (product_id, buyer, expected) in
+        [(None, None, ALL), (ProductId::new(1), None, OF_PRODUCT), (None, buyer, OF_BUYER)]
+    {
         for (direction, after) in [
             (Direction::OldestFirst, None),
             (Direction::NewestFirst, None),
             (Direction::NewestFirst, Some(Uuid::max().into())),
         ] {
             for status in [None, Some(OrderStatus::Paid)] {
-                let page = OrderPage { product_id, status, direction, after, ..OrderPage::first(20) };
+                let buyer = buyer.clone();
+                let page = OrderPage { product_id, buyer, status, direction, after, ..OrderPage::first(20) };
                 let last_examined = status.map(|_| Uuid::nil());
                 let mut statements = vec![BY_ID.orders::<Sqlite>(&page, last_examined)];
                 statements.extend(BY_ID.last_examined(&page));

@@ -453,9 +453,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "\"returned\" is not one of")]
+    #[should_panic(expected = "\"shipped\" is not one of")]
     fn a_status_that_the_contract_does_not_list_is_refused() {
-        check_order(order("returned"));
+        check_order(order("shipped"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The life of an order behind its verdict: paid, cancelled, expired. After each move the inventory says so.
 
 pub(crate) mod keys;
+mod payments;
 mod preferences;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -16,7 +17,7 @@ on_both_pairs!(
     a_paid_order_leaves_the_stock,
     a_cancelled_order_gives_its_pieces_back,
     a_rejected_order_stays_rejected,
-    a_queued_order_can_be_neither_paid_nor_cancelled,
+    a_queued_order_can_only_be_given_up,
     unknown_orders_are_not_changed,
     a_change_needs_no_body,
     the_last_cancelled_piece_is_sold_at_once,
@@ -60,6 +61,7 @@ async fn a_paid_order_leaves_the_stock(pair: Pair) {
     is_moved(&paid, &order, "paid");
     let mut expected = before.data().clone();
     expected["status"] = json!("paid");
+    expected["paid_at"] = paid.data()["paid_at"].clone();
     assert_eq!(paid.data(), &expected, "nothing else of it changes");
     assert_eq!(app.inventory(product).await, [88, 87, 1]);
     assert_eq!(app.get(&format!("/api/orders/{order}")).await.data(), &expected);
@@ -111,7 +113,7 @@ async fn a_rejected_order_stays_rejected(pair: Pair) {
     assert_eq!(app.inventory(product).await, [100, 100, 0]);
 }
 
-async fn a_queued_order_can_be_neither_paid_nor_cancelled(pair: Pair) {
+async fn a_queued_order_can_only_be_given_up(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 5).await;
     reserved(&app, product, 1).await;
@@ -119,7 +121,8 @@ async fn a_queued_order_can_be_neither_paid_nor_cancelled(pair: Pair) {
     let placed = app.order_with(product, 2, &[("Prefer", "respond-async")]).await;
     assert_eq!(placed.status, 202);
     is_refused(&app.pay(placed.id()).await, "order_not_reserved", "pending");
-    is_refused(&app.cancel(placed.id()).await, "order_not_reserved", "pending");
+    is_refused(&app.extend(placed.id()).await, "order_not_reserved", "pending");
+    is_refused(&app.take_back(placed.id(), true).await, "order_not_reserved", "pending");
     hold.end().await;
     assert_eq!(app.verdict(placed.header("location")).await["status"], "reserved");
     assert_eq!(app.inventory(product).await, [5, 2, 3]);
@@ -157,7 +160,7 @@ async fn unknown_orders_are_not_changed(pair: Pair) {
     assert_eq!(app.inventory(product).await, [5, 4, 1]);
 }
 
-/// A payment or cancellation takes no body; an empty object passes for none.
+/// A cancellation or extension takes no body, a payment needs none; an empty object passes for none.
 async fn a_change_needs_no_body(pair: Pair) {
     let app = App::start(pair).await;
     let product = app.create_stocked("Kaos Polos", 100).await;
@@ -173,7 +176,7 @@ async fn a_change_needs_no_body(pair: Pair) {
     };
     let large = [b"{}".to_vec(), vec![b' '; 16 * 1024]].concat();
     let huge = vec![b' '; 5_000_000];
-    for what in ["payment", "cancellation"] {
+    for what in ["cancellation", "extension"] {
         for body in [&b"[]"[..], b"null", b"{", b"{}{}", b"{\"total\":1}", b"paid", b"\xff", b"0", b"\"\""] {
             for headers in ["", "Content-Type: application/json\r\n"] {
                 let answer = send(&order, what, headers, body).await;
@@ -297,7 +300,7 @@ pub(crate) async fn each_ends_as_exactly_one(apis: &[&Client; 2]) {
 }
 
 async fn a_reservation_expires(pair: Pair) {
-    let app = App::start_with(pair, &[("RESERVATION_TTL", "1500ms")]).await;
+    let app = App::start_with(pair, &[("RESERVATION_TTL", "1500ms"), ("LATE_PAYMENT", "refuse")]).await;
     let product = app.create_stocked("Kaos Polos", 10).await;
     let [paid, cancelled, other] = [
         reserved(&app, product, 1).await,
@@ -315,7 +318,7 @@ async fn a_reservation_expires(pair: Pair) {
     for order in [&other, &last] {
         let found = app.get(&format!("/api/orders/{order}")).await;
         assert_eq!(found.data()["status"], "expired");
-        is_refused(&app.pay(order).await, "order_not_reserved", "expired");
+        is_refused(&app.pay(order).await, "order_expired", "expired");
         is_refused(&app.cancel(order).await, "order_not_reserved", "expired");
     }
     is_moved(&app.pay(&paid).await, &paid, "paid");
@@ -334,7 +337,7 @@ async fn a_reservation_expires(pair: Pair) {
 /// Payments that come when the time is just over: each finds its order reserved or expired, and it ends as that.
 async fn a_payment_at_the_time_of_expiry(pair: Pair) {
     const ORDERS: u64 = 120;
-    let app = App::start_with(pair, &[("RESERVATION_TTL", "1s")]).await;
+    let app = App::start_with(pair, &[("RESERVATION_TTL", "1s"), ("LATE_PAYMENT", "refuse")]).await;
     let product = app.create_stocked("Kaos Polos", ORDERS).await;
     let orders = join_all((0..ORDERS).map(|_| reserved(&app, product, 1))).await;
     let began = Instant::now();
@@ -357,7 +360,7 @@ async fn a_payment_at_the_time_of_expiry(pair: Pair) {
             assert_eq!(status, "paid");
             paid += 1;
         } else {
-            is_refused(&payment, "order_not_reserved", "expired");
+            is_refused(&payment, "order_expired", "expired");
             assert_eq!(status, "expired");
         }
     }

@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use antre::{
     domain::{
-        order::{Change, OrderStatus},
+        movement::MovementKind,
+        order::{ChangeKind, OrderStatus},
         rejection::RejectionReason,
     },
     http::{CONTRACT, error_reasons},
@@ -98,9 +99,17 @@ fn the_contract_lists_the_statuses_of_the_code() {
     let at = parameters.iter().position(|parameter| parameter["name"] == "status").unwrap();
     let filter = format!("/paths/~1api~1orders/get/parameters/{at}/schema/enum");
     assert_eq!(listed(&filter), public_statuses());
-    // Of an order that holds no pieces.
     let of_an_error = "/components/schemas/ErrorDetails/properties/order_status/x-extensible-enum";
-    assert_eq!(listed(of_an_error), &public_statuses() - &words([OrderStatus::Reserved.as_str()]));
+    assert_eq!(listed(of_an_error), public_statuses());
+}
+
+#[test]
+fn the_contract_and_the_checks_list_the_kinds_of_movements_of_the_code() {
+    let kinds = words(MovementKind::ALL.map(MovementKind::as_str));
+    assert_eq!(listed("/components/schemas/Movement/properties/kind/x-extensible-enum"), kinds);
+    for database in ["mysql", "sqlite"] {
+        assert_eq!(checked(database, "kind"), kinds, "{database}");
+    }
 }
 
 #[test]
@@ -163,7 +172,7 @@ fn the_wire_has_the_words_of_the_code() {
     for status in OrderStatus::ALL {
         assert_eq!(serde_json::to_value(status).unwrap(), status.as_str());
     }
-    for change in Change::ALL {
+    for change in ChangeKind::ALL {
         assert_eq!(serde_json::to_value(change).unwrap(), change.as_str());
     }
     let lanes = read("docs/internals/lanes.md");

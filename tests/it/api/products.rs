@@ -128,6 +128,9 @@ async fn an_archived_product_is_not_sold_and_stays_readable(pair: Pair) {
     }
     let refused = app.stock(shirt, 20).await;
     assert_eq!((refused.status, refused.reason()), (409, "product_archived"), "{refused:?}");
+    let adjustments = format!("{}/inventory/adjustments", path(shirt));
+    let refused = app.post(&adjustments, json!({"change": 1})).await;
+    assert_eq!((refused.status, refused.reason()), (409, "product_archived"), "{refused:?}");
 
     let shown = app.get(&path(shirt)).await;
     assert_eq!(

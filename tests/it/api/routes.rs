@@ -59,6 +59,8 @@ async fn each_call_of_the_contract_succeeds() {
             ("PATCH", "/api/products/{productId}") => Some(json!({"name": "Kaos Polos, hitam"})),
             ("POST", "/api/products") => Some(json!({"name": "Kaos Garis"})),
             ("PUT", "/api/products/{productId}/inventory") => Some(json!({"stock": 99})),
+            ("PUT", "/api/products/{productId}/terms") => Some(json!({"max_per_order": 9})),
+            ("POST", "/api/products/{productId}/inventory/adjustments") => Some(json!({"change": 1})),
             ("POST", "/api/orders") => Some(json!({"product_id": product, "total": 1})),
             _ => None,
         };

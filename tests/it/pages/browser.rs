@@ -209,6 +209,8 @@ async fn five_thousand_products_are_as_quick_as_five() {
     for table in [
         "INSERT INTO products (name) {} SELECT 'Kaos nomor ' || i FROM n",
         "INSERT INTO inventories (product_id, stored_stock, available_stock) {} SELECT i, 100, 100 FROM n",
+        "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock)
+         {} SELECT i, 0, 'recount', 100, 0, 100 FROM n",
     ] {
         database.execute(&*table.replace("{}", rows)).await.unwrap();
     }

@@ -242,6 +242,27 @@ async fn stored_rejections_get_the_reason_that_they_were_read_with(home: Home) {
     }
 }
 
+/// Each product with stock gets a movement, so that its ledger begins with what is there.
+async fn stock_that_is_there_becomes_the_opening_balance(home: Home) {
+    let before = match home {
+        Home::Sqlite(_) => 11,
+        Home::MySql(..) => 20,
+    };
+    home.migrate_below(before).await;
+    home.by_hand(
+        "INSERT INTO products (id, name) VALUES (1, 'Kaos Polos'), (2, 'Topi'), (3, 'Kopi');
+         INSERT INTO inventories (product_id, stored_stock, available_stock, reserved_stock)
+         VALUES (1, 10, 10, 0), (2, 0, 0, 0), (3, 5, 5, 0)",
+    )
+    .await;
+    said(&home.antre(&["migrate"]).await);
+    let opening = "SELECT COUNT(*) FROM movements WHERE kind = 'recount' AND order_count = 0 AND reason = 'opening balance' \
+                   AND stock_change = stored_stock AND moved_at > 1700000000000 AND (product_id, stored_stock) IN ((1, 10), (3, 5))";
+    assert_eq!(home.count(opening).await, 2);
+    assert_eq!(home.count("SELECT COUNT(*) FROM movements").await, 2);
+    said(&home.antre(&["audit", "--json"]).await);
+}
+
 macro_rules! on_both {
     ($($test:ident,)*) => {
         mod sqlite {
@@ -265,6 +286,7 @@ on_both! {
     an_older_program_starts_on_newer_tables_that_say_it_may,
     tables_that_another_build_made_are_refused,
     stored_rejections_get_the_reason_that_they_were_read_with,
+    stock_that_is_there_becomes_the_opening_balance,
 }
 
 /// A user with these rights on the place's database.

@@ -205,7 +205,10 @@ async fn commands_of_all_kinds_arrive_unchanged(adapter: Adapter) {
     let key = |text: String| Some(text.try_into().unwrap());
     let submitted: Vec<Command> = vec![
         order(product(1), 1).into(),
-        change(Change::Pay),
+        change(Change::Pay { reference: None }),
+        change(Change::Pay { reference: Some("tx-4711".to_owned().try_into().unwrap()) }),
+        change(Change::Extend),
+        change(Change::Return { restock: true }),
         NewOrder { key: key("a-key".to_owned()), ..order(product(1), 1) }.into(),
         change(Change::Cancel),
         NewOrder { key: key("\"'\\{}".to_owned()), ..order(product(1), 1) }.into(),

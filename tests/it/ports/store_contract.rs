@@ -16,20 +16,24 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, Command, NewOrder, ReplyMode},
-        event::Event,
+        event::{Event, EventKind},
         ids::{IdempotencyKey, OrderId, ProductId},
-        inventory::{Inventory, Stock, StockBelowReserved},
+        inventory::{
+            InvalidAdjustment, Inventory, Stock, StockAboveMaximum, StockBelowReserved, StockChange,
+        },
         lines::{Line, Lines},
+        movement::{Adjustment, LedgerEntry, Movement, MovementKind, MovementReason, MovementSeq},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
         product::{NewProduct, Product, ProductChange, ProductName, ProductState},
         rejection::Rejection,
+        rules::{LatePayment, Rules},
         sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Archival, Creation, Direction, Due, OrderPage, Page, Recount, Store, StoreError, Update,
-        memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
+        Adjusted, Archival, Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError,
+        Update, memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -89,7 +93,9 @@ macro_rules! suite {
 }
 
 mod archive;
+mod baskets;
 mod batches;
+mod buyers;
 mod cancellation;
 mod catalog;
 mod changes;
@@ -97,10 +103,13 @@ mod concurrency;
 mod corruption;
 mod history;
 mod keys;
+mod ledger;
 mod life;
 mod lists;
+mod payments;
 mod redelivery;
 mod retention;
+mod terms;
 
 /// The database of one test.
 struct Database {
@@ -164,7 +173,8 @@ impl Database {
         }
     }
 
-    /// Asserts for every product that its reserved pieces are the sum of its reserved orders. The store itself checks with
+    /// Asserts for every product that its reserved pieces are the sum of its reserved orders, and its stored pieces that of its
+    /// movements. The store itself checks with
     /// every inventory that it reads that stored is available plus reserved.
     #[track_caller]
     fn assert_balanced(&self) -> impl Future<Output = ()> {
@@ -181,6 +191,7 @@ impl Database {
                     .map(|line| u64::from(line.total.get()))
                     .sum();
                 assert_eq!(u64::from(reserved), ordered, "of product {id}, seen from {caller}");
+                self.assert_ledger(id).await;
             }
         }
     }
@@ -241,7 +252,14 @@ impl Home {
     }
 }
 
-const TTL: Duration = Duration::from_secs(900);
+/// Late payments are refused, unless a test says otherwise.
+const TTL: Rules = refusing_late_payments(Duration::from_secs(900));
+
+const fn refusing_late_payments(reservation_ttl: Duration) -> Rules {
+    Rules { late_payment: LatePayment::Refuse, ..Rules::of_ttl(reservation_ttl) }
+}
+
+const PAY: Change = Change::Pay { reference: None };
 
 /// No test waits longer than this for a database.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -322,7 +340,7 @@ async fn decide(store: &dyn Store, orders: &[NewOrder]) -> Vec<Verdict> {
 }
 
 /// A time to live with which a reservation is due at once.
-const NO_TIME: Duration = Duration::ZERO;
+const NO_TIME: Rules = refusing_late_payments(Duration::ZERO);
 
 fn change_of(order: &NewOrder, change: Change) -> Command {
     let (id, reply) = (SystemClock.command_id(), ReplyMode::Until(SystemClock.now()));
@@ -391,10 +409,10 @@ impl Database {
         self.settle_within(commands, TTL).await
     }
 
-    async fn settle_within(&self, commands: &[Command], ttl: Duration) -> Vec<Verdict> {
+    async fn settle_within(&self, commands: &[Command], rules: Rules) -> Vec<Verdict> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self.store.decide(commands, ttl).await {
+            match self.store.decide(commands, rules).await {
                 Ok(decided) => return decided.verdicts,
                 Err(error) => assert!(error.is_transient() && Instant::now() < deadline, "{error}"),
             }
@@ -414,10 +432,10 @@ impl Database {
         &self,
         id: ProductId,
         totals: [u32; N],
-        ttl: Duration,
+        rules: Rules,
     ) -> [NewOrder; N] {
         let orders = totals.map(|total| order(id, total));
-        let verdicts = self.settle_within(&commands(&orders), ttl).await;
+        let verdicts = self.settle_within(&commands(&orders), rules).await;
         assert_eq!(accepted(&verdicts), [true; N]);
         orders
     }

@@ -14,18 +14,21 @@ use futures_util::{
 use serde_json::json;
 
 use crate::{
-    api::race,
+    api::{race, stock},
     support::harness::{App, Client, eventually},
     support::servers::{Place, servers},
 };
 
 mod archive;
+mod baskets;
+mod buyers;
 mod chaos;
 mod events;
 mod life;
 mod load;
 mod outages;
 mod queue;
+mod terms;
 mod workers;
 
 /// Processes that share a place.
@@ -56,6 +59,15 @@ async fn a_race_through_two_apis() {
     race::race_for_two_products(&cluster.clients()).await;
     let names: Vec<_> = lanes_of(&place).await;
     assert_eq!(names, ["orders.product.1", "orders.product.2", "orders.product.3"]);
+}
+
+#[tokio::test]
+#[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
+async fn restocking_through_two_apis() {
+    let place = servers().await.fresh().await;
+    let cluster = Cluster::start(&place, 2, 3, &[]).await;
+    stock::restock_during_a_sale(&cluster.clients()).await;
+    stock::pieces_are_sold_when_they_are_added(&cluster.apis[0], &cluster.apis[1]).await;
 }
 
 #[tokio::test]

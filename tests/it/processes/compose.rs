@@ -129,9 +129,17 @@ impl Compose {
                 ("API_PORT", "127.0.0.1:0"),
                 ("RABBITMQ_UI_PORT", "127.0.0.1:0"),
             ]);
-        for name in
-            ["LANES", "QUEUE_PREFIX", "ORDER_TIMEOUT", "RESERVATION_TTL", "EVENTS", "RUST_LOG", "LOG_FORMAT"]
-        {
+        for name in [
+            "LANES",
+            "QUEUE_PREFIX",
+            "ORDER_TIMEOUT",
+            "RESERVATION_TTL",
+            "MAX_HOLD",
+            "LATE_PAYMENT",
+            "EVENTS",
+            "RUST_LOG",
+            "LOG_FORMAT",
+        ] {
             command.env_remove(name);
         }
         command

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Runs a tool beside the program, with the same settings, to its end.
-async fn tool(app: &App, arguments: &[&str]) -> Output {
+pub(crate) async fn tool(app: &App, arguments: &[&str]) -> Output {
     let mut command = antre(&app.file(""));
     let settings = app.settings().iter().map(|(name, value)| (name, value));
     command.args(arguments).envs(settings).env("RUST_LOG", "warn");
@@ -39,7 +39,7 @@ fn printed(output: &Output, code: i32) -> String {
 
 /// The JSON that it printed.
 #[track_caller]
-fn json_of(output: &Output, code: i32) -> Value {
+pub(crate) fn json_of(output: &Output, code: i32) -> Value {
     let printed = printed(output, code);
     serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
 }

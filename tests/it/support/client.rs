@@ -136,7 +136,20 @@ impl Client {
         self.change(order, "cancellation", &[]).await
     }
 
-    /// A `payment` or `cancellation` with these request headers.
+    /// A payment with a reference.
+    pub(crate) async fn pay_by(&self, order: &str, reference: &str) -> Answer {
+        self.post(&format!("/api/orders/{order}/payment"), json!({"reference": reference})).await
+    }
+
+    pub(crate) async fn extend(&self, order: &str) -> Answer {
+        self.change(order, "extension", &[]).await
+    }
+
+    pub(crate) async fn take_back(&self, order: &str, restock: bool) -> Answer {
+        self.post(&format!("/api/orders/{order}/return"), json!({"restock": restock})).await
+    }
+
+    /// A `payment`, `cancellation` or `extension` with these request headers.
     pub(crate) async fn change(&self, order: &str, what: &str, headers: &[(&str, &str)]) -> Answer {
         self.try_change(order, what, headers).await.unwrap()
     }

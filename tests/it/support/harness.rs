@@ -23,7 +23,7 @@ pub(crate) use super::{
 };
 
 /// The names of all settings; none of them reaches the program from the shell that runs the tests.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 20] = [
     "LISTEN_ADDR",
     "MAX_CONNECTIONS",
     "PUBLIC_URL",
@@ -33,6 +33,8 @@ const SETTINGS: [&str; 18] = [
     "QUEUE_PREFIX",
     "ORDER_TIMEOUT",
     "RESERVATION_TTL",
+    "MAX_HOLD",
+    "LATE_PAYMENT",
     "RETENTION",
     "EVENTS",
     "LANES",

@@ -71,7 +71,17 @@ fn all_outcomes(bytes: &[u8]) -> Vec<(CommandId, Outcome)> {
 
 #[test]
 fn what_is_encoded_is_decoded() {
-    let commands: Vec<_> = [Change::Pay, Change::Cancel, Change::Expire]
+    let reference = || Some(PaymentReference::try_from("tx-4711".to_owned()).unwrap());
+    let changes = [
+        Change::Pay { reference: None },
+        Change::Pay { reference: reference() },
+        Change::Cancel,
+        Change::Expire,
+        Change::Extend,
+        Change::Return { restock: true },
+        Change::Return { restock: false },
+    ];
+    let commands: Vec<_> = changes
         .into_iter()
         .map(|one| change(SystemClock.command_id(), one))
         .chain((1..=3).map(|number| new_order(SystemClock.order_id(), number, None)))
@@ -114,8 +124,11 @@ fn what_is_encoded_is_decoded() {
 
 #[test]
 fn the_wire_format_is_what_architecture_md_shows() {
-    let commands =
-        [new_order(id(), 1, None), new_order(id(), 1, Some("a-key")), change(id().into(), Change::Pay)];
+    let commands = [
+        new_order(id(), 1, None),
+        new_order(id(), 1, Some("a-key")),
+        change(id().into(), Change::Pay { reference: None }),
+    ];
     let detached = new_order(id(), 1, None).detached();
     assert_eq!(
         text(encode_commands(&[detached])),
@@ -177,7 +190,7 @@ fn events_keep_their_order_within_a_product() {
     use OrderStatus::{Cancelled, Paid, Reserved};
     let lane = [(1, Reserved), (2, Reserved), (1, Reserved), (1, Paid), (1, Reserved), (2, Cancelled)];
     let events: Vec<_> =
-        lane.iter().map(|(number, status)| Event { order: order(*number, *status) }).collect();
+        lane.iter().map(|(number, status)| Event::of_order(order(*number, *status))).collect();
     let messages = encode_events(&events);
     let keys: Vec<_> = messages.iter().map(|(keys, _)| keys.join(" ")).collect();
     let expected =
@@ -192,7 +205,7 @@ fn events_keep_their_order_within_a_product() {
 
 #[test]
 fn the_keys_of_events_fit_into_a_frame() {
-    let event = |number| Event { order: order(number, OrderStatus::Cancelled) };
+    let event = |number| Event::of_order(order(number, OrderStatus::Cancelled));
     let events: Vec<_> = (0..2_000).map(|n| event(ProductId::MAX - n % 250)).collect();
     let messages = encode_events(&events);
     assert_eq!(messages.iter().map(|(keys, _)| keys.len()).collect::<Vec<_>>(), [100, 100, 50]);

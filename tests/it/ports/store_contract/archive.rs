@@ -100,7 +100,7 @@ async fn an_archived_product_takes_no_new_orders(database: Database) {
     let store = &database.store;
     let (shirt, cap) = (database.product_of(5).await, database.product_of(5).await);
     let [paid] = database.reserve(shirt, [2]).await;
-    assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+    assert_eq!(database.change(&paid, PAY).await, PAID);
     let before = SystemClock.now();
     let product = archived(store.archive(shirt).await.unwrap());
     assert_eq!(archived(store.archive(shirt).await.unwrap()), product, "the time stays");
@@ -116,8 +116,11 @@ async fn an_archived_product_takes_no_new_orders(database: Database) {
     assert_eq!((database.pieces(shirt).await, database.pieces(cap).await), ([3, 3, 0], [5, 4, 1]));
     // Redelivered, and changed again: the stored order counts.
     assert!(is_reserved(&database.decide(slice::from_ref(&paid)).await[0]));
-    assert_eq!(database.change(&paid, Change::Pay).await, PAID);
+    assert_eq!(database.change(&paid, PAY).await, PAID);
     assert_eq!(store.recount(shirt, stock(9)).await.unwrap(), Recount::Archived);
+    assert_eq!(store.recount_if(shirt, stock(9), Some(stock(4))).await.unwrap(), Recount::Archived);
+    let adjustment = Adjustment { change: StockChange::new(1).unwrap(), reason: None, key: None };
+    assert_eq!(store.adjust(shirt, &adjustment).await.unwrap(), Adjusted::Archived);
     assert_eq!(database.pieces(shirt).await, [3, 3, 0]);
     assert_eq!(updated(store.update(shirt, rename("Topi")).await.unwrap()).archived_at, product.archived_at);
     database.assert_balanced().await;
@@ -128,7 +131,7 @@ async fn a_product_with_reservations_is_not_archived(database: Database) {
     let id = database.product_of(5).await;
     let [first, second] = database.reserve(id, [1, 3]).await;
     assert_eq!(store.archive(id).await.unwrap(), Archival::HasReservations(4));
-    assert_eq!(database.change(&first, Change::Pay).await, PAID);
+    assert_eq!(database.change(&first, PAY).await, PAID);
     assert_eq!(store.archive(id).await.unwrap(), Archival::HasReservations(3));
     assert_eq!(store.product(id).await.unwrap().unwrap().archived_at, None);
     assert_eq!(database.change(&second, Change::Cancel).await, CANCELLED);
@@ -158,7 +161,8 @@ async fn archived_products_are_told_apart(database: Database) {
     assert_eq!(page.rows.iter().map(|(product, _)| product.id).collect::<Vec<_>>(), [ids[0], ids[3], ids[4]]);
     let states = store.states(&ids).await.unwrap();
     assert_eq!((states[&ids[0]], states[&ids[5]]), (ProductState::Live, ProductState::Archived));
-    let sold_out: BTreeSet<_> = store.sold_out(&ids).await.unwrap().into_iter().collect();
+    let closed = store.closed_to_orders(&ids, Duration::ZERO).await.unwrap();
+    let sold_out: BTreeSet<_> = closed.into_iter().map(|(id, _)| id).collect();
     assert_eq!(sold_out, BTreeSet::from([ids[0], ids[3], ids[4]]), "nobody is told that it is sold out");
     let lanes = store.product_lanes().await.unwrap();
     let lanes: BTreeMap<_, _> = lanes.iter().map(|lane| (lane.product_id, lane.archived_for)).collect();

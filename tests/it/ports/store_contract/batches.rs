@@ -35,7 +35,7 @@ async fn a_stored_order_has_what_was_ordered(database: Database) {
     let (before, verdicts, after) =
         (SystemClock.now(), database.decide(slice::from_ref(&new)).await, SystemClock.now());
     let Verdict::Reserved { expires_at } = verdicts[0] else { panic!("{verdicts:?}") };
-    let ttl = SignedDuration::try_from(TTL).unwrap();
+    let ttl = SignedDuration::try_from(TTL.reservation_ttl).unwrap();
     assert!((before + ttl..=after + ttl).contains(&expires_at), "{expires_at}");
     let state = OrderState::Accepted { status: OrderStatus::Reserved, expires_at };
     let expected = Order { id: new.id, lines: Some(new.lines.clone()), buyer: None, payment: None, state };

@@ -156,8 +156,15 @@ async fn sold_out_products_are_known_with_the_commit(database: Database) {
     let (shirt, hat, empty) =
         (database.product_of(2).await, database.product_of(1).await, database.product_of(0).await);
     let all = [hat, shirt, stranger(), empty];
-    let sold_out = async || store.sold_out(&all).await.unwrap().into_iter().collect::<BTreeSet<_>>();
-    assert_eq!(store.sold_out(&[]).await.unwrap(), []);
+    let sold_out = async || {
+        let closed = store.closed_to_orders(&all, Duration::ZERO).await.unwrap();
+        let reasons = closed.into_iter().map(|(id, rejection)| (id, Verdict::Rejected(rejection)));
+        reasons
+            .inspect(|(_, verdict)| assert_eq!(*verdict, rejected(0)))
+            .map(|(id, _)| id)
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(store.closed_to_orders(&[], Duration::ZERO).await.unwrap(), []);
     assert_eq!(sold_out().await, BTreeSet::from([empty]));
     for round in 0..20 {
         database.decide(&[order(hat, 1), order(shirt, 1)]).await;

@@ -155,11 +155,10 @@ async fn only_the_command_that_the_database_refuses_is_undecidable(database: Dat
 async fn a_change_of_an_order_without_inventory_is_undecidable(database: Database) {
     let (gone, kept) = (database.product_of(5).await, database.product_of(5).await);
     let [reserved, paid] = database.reserve(gone, [1, 1]).await;
-    database.change(&paid, Change::Pay).await;
+    database.change(&paid, PAY).await;
     let [other] = database.reserve(kept, [1]).await;
     database.by_hand(&format!("DELETE FROM inventories WHERE product_id = {gone}")).await.unwrap();
-    let batch =
-        [change_of(&reserved, Change::Pay), change_of(&other, Change::Pay), change_of(&paid, Change::Cancel)];
+    let batch = [change_of(&reserved, PAY), change_of(&other, PAY), change_of(&paid, Change::Cancel)];
     assert_eq!(database.settle(&batch).await, [UNDECIDABLE, PAID, PAID]);
     assert_eq!(database.status(&reserved).await, OrderStatus::Reserved);
 }

@@ -58,7 +58,7 @@ async fn one_key_places_one_order(database: Database) {
     let stored = database.store.order(one.id).await.unwrap().unwrap();
     assert_eq!(verdicts[1], Verdict::AlreadyPlaced(stored));
     // The answer has the current status.
-    database.change(&first, Change::Pay).await;
+    database.change(&first, PAY).await;
     let paid = database.store.order(first.id).await.unwrap().unwrap();
     assert_eq!(database.decide(&[again()]).await, [Verdict::AlreadyPlaced(paid.clone())]);
     assert_eq!(paid.status(), OrderStatus::Paid);

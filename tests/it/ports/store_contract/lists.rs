@@ -134,7 +134,7 @@ async fn an_order_is_listed_under_each_of_its_products(database: Database) {
         })
         .collect();
     assert_eq!(accepted(&database.decide(&orders).await), [true; 20]);
-    database.change(&orders[1], Change::Pay).await;
+    database.change(&orders[1], PAY).await;
     let of = |product: ProductId| -> Vec<_> {
         let is_of = |order: &&NewOrder| order.lines.products().any(|id| id == product);
         orders.iter().filter(is_of).map(|order| order.id).collect()

@@ -29,7 +29,7 @@ async fn a_redelivered_batch_gets_the_stored_verdicts(database: Database) {
     // In another batch, in another order, with another time to live, and after more pieces came.
     database.store.recount(shirt, stock(100)).await.unwrap().done().unwrap();
     let turned: Vec<NewOrder> = batch.iter().rev().cloned().collect();
-    let again = database.store.decide(&commands(&turned), Duration::ZERO).await.unwrap().verdicts;
+    let again = database.store.decide(&commands(&turned), NO_TIME).await.unwrap().verdicts;
     assert_eq!(again, verdicts.iter().rev().cloned().collect::<Vec<_>>());
     assert_eq!(database.orders_of(shirt).await, orders);
     assert_eq!(database.pieces(shirt).await, [100, 96, pieces[2]]);

@@ -63,12 +63,9 @@ async fn old_final_orders_are_deleted_with_all_that_names_them(database: Databas
     // An alias is as new as its order is old.
     let alias = keyed(detached_order(id, 1), "buyer-1");
     database.decide(slice::from_ref(&alias)).await;
-    for (order, change) in [
-        (&paid, Change::Pay),
-        (&recent, Change::Pay),
-        (&cancelled, Change::Cancel),
-        (&expired, Change::Expire),
-    ] {
+    for (order, change) in
+        [(&paid, PAY), (&recent, PAY), (&cancelled, Change::Cancel), (&expired, Change::Expire)]
+    {
         database.change(order, change).await;
     }
     assert_eq!(database.store.order(alias.id).await.unwrap().unwrap().id, paid.id);
@@ -88,7 +85,7 @@ async fn old_final_orders_are_deleted_with_all_that_names_them(database: Databas
     // Its key places a new order, and a change finds no order.
     let again = keyed(order(id, 1), "buyer-1");
     assert_eq!(accepted(&database.decide(&[again]).await), [true]);
-    assert_eq!(database.change(&paid, Change::Pay).await, Verdict::OrderNotFound);
+    assert_eq!(database.change(&paid, PAY).await, Verdict::OrderNotFound);
     assert_eq!(database.pieces(id).await, [8, 7, 1]);
     database.assert_balanced().await;
 }
@@ -98,7 +95,7 @@ async fn what_is_not_final_stays_with_its_key(database: Database) {
     let (reserved, paid) =
         (keyed(old(order(id, 2), MONTH), "buyer-1"), keyed(old(order(id, 1), MONTH), "buyer-2"));
     database.decide(&[reserved.clone(), paid.clone()]).await;
-    database.change(&paid, Change::Pay).await;
+    database.change(&paid, PAY).await;
     let ids = [reserved.id, SystemClock.order_id(), paid.id, paid.id];
     assert_eq!(database.store.delete_orders(&ids).await.unwrap(), deleted(1, 1, 0));
     assert_eq!(database.store.delete_orders(&ids).await.unwrap(), Deleted::default());
@@ -106,7 +103,7 @@ async fn what_is_not_final_stays_with_its_key(database: Database) {
     assert_eq!(database.status(&reserved).await, OrderStatus::Reserved);
     let known = database.store.orders_by_key(&[key("buyer-1"), key("buyer-2")]).await.unwrap();
     assert_eq!(known.into_keys().collect::<Vec<_>>(), [key("buyer-1")]);
-    assert_eq!(database.change(&reserved, Change::Pay).await, PAID);
+    assert_eq!(database.change(&reserved, PAY).await, PAID);
     assert_eq!(pass(&database, MIN_AGE, Mode::Delete).await, deleted(1, 1, 0));
     database.assert_balanced().await;
 }
