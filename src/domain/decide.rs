@@ -364,9 +364,11 @@ impl Batch {
 
     /// Whether the order is stored with this verdict.
     fn store_order(&mut self, order: &NewOrder, verdict: &Verdict, key: Option<IdempotencyKey>) -> bool {
-        let is_of_no_product = matches!(verdict, Verdict::Rejected(Rejection::ProductNotFound { .. }))
-            && !self.decision.inventories.contains_key(&order.lines.first().product_id);
-        if is_of_no_product {
+        // One that is archived is there; without all of its products an order cannot be stored.
+        let exists = |id| self.decision.inventories.contains_key(&id);
+        if matches!(verdict, Verdict::Rejected(Rejection::ProductNotFound { .. }))
+            && !order.lines.products().all(exists)
+        {
             return false;
         }
         let Some(order) = stored_order(order, verdict) else { return false };

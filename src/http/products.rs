@@ -12,6 +12,7 @@ use super::{
     body::{Field, Fields, JsonBody, NoBody, PartsAndBody},
     envelope::{ApiError, Reason, page, success},
     query::{ListQuery, ProductPath},
+    terms::TermsView,
     time::Time,
 };
 use crate::domain::{
@@ -74,6 +75,7 @@ struct ProductDetails {
     #[serde(flatten)]
     product: ProductView,
     inventory: StockView,
+    terms: TermsView,
 }
 
 /// `POST /api/products`
@@ -104,9 +106,10 @@ pub(super) async fn list(State(api): State<Api>, query: ListQuery) -> Result<Res
 
 /// `GET /api/products/{productId}`
 pub(super) async fn show(State(api): State<Api>, ProductPath(id): ProductPath) -> Result<Response, ApiError> {
-    let found = api.catalog.inventory(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
-    let (product, inventory) = found;
-    Ok(success(StatusCode::OK, ProductDetails { product: product.into(), inventory: inventory.into() }))
+    let found = api.catalog.details(id).await?.ok_or_else(|| ApiError::product_not_found(id))?;
+    let (product, inventory, terms) = found;
+    let (product, inventory, terms) = (product.into(), inventory.into(), terms.into());
+    Ok(success(StatusCode::OK, ProductDetails { product, inventory, terms }))
 }
 
 #[derive(Deserialize)]

@@ -162,6 +162,11 @@ impl CatalogService {
         self.store.inventory(id).await
     }
 
+    /// A product, its pieces and its terms of sale, as of one moment; `None`: there is no such product.
+    pub async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        self.store.details(id).await
+    }
+
     /// Sets the stored stock to what the seller counted, if it is `expected` now. Returns when every API takes orders of the pieces.
     pub async fn recount(
         &self,

@@ -208,6 +208,12 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.get(&id).cloned())
     }
 
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        let data = self.data()?;
+        let terms = data.terms.get(&id).copied().unwrap_or_default();
+        Ok(data.products.get(&id).cloned().map(|(product, inventory)| (product, inventory, terms)))
+    }
+
     async fn inventories(
         &self,
         after: Option<ProductId>,

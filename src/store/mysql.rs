@@ -43,9 +43,9 @@ use super::{
     },
     sqlx_error::is_duplicate,
     statements::{
-        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, insert_opening, inventory_found, lanes_of_products, product_found, product_ids, product_lanes,
-        product_states, products, update_product,
+        DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
+        PRODUCTS, details_found, due, insert_opening, inventory_found, lanes_of_products, product_found,
+        product_ids, product_lanes, product_states, products, update_product,
     },
     terms,
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
@@ -262,6 +262,10 @@ impl Catalog for MySqlStore {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         inventory_found(self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        details_found(self.reads.fetch_all(sqlx::query_as(DETAILS).bind(id_column(id))).await?)
     }
 
     async fn inventories(

@@ -83,6 +83,9 @@ pub trait Catalog: Send + Sync {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
+    /// The same, and the terms of sale, as of one moment.
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError>;
+
     /// Up to `limit` products that are not archived with their inventories, in id order, beginning behind `after`. `None`: the
     /// inventory is invalid.
     async fn inventories(

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::{error::StoreError, json::json};
+use super::{error::StoreError, json::json, terms::TermsRow};
 use crate::{
     domain::time::from_millis,
     domain::{
@@ -281,6 +281,34 @@ impl TryFrom<StockRow> for Inventory {
     }
 }
 
+/// The terms of sale of a product.
+#[derive(sqlx::FromRow)]
+pub(super) struct TermsColumns {
+    selling: bool,
+    opens_at: Option<i64>,
+    closes_at: Option<i64>,
+    max_per_order: Option<i64>,
+    max_per_buyer: Option<i64>,
+    hold_seconds: Option<i64>,
+}
+
+impl From<TermsColumns> for TermsRow {
+    fn from(columns: TermsColumns) -> Self {
+        let TermsColumns { selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds } =
+            columns;
+        (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds)
+    }
+}
+
+/// A product, its pieces and its terms of sale.
+#[derive(sqlx::FromRow)]
+pub(super) struct DetailsRow {
+    #[sqlx(flatten)]
+    pub(super) inventory: InventoryRow,
+    #[sqlx(flatten)]
+    pub(super) terms: TermsColumns,
+}
+
 /// One row of `inventories`, locked.
 #[derive(sqlx::FromRow)]
 pub(super) struct LockedRow {
@@ -288,13 +316,8 @@ pub(super) struct LockedRow {
     #[sqlx(flatten)]
     pub(super) stock: StockRow,
     pub(super) archived_at: Option<i64>,
-    // The columns of `TermsRow`.
-    pub(super) selling: bool,
-    pub(super) opens_at: Option<i64>,
-    pub(super) closes_at: Option<i64>,
-    pub(super) max_per_order: Option<i64>,
-    pub(super) max_per_buyer: Option<i64>,
-    pub(super) hold_seconds: Option<i64>,
+    #[sqlx(flatten)]
+    pub(super) terms: TermsColumns,
     /// The database's clock, in Unix milliseconds.
     pub(super) now_ms: i64,
 }

@@ -60,9 +60,9 @@ use super::{
     slow_query::timed,
     sqlx_error::is_duplicate,
     statements::{
-        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, insert_opening, inventory_found, lanes_of_products, product_found, product_lanes,
-        product_states, products,
+        DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
+        PRODUCTS, details_found, due, insert_opening, inventory_found, lanes_of_products, product_found,
+        product_lanes, product_states, products,
     },
     terms,
     transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
@@ -317,6 +317,10 @@ impl Catalog for SqliteStore {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         inventory_found(self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        details_found(self.fetch_all(sqlx::query_as(DETAILS).bind(id_column(id))).await?)
     }
 
     async fn inventories(

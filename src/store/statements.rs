@@ -9,13 +9,15 @@ use super::{
     error::StoreError,
     page::Page,
     ports::ProductLane,
-    rows::{InventoryRow, ProductRow, id_column, product_id, readable},
+    rows::{DetailsRow, InventoryRow, ProductRow, id_column, product_id, readable},
+    terms,
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
     inventory::Inventory,
     product::{Product, ProductChange, ProductState},
     sku::Sku,
+    terms::Terms,
 };
 
 /// Parameter: id. Rows are [`ProductRow`]s.
@@ -44,6 +46,12 @@ pub(super) use product_lanes;
 /// Parameter: id. Rows are [`InventoryRow`]s.
 pub(super) const INVENTORY: &str =
     "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
+    FROM products JOIN inventories ON product_id = id WHERE id = ?";
+
+/// Parameter: product. Rows for [`details_found`].
+pub(super) const DETAILS: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock,
+        selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
 
 /// The reservations that are due by the database's clock, an expression. Parameters: the time behind which it begins, twice, the id
@@ -130,6 +138,14 @@ pub(super) fn product_found(rows: Vec<ProductRow>) -> Result<Option<Product>, St
 pub(super) fn inventory_found(rows: Vec<InventoryRow>) -> Result<Option<(Product, Inventory)>, StoreError> {
     let Some(InventoryRow { product, stock }) = rows.into_iter().next() else { return Ok(None) };
     Ok(Some((product.try_into()?, stock.try_into()?)))
+}
+
+pub(super) fn details_found(
+    rows: Vec<DetailsRow>,
+) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+    let Some(DetailsRow { inventory, terms }) = rows.into_iter().next() else { return Ok(None) };
+    let found = inventory_found(vec![inventory])?.zip(terms::found(vec![terms.into()])?);
+    Ok(found.map(|((product, inventory), terms)| (product, inventory, terms)))
 }
 
 pub(super) fn products(rows: Vec<ProductRow>) -> Result<Vec<Product>, StoreError> {

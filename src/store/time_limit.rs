@@ -104,6 +104,10 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.inventory(id)).await
     }
 
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        self.read(self.store.details(id)).await
+    }
+
     async fn inventories(
         &self,
         after: Option<ProductId>,

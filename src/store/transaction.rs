@@ -115,9 +115,7 @@ impl LockedInventories {
 
 fn read(row: LockedRow) -> Result<(Inventory, Option<Terms>), String> {
     let inventory = Inventory::try_from(row.stock).map_err(|error| error.to_string())?;
-    let LockedRow { selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds, .. } = row;
-    let terms = (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
-    Ok((inventory, terms::read_unless_default(terms)?))
+    Ok((inventory, terms::read_unless_default(row.terms.into())?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.

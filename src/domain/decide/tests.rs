@@ -1,6 +1,6 @@
 mod one_life;
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -428,8 +428,10 @@ fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
     for verdict in [rejected, reserved] {
         assert_eq!(stored_order(&detached, &verdict).map(|order| Verdict::on_stored(&order)), Some(verdict));
     }
+    let decision = decide_new(Inventories::new(), slice::from_ref(&detached), SystemClock.now());
     let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: product(1) });
-    assert_eq!(stored_order(&detached, &not_found), None, "it has no product to be stored with");
+    assert_eq!(decision.result.verdicts, [not_found]);
+    assert_eq!(decision.writes.orders, [], "it has no product to be stored with");
 }
 
 /// A snapshot of products 1 to 3 with ten pieces each, at second 100.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::harness::{App, Pair, eventually};
 
 on_both_pairs!(
-    one_call_shows_a_product_and_its_pieces,
+    one_call_shows_all_of_a_product,
     a_product_is_renamed_and_gets_another_sku,
     a_change_that_says_nothing_or_nonsense_is_refused,
     of_two_who_want_one_sku_one_gets_it,
@@ -26,16 +26,20 @@ fn ids(rows: &[Value]) -> Vec<u64> {
     rows.iter().map(|product| product["id"].as_u64().unwrap()).collect()
 }
 
-async fn one_call_shows_a_product_and_its_pieces(pair: Pair) {
+async fn one_call_shows_all_of_a_product(pair: Pair) {
     let app = App::start(pair).await;
     let shirt = app.post("/api/products", json!({"name": "Kaos Polos", "sku": "KAOS"})).await;
     let id = shirt.data()["id"].as_u64().unwrap();
     assert_eq!(app.stock(id, 10).await.status, 200);
     assert_eq!(app.order(id, 3).await.status, 201);
+    let set = app.put(&format!("{}/terms", path(id)), json!({"max_per_order": 4})).await;
+    assert_eq!(set.status, 200, "{set:?}");
     let inventory = json!({"stored_stock": 10, "available_stock": 7, "reserved_stock": 3});
     let mut shown = app.get(&path(id)).await.data().clone();
     let fields = shown.as_object_mut().unwrap();
-    fields.retain(|name, _| ["id", "name", "sku", "archived_at", "inventory"].contains(&name.as_str()));
+    let terms = fields.remove("terms").unwrap();
+    assert_eq!(terms, *app.get(&format!("{}/terms", path(id))).await.data());
+    assert_eq!((&terms["selling"], &terms["max_per_order"]), (&json!(true), &json!(4)));
     assert_eq!(shown, json!({"id": id, "name": "Kaos Polos", "sku": "KAOS", "inventory": inventory}));
 }
 
