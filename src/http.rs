@@ -55,7 +55,7 @@ pub use site::Site;
 pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/api/products", get(products::list).post(products::create)),
-        ("/api/products/{productId}", get(products::show)),
+        ("/api/products/{productId}", get(products::show).patch(products::update).delete(products::archive)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
         ("/api/products/{productId}/inventory/adjustments", post(ledger::adjust)),
         ("/api/products/{productId}/inventory/movements", get(ledger::movements)),

@@ -148,6 +148,8 @@ reasons! {
     CONFLICT {
         SkuTaken "sku_taken",
         StockBelowReserved "stock_below_reserved",
+        ProductHasReservations "product_has_reservations",
+        ProductArchived "product_archived",
         StockChanged "stock_changed",
         StockAboveMaximum "stock_above_maximum",
         OrderNotReserved "order_not_reserved",
@@ -406,7 +408,8 @@ impl ApiError {
         let of = details.product_id.map_or(String::new(), |id| format!(" of product {id}"));
         let message: Cow<'static, str> = match rejection {
             Rejection::ProductNotFound { product_id } => {
-                return Self::product_not_found(product_id).of_product(product_id);
+                format!("there is no product {product_id} to order: it does not exist, or it is archived")
+                    .into()
             }
             Rejection::InsufficientStock { available, .. } => insufficient_stock(available, &of),
             Rejection::KeyReused => {
@@ -496,8 +499,27 @@ impl From<Refusal> for ApiError {
 impl ApiError {
     /// Another product has the SKU.
     pub(super) fn sku_taken(by: ProductId) -> Self {
-        let message = format!("product {by} has this sku; nothing was created");
+        let message = format!("product {by} has this sku; nothing was created or changed");
         Self { product_id: Some(by), ..Self::new(Reason::SkuTaken, message) }
+    }
+}
+
+impl ApiError {
+    pub(super) fn product_has_reservations(pieces: u32) -> Self {
+        let message = format!(
+            "{} reserved by buyers; nothing was changed. Archive the product once its reservations are paid, cancelled or \
+             expired",
+            pieces_are(pieces)
+        );
+        Self {
+            stock: Some(StockDetail::Reserved(pieces)),
+            ..Self::new(Reason::ProductHasReservations, message)
+        }
+    }
+
+    pub(super) fn product_archived(id: ProductId) -> Self {
+        let message = format!("product {id} is archived: it is not sold any more, and nothing was changed");
+        Self::new(Reason::ProductArchived, message)
     }
 }
 

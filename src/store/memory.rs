@@ -22,20 +22,25 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Retention, Store},
+    ports::{
+        Archival, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, ProductLane,
+        Retention, Store, Update,
+    },
     terms,
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+    decide::{
+        self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes,
+    },
     holdings::{self, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventories, Inventory},
     lane_set::LaneSet,
     movement::{LedgerEntry, Movement, MovementSeq},
     order::{Order, OrderStatus},
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     rejection::Rejection,
     rules::Rules,
     sku::Sku,
@@ -103,7 +108,7 @@ impl Catalog for MemoryStore {
         let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
         let id = ProductId::new(last + 1);
         let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let (product, inventory) = (Product { id, name, sku }, Inventory::of(stock));
+        let (product, inventory) = (Product { id, name, sku, archived_at: None }, Inventory::of(stock));
         if let Some(opening) = Movement::opening(id, self.now(), inventory) {
             data.record(opening)?;
         }
@@ -115,14 +120,43 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.get(&id).map(|(product, _)| product.clone()))
     }
 
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let ProductChange { name, sku } = change;
+        let mut data = self.data()?;
+        let wanted = sku.as_ref().and_then(Option::as_ref);
+        let taken = data.product_of_sku(wanted).map(|product| product.id).filter(|by| *by != id);
+        let Some((product, _)) = data.products.get_mut(&id) else { return Ok(Update::NoSuchProduct) };
+        if let Some(by) = taken {
+            return Ok(Update::SkuTaken(by));
+        }
+        product.name = name.unwrap_or_else(|| product.name.clone());
+        product.sku = sku.unwrap_or_else(|| product.sku.clone());
+        Ok(Update::Done(product.clone()))
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        let mut data = self.data()?;
+        let Some((product, inventory)) = data.products.get_mut(&id) else {
+            return Ok(Archival::NoSuchProduct);
+        };
+        if product.archived_at.is_none() && inventory.reserved() > 0 {
+            return Ok(Archival::HasReservations(inventory.reserved()));
+        }
+        product.archived_at.get_or_insert(from_millis(self.now().as_millisecond()));
+        Ok(Archival::Done(product.clone()))
+    }
+
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let data = self.data()?;
         let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, _))| product.clone()).take(one_more_than(limit)).collect();
+        let rows = behind.map(|(_, (product, _))| product);
+        let rows = rows.filter(|product| product.archived_at.is_some() == archived);
+        let rows = rows.take(one_more_than(limit)).cloned().collect();
         Ok(Page::cut(rows, limit, None, |product| product.id))
     }
 
@@ -135,9 +169,23 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.keys().copied().collect())
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        let now = self.now();
+        let lane = |(product, _): &(Product, Inventory)| {
+            let archived_for = product.archived_at.map(|at| now.duration_since(at).unsigned_abs());
+            ProductLane { product_id: product.id, archived_for }
+        };
+        Ok(self.data()?.products.values().map(lane).collect())
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let data = self.data()?;
-        Ok(ids.iter().copied().filter(|id| data.products.contains_key(id)).collect())
+        let state = |id: &ProductId| {
+            let (product, _) = data.products.get(id)?;
+            let state = product.archived_at.map_or(ProductState::Live, |_| ProductState::Archived);
+            Some((*id, state))
+        };
+        Ok(ids.iter().filter_map(state).collect())
     }
 
     async fn closed_to_orders(
@@ -147,7 +195,8 @@ impl Catalog for MemoryStore {
     ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
         let (now, data) = (self.now(), self.data()?);
         let closed = |id: &ProductId| {
-            let (_, inventory) = data.products.get(id)?;
+            let (_, inventory) =
+                data.products.get(id).filter(|(product, _)| product.archived_at.is_none())?;
             let terms = data.terms.get(id).copied().unwrap_or_default();
             let rejection = terms::closed(*id, inventory.available().into(), &terms, now, opening_margin)?;
             Some((*id, rejection))
@@ -159,6 +208,12 @@ impl Catalog for MemoryStore {
         Ok(self.data()?.products.get(&id).cloned())
     }
 
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        let data = self.data()?;
+        let terms = data.terms.get(&id).copied().unwrap_or_default();
+        Ok(data.products.get(&id).cloned().map(|(product, inventory)| (product, inventory, terms)))
+    }
+
     async fn inventories(
         &self,
         after: Option<ProductId>,
@@ -166,7 +221,8 @@ impl Catalog for MemoryStore {
     ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
         let data = self.data()?;
         let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
+        let rows = behind.filter(|(_, (product, _))| product.archived_at.is_none());
+        let rows = rows.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
         let rows = rows.take(one_more_than(limit)).collect();
         Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
     }
@@ -260,13 +316,13 @@ impl Decider for MemoryStore {
         let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
-        let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
+        let ((inventories, archived), stored) = (data.inventories_of(commands), data.stored(commands));
         let terms = data.terms.clone();
         let holders = holdings::holders(&terms, commands).into_iter();
         let holdings =
             holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
         let Decision { result, inventories, writes, .. } = decide::decide(
-            Snapshot { inventories, terms, holdings, stored: Some(stored), times, rules },
+            Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules },
             commands,
         );
         data.write(inventories, writes)?;
@@ -285,9 +341,15 @@ impl Data {
         products.find(|product| sku.is_some() && product.sku.as_ref() == sku)
     }
 
-    fn inventories_of(&self, commands: &[Command]) -> Inventories {
-        let products = commands.iter().flat_map(Command::products);
-        products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
+    fn inventories_of(&self, commands: &[Command]) -> (Inventories, ArchivedProducts) {
+        let (mut inventories, mut archived) = (Inventories::new(), ArchivedProducts::new());
+        for (product, inventory) in
+            commands.iter().flat_map(Command::products).filter_map(|id| self.products.get(&id))
+        {
+            inventories.insert(product.id, *inventory);
+            archived.extend(product.archived_at.map(|at| (product.id, at)));
+        }
+        (inventories, archived)
     }
 
     /// The stored orders that these commands are about, by id and by key. An order is deleted with its keys, so that no key is

@@ -33,17 +33,22 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
+    ports::{
+        Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
+        Update, given_up_too_late,
+    },
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+        FoundRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id, product_id,
+        readable,
     },
     sqlx_error::is_duplicate,
     statements::{
-        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, insert_opening, inventory_found, product_found, product_ids, products,
+        DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
+        PRODUCTS, details_found, due, insert_opening, inventory_found, lanes_of_products, product_found,
+        product_ids, product_lanes, product_states, products, update_product,
     },
     terms,
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -53,7 +58,7 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     rejection::Rejection,
     rules::Rules,
     sku::Sku,
@@ -84,11 +89,26 @@ pub struct MySqlStore {
 }
 
 impl MySqlStore {
-    /// Who has the SKU, if the insertion failed because somebody has it.
-    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<Creation, StoreError> {
+    /// Who has the SKU, if a statement failed because somebody has it.
+    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<ProductId, StoreError> {
         let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
         let taken = self.products_by_sku(&[sku]).await?;
-        taken.first().map(|product| Creation::SkuTaken(product.id)).ok_or_else(|| error.into())
+        taken.first().map(|product| product.id).ok_or_else(|| error.into())
+    }
+
+    async fn update_once(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let mut connection = self.writes.acquire().await?;
+        let sku = change.sku.clone().flatten();
+        if let Some(mut update) = update_product(id, change)
+            && let Err(error) = connection.execute(update.build()).await
+        {
+            drop(connection);
+            let taken = self.sku_taken(sku, error).await?;
+            return Ok(Update::SkuTaken(taken));
+        }
+        let rows = connection.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?;
+        connection.commit("COMMIT").await?;
+        Ok(product_found(rows)?.map_or(Update::NoSuchProduct, Update::Done))
     }
 
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
@@ -164,7 +184,7 @@ impl Catalog for MySqlStore {
             Ok(inserted) => inserted.last_insert_id(),
             Err(error) => {
                 drop(connection);
-                return self.sku_taken(sku, error).await;
+                return Ok(Creation::SkuTaken(self.sku_taken(sku, error).await?));
             }
         };
         connection
@@ -175,28 +195,39 @@ impl Catalog for MySqlStore {
             connection.execute(opening).await?;
         }
         connection.commit("COMMIT").await?;
-        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
+        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku, archived_at: None }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+        product_found(self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+    }
+
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        transaction::again_if_locked(|| self.update_once(id, change.clone())).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        transaction::archive(self, id).await
     }
 
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS);
+        let query = query.bind(after.map_or(0, id_column)).bind(archived).bind(i64::from(limit) + 1);
         Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
     }
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id, products.name, products.sku
+            "SELECT products.id, products.name, products.sku, archived_at
              FROM JSON_TABLE(?, '$[*]' COLUMNS (sku VARCHAR(64) COLLATE ascii_bin PATH '$')) AS batch
-             STRAIGHT_JOIN products USING (sku)",
+             STRAIGHT_JOIN products USING (sku)
+             LEFT JOIN inventories ON product_id = products.id",
         );
         products(self.reads.fetch_all(query.bind(json(&skus))).await?)
     }
@@ -206,13 +237,18 @@ impl Catalog for MySqlStore {
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        Ok(lanes_of_products(self.reads.fetch_all(sqlx::query_as(PRODUCT_LANES)).await?))
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id
+            "SELECT products.id, archived_at IS NOT NULL
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN products ON products.id = batch.id",
+             STRAIGHT_JOIN products ON products.id = batch.id
+             LEFT JOIN inventories ON product_id = products.id",
         );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+        product_states(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn closed_to_orders(
@@ -225,7 +261,11 @@ impl Catalog for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+        inventory_found(self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        details_found(self.reads.fetch_all(sqlx::query_as(DETAILS).bind(id_column(id))).await?)
     }
 
     async fn inventories(
@@ -370,6 +410,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const PRODUCT_LANES: &str = product_lanes!(now_ms!());
 const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 /// Rows for [`terms::closed_to_orders`].
@@ -377,7 +418,8 @@ const CLOSED_TO_ORDERS: &str = concat!(
     "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
     now_ms!(),
     " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-     STRAIGHT_JOIN inventories ON product_id = batch.id"
+     STRAIGHT_JOIN inventories ON product_id = batch.id
+     WHERE archived_at IS NULL"
 );
 
 impl Begin for MySqlStore {
@@ -397,7 +439,15 @@ impl MySqlTransaction {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
         let Changes {
-            completed_orders, orphaned_keys, keys, changed_orders, aliases, movements, terms, ..
+            completed_orders,
+            orphaned_keys,
+            keys,
+            changed_orders,
+            aliases,
+            movements,
+            terms,
+            archived,
+            ..
         } = changes;
         for (rows, statement) in [
             (reservations, INSERT_RESERVATIONS),
@@ -417,6 +467,7 @@ impl MySqlTransaction {
             (holdings_forgotten, buyers::FORGET_HOLDINGS),
             (holdings_counted, buyers::COUNT_HOLDINGS),
             (terms, SET_TERMS),
+            (archived, ARCHIVE),
         ] {
             if let Some(rows) = rows {
                 self.0.execute(sqlx::query(statement).bind(rows)).await?;
@@ -429,10 +480,10 @@ impl MySqlTransaction {
 impl Transaction for MySqlTransaction {
     async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
         const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
+            "SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, selling, opens_at, closes_at,
                  max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
-            " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
+            " AS now_ms FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
              STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
         );
         let rows: Vec<LockedRow> = self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
@@ -575,6 +626,11 @@ const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
      FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
      STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
      ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
+
+const ARCHIVE: &str =
+    "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$[0]', at BIGINT PATH '$[1]')) AS batch
+     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
+     SET archived_at = batch.at";
 
 const INSERT_MOVEMENTS: &str =
     "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)

@@ -5,6 +5,7 @@
 
 mod buyers;
 mod ledger;
+mod products;
 mod retention;
 
 use std::{
@@ -40,8 +41,7 @@ use super::{
     holdings::{self, HoldingRow},
     json::json,
     lists::{
-        self, InventoryRow, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders,
-        page_of_products,
+        self, ListPermits, OrdersById, page_of_due, page_of_inventories, page_of_orders, page_of_products,
     },
     migrations::{self, Schema},
     observed::{Observed, Observer},
@@ -49,18 +49,23 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
+    ports::{
+        Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
+        Update, given_up_too_late,
+    },
     rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+        FoundRow, InventoryRow, KeyRow, KeyedRow, LockedRow, OrderRow, ReadOrder, id_column, installation_id,
+        product_id, readable,
     },
     slow_query::timed,
     sqlx_error::is_duplicate,
     statements::{
-        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, insert_opening, inventory_found, product_found, product_ids, products,
+        DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
+        PRODUCTS, details_found, due, insert_opening, inventory_found, lanes_of_products, product_found,
+        product_lanes, product_states, products,
     },
     terms,
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
+    transaction::{self, Begin, Changes, CommitError, LockedInventories, Transaction, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -70,7 +75,7 @@ use crate::domain::{
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     rejection::Rejection,
     rules::Rules,
     sku::Sku,
@@ -210,13 +215,15 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const PRODUCT_LANES: &str = product_lanes!(now_ms!());
 const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 /// Rows for [`terms::closed_to_orders`].
 const CLOSED_TO_ORDERS: &str = concat!(
     "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
     now_ms!(),
-    " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
+    " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value
+     WHERE archived_at IS NULL"
 );
 
 #[async_trait]
@@ -243,20 +250,30 @@ impl Catalog for SqliteStore {
         }
         transaction.execute(sqlx::query("COMMIT")).await?;
         transaction.end();
-        Ok(Creation::Done(Product { id: product_id(id)?, name, sku }))
+        Ok(Creation::Done(Product { id: product_id(id)?, name, sku, archived_at: None }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+        product_found(self.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+    }
+
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        self.update_product(id, change).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        transaction::archive(self, id).await
     }
 
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS);
+        let query = query.bind(after.map_or(0, id_column)).bind(archived).bind(i64::from(limit) + 1);
         let mut connection = self.listing().await?;
         let rows = timed(PRODUCTS, query.fetch_all(&mut *connection)).await?;
         Ok(page_of_products(rows, limit))
@@ -264,7 +281,9 @@ impl Catalog for SqliteStore {
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id, name, sku FROM json_each(?) AS batch CROSS JOIN products ON sku = batch.value",
+            "SELECT products.id, name, sku, archived_at
+             FROM json_each(?) AS batch CROSS JOIN products ON sku = batch.value
+             LEFT JOIN inventories ON product_id = products.id",
         );
         products(self.fetch_all(query.bind(json(&skus))).await?)
     }
@@ -274,11 +293,17 @@ impl Catalog for SqliteStore {
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        Ok(lanes_of_products(self.fetch_all(sqlx::query_as(PRODUCT_LANES)).await?))
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value",
+            "SELECT products.id, archived_at IS NOT NULL
+             FROM json_each(?) AS batch CROSS JOIN products ON products.id = batch.value
+             LEFT JOIN inventories ON product_id = products.id",
         );
-        product_ids(self.fetch_all(query.bind(json(&ids))).await?)
+        product_states(self.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn closed_to_orders(
@@ -291,7 +316,11 @@ impl Catalog for SqliteStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+        inventory_found(self.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        details_found(self.fetch_all(sqlx::query_as(DETAILS).bind(id_column(id))).await?)
     }
 
     async fn inventories(
@@ -492,6 +521,7 @@ impl SqliteTransaction {
             movements,
             stock,
             terms,
+            archived,
             ..
         } = changes;
         let writes = [
@@ -512,6 +542,7 @@ impl SqliteTransaction {
             (holdings_forgotten, buyers::FORGET_HOLDINGS),
             (holdings_counted, buyers::COUNT_HOLDINGS),
             (terms, SET_TERMS),
+            (archived, ARCHIVE),
         ];
         let (mut statements, mut lists) = (String::new(), Vec::new());
         for (list, statement) in writes {
@@ -553,10 +584,10 @@ impl Transaction for SqliteTransaction {
         // when another process wrote in between, whatever the busy timeout: take the lock at the start.
         const LOCK: &str = concat!(
             "BEGIN IMMEDIATE;
-             SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
-                 max_per_order, max_per_buyer, hold_seconds, ",
+             SELECT product_id, stored_stock, available_stock, reserved_stock, archived_at, selling, opens_at, closes_at,
+                  max_per_order, max_per_buyer, hold_seconds, ",
             now_ms!(),
-            " FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
+            " AS now_ms FROM json_each(?) AS batch CROSS JOIN inventories ON product_id = batch.value"
         );
         let rows: Vec<LockedRow> = self.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
         LockedInventories::of(rows)
@@ -651,6 +682,9 @@ const MOVE_STOCK: &str = "UPDATE inventories
      SET stored_stock    = stored_stock    + (batch.value ->> 1),
          available_stock = available_stock + (batch.value ->> 2),
          reserved_stock  = reserved_stock  + (batch.value ->> 3)
+     FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
+
+const ARCHIVE: &str = "UPDATE inventories SET archived_at = batch.value ->> 1
      FROM json_each(?) AS batch WHERE product_id = batch.value ->> 0;";
 
 const SET_TERMS: &str = "UPDATE inventories

@@ -18,20 +18,25 @@ use super::{
     error::StoreError,
     json::json,
     observer::RetryCause,
-    rows::{ReadOrder, product_id, stored_lines},
-    terms::{self, TermsRow},
+    ports::{Archival, Catalog},
+    rows::{LockedRow, ReadOrder, product_id, stored_lines},
+    terms,
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+        decide::{
+            self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times,
+            Writes,
+        },
         holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory},
         lines::Line,
         movement::{Movement, MovementReason},
         order::{Order, OrderState, Payment},
+        product::Product,
         rejection::RejectionDetails,
         rules::Rules,
         terms::Terms,
@@ -74,6 +79,7 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
+    pub archived: ArchivedProducts,
     pub terms: SpecialTerms,
     /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
@@ -81,19 +87,16 @@ pub(super) struct LockedInventories {
     pub now: i64,
 }
 
-/// A locked row of `inventories`: product_id, stored, available, reserved, the six columns of [`TermsRow`], now.
-pub(super) type LockedRow =
-    (i64, i64, i64, i64, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, i64);
-
 impl LockedInventories {
     pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
-        let now = rows.first().map_or(0, |(.., now)| *now);
+        let now = rows.first().map_or(0, |row| row.now_ms);
         let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
-        let mut unreadable = HashMap::new();
-        for (id, stored, available, reserved, selling, opens, closes, order, buyer, hold, _) in rows {
-            let id = product_id(id)?;
-            match read(stored, available, reserved, (selling, opens, closes, order, buyer, hold)) {
+        let (mut archived, mut unreadable) = (ArchivedProducts::new(), HashMap::new());
+        for row in rows {
+            let id = product_id(row.product_id)?;
+            archived.extend(row.archived_at.map(|at| (id, from_millis(at))));
+            match read(row) {
                 Ok((inventory, special)) => {
                     inventories.insert(id, inventory);
                     terms.extend(special.map(|special| (id, special)));
@@ -101,7 +104,7 @@ impl LockedInventories {
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
         }
-        Ok(Self { inventories, terms, unreadable, now })
+        Ok(Self { inventories, archived, terms, unreadable, now })
     }
 
     fn times(&self, rules: Rules) -> Times {
@@ -110,15 +113,9 @@ impl LockedInventories {
     }
 }
 
-fn read(
-    stored: i64,
-    available: i64,
-    reserved: i64,
-    terms: TermsRow,
-) -> Result<(Inventory, Option<Terms>), String> {
-    let inventory =
-        Inventory::from_columns(stored, available, reserved).map_err(|error| error.to_string())?;
-    Ok((inventory, terms::read_unless_default(terms)?))
+fn read(row: LockedRow) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory = Inventory::try_from(row.stock).map_err(|error| error.to_string())?;
+    Ok((inventory, terms::read_unless_default(row.terms.into())?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -145,6 +142,8 @@ pub(super) struct Changes {
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
+    /// Products to archive: `[[product_id, archived_at], …]`.
+    pub archived: Option<String>,
     /// Rows of the ledger: `[[product_id, moved_at, kind, stock_change, order_count, stored_stock, reason], …]`.
     pub movements: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
@@ -262,22 +261,50 @@ enum Reads {
     OrphanedKeys,
 }
 
-/// How often new terms that meet a locked row are tried before the seller gets the error.
-const RUNS_OF_TERMS: u32 = 3;
+/// How often something that the seller does is tried when it meets a locked row, before the seller gets the error.
+const SELLERS_RUNS: u32 = 3;
+
+/// Runs it again when the database gave it up because of the locks of others.
+pub(super) async fn again_if_locked<T, F>(run_once: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut run = 1;
+    loop {
+        match run_once().await {
+            Err(StoreError::Locked(_) | StoreError::Contended(_)) if run < SELLERS_RUNS => run += 1,
+            result => return result,
+        }
+    }
+}
 
 /// Sets a product's terms of sale: see [`Catalog::set_terms`].
 pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-    let mut run = 1;
-    loop {
-        match set_terms_once(store, id, terms).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_)))
-                if run < RUNS_OF_TERMS =>
-            {
-                run += 1
-            }
-            result => return Ok(result?),
-        }
+    again_if_locked(|| async { Ok(set_terms_once(store, id, terms).await?) }).await
+}
+
+/// Archives a product: see [`Catalog::archive`].
+pub(super) async fn archive<S: Catalog + Begin>(store: &S, id: ProductId) -> Result<Archival, StoreError> {
+    let Some(product) = store.product(id).await? else { return Ok(Archival::NoSuchProduct) };
+    again_if_locked(|| async { Ok(archive_once(store, product.clone()).await?) }).await
+}
+
+async fn archive_once<B: Begin>(store: &B, product: Product) -> Result<Archival, CommitError> {
+    let mut transaction = store.begin().await?;
+    let locked = transaction.lock_inventories(json(&[product.id])).await?;
+    if let Some(cause) = locked.unreadable.into_values().next() {
+        return Err(StoreError::Corrupt(cause).into());
     }
+    let Some(inventory) = locked.inventories.get(&product.id) else { return Ok(Archival::NoSuchProduct) };
+    if let Some(at) = locked.archived.get(&product.id) {
+        return Ok(Archival::Done(Product { archived_at: Some(*at), ..product }));
+    }
+    if inventory.reserved() > 0 {
+        return Ok(Archival::HasReservations(inventory.reserved()));
+    }
+    let archived = list(&[(product.id, locked.now)]);
+    transaction.commit(Changes { archived, ..Changes::default() }).await?;
+    Ok(Archival::Done(Product { archived_at: Some(from_millis(locked.now)), ..product }))
 }
 
 async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
@@ -324,8 +351,10 @@ async fn decide_new_orders<B: Begin>(
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
-    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times, rules };
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: None, times, rules };
     let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
@@ -351,9 +380,10 @@ async fn decide_any_commands<B: Begin>(
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
-    let snapshot =
-        Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times, rules };
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules };
     let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)

@@ -7,7 +7,7 @@ use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, Snapshot, SpecialTerms, Times},
+        decide::{self, ArchivedProducts, Snapshot, SpecialTerms, Times},
         holdings::Holdings,
         ids::ProductId,
         inventory::Inventories,
@@ -44,6 +44,7 @@ fn batches(criterion: &mut Criterion) {
                 |inventories| {
                     let snapshot = Snapshot {
                         inventories,
+                        archived: ArchivedProducts::new(),
                         terms: SpecialTerms::new(),
                         holdings: Holdings::new(),
                         stored: None,

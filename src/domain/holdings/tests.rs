@@ -7,7 +7,7 @@ use crate::{
     clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, NewOrder, ReplyMode},
-        decide::{Decision, Snapshot, StoredOrders, Times, decide},
+        decide::{ArchivedProducts, Decision, Snapshot, StoredOrders, Times, decide},
         ids::OrderId,
         inventory::{Inventories, Inventory},
         order::{Change, OrderStatus},
@@ -190,6 +190,7 @@ impl World {
         let at = from_millis(32_503_680_000_000);
         let snapshot = Snapshot {
             inventories: self.inventories.clone(),
+            archived: ArchivedProducts::new(),
             terms: terms(),
             holdings,
             stored: Some(StoredOrders { orders: self.orders.clone(), ..StoredOrders::default() }),

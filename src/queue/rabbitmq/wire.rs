@@ -45,6 +45,9 @@ pub(super) const EVENTS_V1: &str = "antre.events.v1";
 /// The `type` property of a notification of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
+/// Of a message without content that a worker sends through a lane to learn whether it is empty.
+pub(super) const EMPTY_V1: &str = "antre.empty.v1";
+
 /// The header of messages to lanes with the installation id of their database.
 pub(super) const DATABASE_HEADER: &str = "antre-database";
 

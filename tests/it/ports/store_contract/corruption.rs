@@ -194,7 +194,7 @@ async fn corrupt_rows_stop_no_other_command(database: Database) {
         page.after = Some(next);
     }
     assert_eq!(listed, [sound.id, other.id]);
-    let products = store.products(None, 10).await.unwrap().rows;
+    let products = store.products(false, None, 10).await.unwrap().rows;
     assert_eq!(products.iter().map(|product| product.id).collect::<Vec<_>>(), [good]);
     let due = store.due(None, 10).await.unwrap().rows;
     assert_eq!(due.iter().map(|order| order.id).collect::<Vec<_>>(), [sound.id, other.id]);
