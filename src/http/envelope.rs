@@ -232,11 +232,8 @@ pub(super) struct ApiError {
     stock: Option<StockDetail>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     terms: Option<Box<RefusedByTerms>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order_status: Option<&'static str>,
-    /// Of the payment that counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) payment_reference: Option<Box<str>>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    order: Option<Box<OrderDetail>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -245,6 +242,15 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// What has become of the order that an error is about.
+#[derive(Debug, Serialize)]
+struct OrderDetail {
+    order_status: &'static str,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<Box<str>>,
 }
 
 /// The pieces that an error is about: a field with one of these names.
@@ -300,8 +306,7 @@ impl ApiError {
             product_id: None,
             stock: None,
             terms: None,
-            order_status: None,
-            payment_reference: None,
+            order: None,
             readiness: None,
             replayed: false,
             cause: None,
@@ -374,7 +379,16 @@ impl ApiError {
         status: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { order_status: Some(status), ..Self::new(reason, message) }
+        let order = OrderDetail { order_status: status, payment_reference: None };
+        Self { order: Some(Box::new(order)), ..Self::new(reason, message) }
+    }
+
+    /// A conflict with a payment that the shop called so.
+    pub(super) fn of_payment(mut self, reference: Option<&str>) -> Self {
+        if let Some(order) = &mut self.order {
+            order.payment_reference = reference.map(Into::into);
+        }
+        self
     }
 
     pub(super) fn replayed(self, replayed: bool) -> Self {

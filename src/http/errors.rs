@@ -178,9 +178,8 @@ fn paid_otherwise(order: &Order) -> ApiError {
     let by =
         reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
     let message = format!("the order was paid by {by}; if this is another payment, pay its money back");
-    let mut error = ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message);
-    error.payment_reference = reference.map(Into::into);
-    error
+    ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message)
+        .of_payment(reference)
 }
 
 fn stock_too_large() -> ApiError {

@@ -70,6 +70,9 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The verdict on an order, its lines, its buyer, and its status.
+type Known = (String, Vec<(u64, u32)>, Option<u8>, OrderStatus);
+
 /// What a store has, and the same on plain numbers.
 struct World {
     inventories: Inventories,
@@ -80,7 +83,7 @@ struct World {
     available: HashMap<u64, i64>,
     held: HashMap<(u64, u8), i64>,
     /// The verdict on each order, its lines, its buyer, and whether its buyer has its pieces.
-    known: HashMap<OrderId, (String, Vec<(u64, u32)>, Option<u8>, OrderStatus)>,
+    known: HashMap<OrderId, Known>,
 }
 
 impl World {

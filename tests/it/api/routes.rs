@@ -62,6 +62,10 @@ async fn each_call_of_the_contract_succeeds() {
             ("PUT", "/api/products/{productId}/terms") => Some(json!({"max_per_order": 9})),
             ("POST", "/api/products/{productId}/inventory/adjustments") => Some(json!({"change": 1})),
             ("POST", "/api/orders") => Some(json!({"product_id": product, "total": 1})),
+            ("POST", "/api/orders/{orderId}/return") => {
+                assert_eq!(app.pay(&order).await.status, 200);
+                Some(json!({"restock": true}))
+            }
             _ => None,
         };
         let method: Method = method.parse().unwrap();
