@@ -25,6 +25,7 @@ mod pool_use;
 mod ports;
 pub mod retention;
 mod rows;
+mod seller;
 mod slow_query;
 pub mod sqlite;
 mod sqlx_error;

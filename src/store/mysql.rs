@@ -40,7 +40,8 @@ use super::{
         Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
         Update, given_up_too_late,
     },
-    rows::{FoundRow, KeyedRow, OrderRow, id_column, installation_id, product_id, readable},
+    rows::{FoundRow, KeyedRow, id_column, installation_id, product_id, readable},
+    seller,
     sqlx_error::is_duplicate,
     statements::{
         DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
@@ -48,7 +49,7 @@ use super::{
         product_ids, product_lanes, product_states, products, update_product,
     },
     terms,
-    transaction::{self, Begin, Transaction, hex_ids},
+    transaction::{self, hex_ids},
 };
 use crate::domain::{
     command::Command,
@@ -202,11 +203,11 @@ impl Catalog for MySqlStore {
     }
 
     async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
-        transaction::again_if_locked(|| self.update_once(id, change.clone())).await
+        seller::again_if_locked(|| self.update_once(id, change.clone())).await
     }
 
     async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
-        transaction::archive(self, id).await
+        seller::archive(self, id).await
     }
 
     async fn products(
@@ -282,7 +283,7 @@ impl Catalog for MySqlStore {
     }
 
     async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-        transaction::set_terms(self, id, terms).await
+        seller::set_terms(self, id, terms).await
     }
 }
 

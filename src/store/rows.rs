@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::{error::StoreError, json::json, terms::TermsRow};
+use super::{error::StoreError, json::json};
 use crate::{
     domain::time::from_millis,
     domain::{
@@ -284,20 +284,12 @@ impl TryFrom<StockRow> for Inventory {
 /// The terms of sale of a product.
 #[derive(sqlx::FromRow)]
 pub(super) struct TermsColumns {
-    selling: bool,
-    opens_at: Option<i64>,
-    closes_at: Option<i64>,
-    max_per_order: Option<i64>,
-    max_per_buyer: Option<i64>,
-    hold_seconds: Option<i64>,
-}
-
-impl From<TermsColumns> for TermsRow {
-    fn from(columns: TermsColumns) -> Self {
-        let TermsColumns { selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds } =
-            columns;
-        (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds)
-    }
+    pub(super) selling: bool,
+    pub(super) opens_at: Option<i64>,
+    pub(super) closes_at: Option<i64>,
+    pub(super) max_per_order: Option<i64>,
+    pub(super) max_per_buyer: Option<i64>,
+    pub(super) hold_seconds: Option<i64>,
 }
 
 /// A product, its pieces and its terms of sale.

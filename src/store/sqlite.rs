@@ -23,7 +23,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    ConnectOptions, Connection, Execute, Executor, FromRow, Sqlite, SqliteConnection, SqlitePool,
+    ConnectOptions, Connection, Execute, FromRow, Sqlite, SqliteConnection, SqlitePool,
     pool::PoolConnection,
     query::QueryAs,
     sqlite::{
@@ -32,7 +32,7 @@ use sqlx::{
     },
 };
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
+    sync::Mutex,
     time::{self, timeout_at},
 };
 use uuid::Uuid;
@@ -55,6 +55,7 @@ use super::{
         Update, given_up_too_late,
     },
     rows::{FoundRow, InventoryRow, KeyedRow, OrderRow, id_column, installation_id, product_id, readable},
+    seller,
     slow_query::timed,
     sqlx_error::is_duplicate,
     statements::{
@@ -259,7 +260,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
-        transaction::archive(self, id).await
+        seller::archive(self, id).await
     }
 
     async fn products(
@@ -339,7 +340,7 @@ impl Catalog for SqliteStore {
     }
 
     async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-        transaction::set_terms(self, id, terms).await
+        seller::set_terms(self, id, terms).await
     }
 }
 

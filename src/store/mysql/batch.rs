@@ -23,11 +23,11 @@ impl Begin for MySqlStore {
 }
 
 /// Begins with its first statement. Dropping it rolls it back.
-pub(super) struct MySqlTransaction(PooledConnection);
+pub(in crate::store) struct MySqlTransaction(pub(super) PooledConnection);
 
 impl MySqlTransaction {
     /// Writes all changes but those of the stock.
-    async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
+    pub(super) async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
         let Changes {

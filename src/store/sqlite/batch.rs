@@ -33,13 +33,13 @@ impl Begin for SqliteStore {
 }
 
 /// Begins when it locks. Dropping it rolls it back before anybody else gets the connection.
-pub(super) struct SqliteTransaction {
+pub(in crate::store) struct SqliteTransaction {
     writer: Option<OwnedMutexGuard<Option<SqliteConnection>>>,
-    deadline: time::Instant,
+    pub(super) deadline: time::Instant,
 }
 
 impl SqliteTransaction {
-    async fn fetch_all<'a, T>(
+    pub(super) async fn fetch_all<'a, T>(
         &'a mut self,
         query: QueryAs<'a, Sqlite, T, SqliteArguments<'a>>,
     ) -> Result<Vec<T>, sqlx::Error>
@@ -50,7 +50,7 @@ impl SqliteTransaction {
         timed(sql, in_time(deadline, query.fetch_all(self.connection()?))).await
     }
 
-    async fn execute<'a>(
+    pub(super) async fn execute<'a>(
         &'a mut self,
         query: Query<'a, Sqlite, SqliteArguments<'a>>,
     ) -> Result<(), sqlx::Error> {
@@ -59,7 +59,7 @@ impl SqliteTransaction {
     }
 
     /// Writes all changes, and runs `end` after that.
-    async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
+    pub(super) async fn write(&mut self, changes: Changes, end: &str) -> Result<(), sqlx::Error> {
         let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
         let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
         let Changes {
@@ -107,12 +107,12 @@ impl SqliteTransaction {
         self.execute(query).await
     }
 
-    fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
         self.writer.as_mut().and_then(|writer| writer.as_mut()).ok_or(sqlx::Error::PoolClosed)
     }
 
     /// After the commit.
-    fn end(mut self) {
+    pub(super) fn end(mut self) {
         self.writer = None;
     }
 }

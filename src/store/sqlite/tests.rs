@@ -1,3 +1,5 @@
+use sqlx::Executor;
+
 use super::*;
 use crate::{
     clock::{Clock, SystemClock},

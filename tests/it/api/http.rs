@@ -38,7 +38,9 @@ async fn a_product_is_created_and_found(pair: Pair) {
 
     let found = app.get(created.header("location")).await;
     let mut shown = found.json.clone();
-    assert!(shown["data"].as_object_mut().unwrap().remove("inventory").is_some(), "{found:?}");
+    for part in ["inventory", "terms"] {
+        assert!(shown["data"].as_object_mut().unwrap().remove(part).is_some(), "{found:?}");
+    }
     assert_eq!(shown, json!({"code": 200, "status": "OK", "data": {"id": id, "name": "Kaos Polos"}}));
 
     let inventory = app.get(&format!("/api/products/{id}/inventory")).await;
