@@ -36,7 +36,10 @@ use crate::{
         rabbitmq::{RabbitMqQueue, RabbitMqSettings},
     },
     server_url::{self, shown},
-    service::{catalog::CatalogService, dispatcher::Dispatcher, ordering::OrderService},
+    service::{
+        catalog::CatalogService, dispatcher::Dispatcher, known_products::KnownProducts,
+        ordering::OrderService,
+    },
     settings::{Backends, Database, Role, Settings, SettingsError, Switch},
     store::{Store, TimeLimited, Usability, mysql::MySqlStore, sqlite::SqliteStore},
     telemetry::LogFormat,
@@ -159,7 +162,7 @@ async fn serve_embedded(
         sqlite_audit(database_url.to_owned()),
         clock.clone(),
     )?;
-    let dispatcher = dispatcher(settings, &queue, &clock, &stop, &watching, &monitoring).await?;
+    let dispatcher = dispatcher(settings, &store, &queue, &clock, &stop, &watching, &monitoring).await?;
     let health = Some(worker.health.clone());
     let api = api(&store, &dispatcher, health, &watching, &monitoring, clock, &stop);
     let running = monitoring.start(Servers {
@@ -257,7 +260,8 @@ async fn run_on_servers(
             (http::worker_site(probes, watching.metrics.clone()), queue as Arc<dyn Ping>)
         }
         _ => {
-            let dispatcher = dispatcher(settings, &*queue, &clock, &stop, &watching, &monitoring).await?;
+            let dispatcher =
+                dispatcher(settings, &store, &*queue, &clock, &stop, &watching, &monitoring).await?;
             let dispatcher = api_dispatcher.insert(dispatcher);
             let api = api(&store, dispatcher, health, &watching, &monitoring, clock, &stop);
             (http::site(api, links(settings)), dispatcher.health_check())
@@ -329,6 +333,7 @@ fn api(
 
 async fn dispatcher(
     settings: &Settings,
+    store: &Arc<dyn Store>,
     queue: &dyn Queue,
     clock: &Arc<dyn Clock>,
     stop: &CancellationToken,
@@ -337,7 +342,8 @@ async fn dispatcher(
 ) -> Result<Arc<Dispatcher>, AppError> {
     let (timeout, clock) = (settings.http.order_timeout, clock.clone());
     let (metrics, activity) = (watching.metrics.api.clone(), monitoring.activity.clone());
-    let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop.clone(), metrics).await;
+    let products = Arc::new(KnownProducts::new(Arc::new(TimeLimited::new(store.clone(), READ_LIMIT))));
+    let dispatcher = Dispatcher::new(queue, products, timeout, clock, activity, stop.clone(), metrics).await;
     let dispatcher = dispatcher.map(Arc::new).map_err(|error| AppError::Start(error.to_string()))?;
     watching.parked(&dispatcher)?;
     Ok(dispatcher)

@@ -20,6 +20,7 @@ mod products;
 mod public_url;
 mod query;
 mod readiness;
+mod reason;
 mod route_names;
 mod server;
 mod site;
@@ -45,9 +46,9 @@ use crate::monitor::metrics::{HttpMetrics, Metrics};
 pub use api::Api;
 pub use dashboard::viewers::Dashboard;
 pub use docs::CONTRACT;
-pub use envelope::error_reasons;
 pub use health::Probes;
 pub use public_url::{Links, PublicUrl, TrustedProxies};
+pub use reason::error_reasons;
 pub use server::{Server, listen};
 pub use site::Site;
 
@@ -55,7 +56,7 @@ pub use site::Site;
 pub fn routes() -> Vec<(&'static str, MethodRouter<Api>)> {
     vec![
         ("/api/products", get(products::list).post(products::create)),
-        ("/api/products/{productId}", get(products::show)),
+        ("/api/products/{productId}", get(products::show).patch(products::update).delete(products::archive)),
         ("/api/products/{productId}/inventory", get(products::inventory).put(products::recount)),
         ("/api/products/{productId}/inventory/adjustments", post(ledger::adjust)),
         ("/api/products/{productId}/inventory/movements", get(ledger::movements)),

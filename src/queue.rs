@@ -16,7 +16,7 @@ pub mod memory;
 pub mod rabbitmq;
 
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -68,16 +68,51 @@ pub struct LaneDepth {
 #[async_trait]
 pub trait Queue: Ping {
     /// For an API. The outcomes of the commands that it submits arrive at the reply sink.
-    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError>;
+    async fn submitter(
+        &self,
+        reply_sink: Arc<dyn ReplySink>,
+        archive: Arc<dyn Archive>,
+    ) -> Result<Arc<dyn Submitter>, QueueError>;
 
     /// For a worker.
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError>;
 }
 
+/// How long an API may rely on what it knows of a product: that it is not archived, or that it exists.
+pub const KNOWN_FOR: Duration = Duration::from_secs(5);
+
+/// How long after its product was archived a lane may be removed. More than three things together: a transaction that archives
+/// (10 s) tells the time at its beginning and is seen at its end, an API knows a product for [`KNOWN_FOR`], and what it
+/// publishes then is confirmed within 10 s or counts as not published.
+pub const RETIRE_AFTER: Duration = Duration::from_secs(30);
+
+/// What a submitter asks before it uses a lane: the lane of an archived product is about to be removed.
+#[async_trait]
+pub trait Archive: Send + Sync {
+    /// Whether the product is archived, as far as is known: the answer is at most [`KNOWN_FOR`] old, unless the database
+    /// does not answer.
+    async fn is_archived(&self, product_id: ProductId) -> bool;
+
+    /// Forgets that a product was not archived: its lane is gone.
+    fn forget(&self, product_id: ProductId);
+}
+
+/// For who submits only commands of products that cannot be archived, because pieces of them are reserved.
+pub struct NothingArchived;
+
+#[async_trait]
+impl Archive for NothingArchived {
+    async fn is_archived(&self, _: ProductId) -> bool {
+        false
+    }
+
+    fn forget(&self, _: ProductId) {}
+}
+
 /// The API's end of the queue.
 #[async_trait]
 pub trait Submitter: Ping {
-    /// Puts a command at the end of its product's lane. Returns at once; the [`Outcome`] arrives at the reply sink. It may
+    /// Puts a command at the end of its product's lane, or of the lane that archived products share. Returns at once; the [`Outcome`] arrives at the reply sink. It may
     /// never arrive: then nobody knows whether the command is queued, and it may be decided.
     fn submit(&self, command: Command);
 
@@ -150,6 +185,10 @@ pub trait Consumer: Send {
     /// Serves the lanes of these products as well. Lanes that it serves already are ignored. May return before the lanes
     /// are open.
     async fn serve(&mut self, products: &[ProductId]) -> Result<(), QueueError>;
+
+    /// These products have been archived for [`RETIRE_AFTER`] and longer. From now on serves the lane that archived products
+    /// share, and the lanes of these that still exist; of those that are empty each is removed. Returns before that is done.
+    async fn retire(&mut self, products: &[ProductId]) -> Result<(), QueueError>;
 
     /// Waits until something has arrived, and takes it: up to `max_commands`, or one delivery if that alone is larger.
     /// Cancel safe: a delivery that is not returned is not taken.

@@ -4,6 +4,7 @@ mod answers;
 pub mod batch_loader;
 pub mod catalog;
 pub mod dispatcher;
+pub mod known_products;
 pub mod order_gate;
 pub mod ordering;
 mod pending_replies;

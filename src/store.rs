@@ -25,6 +25,7 @@ mod pool_use;
 mod ports;
 pub mod retention;
 mod rows;
+mod seller;
 mod slow_query;
 pub mod sqlite;
 mod sqlx_error;
@@ -40,7 +41,7 @@ pub use open_error::OpenError;
 pub use page::{Direction, Due, OrderPage, Page};
 pub use pool_use::PoolUse;
 pub use ports::{
-    Adjusted, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Ledger, Orders, Recount,
-    Retention, Store,
+    Adjusted, Archival, Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Ledger, Orders,
+    ProductLane, Recount, Retention, Store, Update,
 };
 pub use time_limit::TimeLimited;

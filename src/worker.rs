@@ -31,15 +31,17 @@ use self::{
 };
 use crate::{
     backoff::backoff,
-    domain::{decide::BatchResult, rules::Rules},
+    domain::{decide::BatchResult, ids::ProductId, rules::Rules},
     monitor::activity::Activity,
-    queue::{Completion, Delivery, Queue, QueueError},
-    store::{Decider, Store, StoreError},
+    queue::{Completion, Delivery, Queue, QueueError, RETIRE_AFTER},
+    store::{Decider, ProductLane, Store, StoreError},
     telemetry::{LogLimiter, listed},
 };
 
-/// How often a worker looks for products whose notification did not arrive.
+/// How often a worker looks for products whose notification did not arrive, and for those that are archived.
 const RESCAN: Duration = Duration::from_secs(5);
+/// For how long after it was archived a worker looks for the lane of a product: far longer than a command waits.
+const LOOK_BACK: Duration = Duration::from_secs(24 * 3600);
 /// After so many failures of a batch the worker finds out whether only some of its products cannot be decided.
 const FAILURES_BEFORE_ISOLATION: u32 = 5;
 
@@ -203,10 +205,15 @@ impl Session<'_> {
     }
 
     async fn look_for_lanes(&mut self) -> Result<(), QueueError> {
-        match self.worker.store.product_ids().await {
+        match self.worker.store.product_lanes().await {
             Ok(products) => {
-                self.worker.activity.serve(products.len());
-                self.intake.consumer.serve(&products).await
+                let Lanes { served, retiring, has_archived } = Lanes::of(&products);
+                self.worker.activity.serve(served.len());
+                self.intake.consumer.serve(&served).await?;
+                if has_archived {
+                    self.intake.consumer.retire(&retiring).await?;
+                }
+                Ok(())
             }
             Err(error) => {
                 if let Some(suppressed) = self.failures.due() {
@@ -223,5 +230,48 @@ impl Session<'_> {
             let commands: usize = batch.iter().map(|delivery| delivery.commands.len()).sum();
             tracing::warn!(%error, products, commands, suppressed, "could not decide a batch, trying again");
         }
+    }
+}
+
+/// The products whose lanes a worker serves, and those whose lanes it removes.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Lanes {
+    served: Vec<ProductId>,
+    retiring: Vec<ProductId>,
+    has_archived: bool,
+}
+
+impl Lanes {
+    fn of(products: &[ProductLane]) -> Self {
+        let mut lanes = Self::default();
+        for ProductLane { product_id, archived_for } in products {
+            match archived_for {
+                None => lanes.served.push(*product_id),
+                // Other APIs may not know it yet: what they still queue is refused at once.
+                Some(age) if *age < RETIRE_AFTER => lanes.served.push(*product_id),
+                Some(age) if *age < LOOK_BACK => lanes.retiring.push(*product_id),
+                Some(_) => {}
+            }
+            lanes.has_archived |= archived_for.is_some();
+        }
+        lanes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lane_of_an_archived_product_is_served_for_a_while_and_then_removed() {
+        let ages = [None, Some(Duration::ZERO), Some(RETIRE_AFTER), Some(LOOK_BACK)];
+        let products: Vec<_> = (1..).map_while(ProductId::new).zip(ages).collect();
+        let lane = |(product_id, archived_for)| ProductLane { product_id, archived_for };
+        let id = |index: usize| products[index].0;
+        assert_eq!(
+            Lanes::of(&products.iter().copied().map(lane).collect::<Vec<_>>()),
+            Lanes { served: vec![id(0), id(1)], retiring: vec![id(2)], has_archived: true }
+        );
+        assert!(!Lanes::of(&[lane(products[0])]).has_archived);
     }
 }

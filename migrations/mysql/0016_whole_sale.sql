@@ -20,6 +20,6 @@ ALTER TABLE orders
     ),
     DROP CONSTRAINT rejection_reason_is_known,
     ADD CONSTRAINT rejection_reason_is_known CHECK (rejection_reason IN (
-        'insufficient_stock', 'idempotency_key_reused', 'sale_paused', 'sale_not_open', 'sale_closed', 'limit_per_order',
-        'limit_per_buyer', 'buyer_required'
+        'insufficient_stock', 'product_not_found', 'idempotency_key_reused', 'sale_paused', 'sale_not_open', 'sale_closed',
+        'limit_per_order', 'limit_per_buyer', 'buyer_required'
     ));

@@ -16,8 +16,8 @@ CREATE TABLE new_orders (
         (COALESCE(rejection_reason, '') = 'insufficient_stock') = (rejected_available IS NOT NULL)
     ),
     rejection_reason   TEXT    CHECK (rejection_reason IN (
-        'insufficient_stock', 'idempotency_key_reused', 'sale_paused', 'sale_not_open', 'sale_closed', 'limit_per_order',
-        'limit_per_buyer', 'buyer_required'
+        'insufficient_stock', 'product_not_found', 'idempotency_key_reused', 'sale_paused', 'sale_not_open', 'sale_closed',
+        'limit_per_order', 'limit_per_buyer', 'buyer_required'
     )) CHECK ((status = 'rejected') = (rejection_reason IS NOT NULL)),
     lines              TEXT,
     buyer              TEXT,

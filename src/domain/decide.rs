@@ -22,6 +22,9 @@ use crate::domain::{
     verdict::Verdict,
 };
 
+/// Products that are archived, and since when.
+pub type ArchivedProducts = HashMap<ProductId, Timestamp>;
+
 pub use crate::domain::terms::SpecialTerms;
 
 /// What a transaction reads, under its locks, before it decides.
@@ -29,6 +32,8 @@ pub use crate::domain::terms::SpecialTerms;
 pub struct Snapshot {
     /// Of all products of the batch that have one. A product without an inventory does not exist.
     pub inventories: Inventories,
+    /// Those of them that nobody can order any more.
+    pub archived: ArchivedProducts,
     pub terms: SpecialTerms,
     /// What the buyers of its new orders hold: see [`holders`](crate::domain::holdings::holders).
     pub holdings: Holdings,
@@ -147,12 +152,12 @@ pub struct Writes {
 ///
 /// A command that cannot be decided is [`Verdict::Undecidable`], and changes nothing for the others.
 pub fn decide(snapshot: Snapshot, commands: &[Command]) -> Decision {
-    let Snapshot { inventories, terms, holdings, stored, times, rules } = snapshot;
+    let Snapshot { inventories, archived, terms, holdings, stored, times, rules } = snapshot;
     let mut decision = Decision { inventories, ..Decision::default() };
     decision.result.verdicts.reserve_exact(commands.len());
     let holdings = BatchHoldings::new(holdings);
     let (placed, movements) = (HashMap::new(), BatchMovements::default());
-    let mut batch = Batch { decision, terms, holdings, stored, times, rules, placed, movements };
+    let mut batch = Batch { decision, archived, terms, holdings, stored, times, rules, placed, movements };
     for (index, command) in commands.iter().enumerate() {
         let decided = match command {
             Command::Place(order) => batch.place(index, order),
@@ -190,6 +195,7 @@ type Decided = Result<(Verdict, Effect), String>;
 
 struct Batch {
     decision: Decision,
+    archived: ArchivedProducts,
     terms: SpecialTerms,
     holdings: BatchHoldings,
     stored: Option<StoredOrders>,
@@ -247,6 +253,10 @@ impl Batch {
 
     /// Reserves the pieces of all lines, or none.
     fn reserve(&mut self, order: &NewOrder) -> Result<(), Rejection> {
+        // Whoever orders an archived product learns the same as of one that was never there.
+        if let Some(product_id) = order.lines.products().find(|id| self.archived.contains_key(id)) {
+            return Err(Rejection::ProductNotFound { product_id });
+        }
         self.check_terms(order)?;
         let inventories = &mut self.decision.inventories;
         if let Some(line) = order.lines.only() {
@@ -354,6 +364,13 @@ impl Batch {
 
     /// Whether the order is stored with this verdict.
     fn store_order(&mut self, order: &NewOrder, verdict: &Verdict, key: Option<IdempotencyKey>) -> bool {
+        // One that is archived is there; without all of its products an order cannot be stored.
+        let exists = |id| self.decision.inventories.contains_key(&id);
+        if matches!(verdict, Verdict::Rejected(Rejection::ProductNotFound { .. }))
+            && !order.lines.products().all(exists)
+        {
+            return false;
+        }
         let Some(order) = stored_order(order, verdict) else { return false };
         if let Some(StoredOrders { orders, keys, orphaned_keys, .. }) = &mut self.stored {
             orders.insert(order.id, order.clone());

@@ -7,6 +7,9 @@ use crate::domain::ids::ProductId;
 /// A lane within its set: the product's id, or its remainder.
 pub type LaneNumber = u64;
 
+/// The lane of the archived products, where each other product has its own.
+const ARCHIVED: LaneNumber = 0;
+
 /// The lanes that a process uses. Processes with different sets do not meet in the queue, so each stores its set in the
 /// database, and workers serve all sets that were used lately.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +24,21 @@ impl LaneSet {
     pub fn name_of(&self, number: LaneNumber) -> String {
         let prefix = &self.prefix;
         match self.mode {
+            LaneMode::Product if number == ARCHIVED => format!("{prefix}orders.archived"),
             LaneMode::Product => format!("{prefix}orders.product.{number}"),
             LaneMode::Hash(_) => format!("{prefix}orders.lane.{number}"),
         }
+    }
+
+    /// The lane that all archived products share. `None`: products share their lanes anyhow.
+    pub fn archived(&self) -> Option<LaneNumber> {
+        (self.mode == LaneMode::Product).then_some(ARCHIVED)
+    }
+
+    /// The product that has this lane alone.
+    pub fn product_of(&self, number: LaneNumber) -> Option<ProductId> {
+        // No product has the number of the archived ones.
+        self.archived().and_then(|_| ProductId::new(number))
     }
 
     /// The lane of a product's commands.
@@ -87,6 +102,19 @@ impl FromStr for LaneMode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archived_products_share_a_lane_where_each_other_one_has_its_own() {
+        let set = |mode: &str| LaneSet { prefix: "shop.".to_owned(), mode: mode.parse().unwrap() };
+        let product = ProductId::new(7).unwrap();
+        let own = set("product");
+        let archived = own.archived().unwrap();
+        assert_eq!(own.name_of(archived), "shop.orders.archived");
+        assert_eq!((own.product_of(7), own.product_of(archived)), (Some(product), None));
+        let hashed = set("hash:7");
+        assert_eq!((hashed.archived(), hashed.product_of(7)), (None, None));
+        assert_eq!(hashed.name_of(hashed.number_of(product)), "shop.orders.lane.0");
+    }
 
     #[test]
     fn lanes_are_product_or_hash() {

@@ -1,5 +1,6 @@
 //! [`Product`], its name, and a new one.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
@@ -49,12 +50,20 @@ impl TryFrom<String> for ProductName {
 }
 
 /// What is sold. Has one [`crate::domain::inventory::Inventory`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Product {
     pub id: ProductId,
     pub name: ProductName,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sku: Option<Sku>,
+    /// Since when it is archived: nobody can order it any more. `None` while it is sold.
+    pub archived_at: Option<Timestamp>,
+}
+
+/// Whether a product that exists can be ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProductState {
+    Live,
+    Archived,
 }
 
 /// A product that the seller wants to have.
@@ -64,6 +73,21 @@ pub struct NewProduct {
     pub sku: Option<Sku>,
     /// What is in stock from the beginning.
     pub stock: Stock,
+}
+
+/// What the seller wants to change of a product. `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProductChange {
+    pub name: Option<ProductName>,
+    /// `Some(None)` removes the SKU.
+    pub sku: Option<Option<Sku>>,
+}
+
+impl ProductChange {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.name.is_none() && self.sku.is_none()
+    }
 }
 
 #[cfg(test)]

@@ -93,8 +93,8 @@ struct Row {
     /// In answers, messages and the database.
     word: &'static str,
     http_status: u16,
-    /// Whether an order that is rejected for it is stored when no client waits for the verdict. One of a product that does not
-    /// exist cannot be.
+    /// Whether an order that is rejected for it is stored when no client waits for the verdict. One whose first product does not
+    /// even exist cannot be.
     is_stored: bool,
 }
 
@@ -125,7 +125,7 @@ impl RejectionReason {
     const fn row(self) -> Row {
         match self {
             Self::InsufficientStock => Row::refused("insufficient_stock"),
-            Self::ProductNotFound => Row { word: "product_not_found", http_status: 404, is_stored: false },
+            Self::ProductNotFound => Row { word: "product_not_found", http_status: 404, is_stored: true },
             Self::KeyReused => Row { word: "idempotency_key_reused", http_status: 422, is_stored: true },
             Self::SalePaused => Row::refused("sale_paused"),
             Self::SaleNotOpen => Row::refused("sale_not_open"),

@@ -70,6 +70,7 @@ pub(super) async fn product(
         // The board learns of a product once something happens to it, or once it has read the catalogue.
         let seen = api.dashboard.clock().now();
         match api.catalog.inventory(id).await {
+            Ok(Some((found, _))) if found.archived_at.is_some() => {} // it is on no board; its orders are listed
             Ok(Some((found, inventory))) => {
                 api.dashboard.board().learn([(found, Some(inventory))], seen);
                 product = ProductPage::read(api.dashboard.board(), id, now);

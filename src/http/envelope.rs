@@ -1,6 +1,6 @@
 //! The envelope of every JSON answer, and the one place that maps errors to statuses.
 
-use std::{borrow::Cow, fmt::Display, time::Duration};
+use std::{borrow::Cow, fmt::Display};
 
 use axum::{
     body::Body,
@@ -8,8 +8,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+pub(super) use super::reason::Reason;
 use super::{
     readiness::Readiness,
     time::{Time, seconds_until},
@@ -22,7 +23,6 @@ use crate::{
     },
     queue::Refusal,
     store::StoreError,
-    telemetry::LogLimiter,
 };
 
 #[derive(Serialize)]
@@ -74,146 +74,6 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-/// Defines [`Reason`]: one table of the words and their statuses.
-macro_rules! reasons {
-    ($($status:ident { $($variant:ident $word:literal,)+ })+) => {
-        /// The stable words for what can go wrong.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Reason {
-            $($($variant,)+)+
-            /// An order is refused. The domain knows the word and the status.
-            Rejected(RejectionReason),
-        }
-
-        impl Reason {
-            const OWN: &[Self] = &[$($(Self::$variant,)+)+];
-
-            fn status(self) -> StatusCode {
-                match self {
-                    $($(Self::$variant)|+ => StatusCode::$status,)+
-                    Self::Rejected(reason) => {
-                        StatusCode::from_u16(reason.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-                    }
-                }
-            }
-
-            /// The word as it stands in answers.
-            pub(super) const fn as_str(self) -> &'static str {
-                match self {
-                    $($(Self::$variant => $word,)+)+
-                    Self::Rejected(reason) => reason.as_str(),
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    BAD_REQUEST {
-        InvalidJson "invalid_json",
-        InvalidBody "invalid_body",
-        InvalidField "invalid_field",
-        InvalidName "invalid_name",
-        InvalidSku "invalid_sku",
-        InvalidStock "invalid_stock",
-        InvalidTerms "invalid_terms",
-        InvalidChange "invalid_change",
-        InvalidReasonText "invalid_reason",
-        InvalidProductId "invalid_product_id",
-        InvalidTotal "invalid_total",
-        InvalidLines "invalid_lines",
-        InvalidBuyer "invalid_buyer",
-        InvalidReference "invalid_reference",
-        InvalidRestock "invalid_restock",
-        DuplicateProduct "duplicate_product",
-        InvalidOrderId "invalid_order_id",
-        InvalidLimit "invalid_limit",
-        InvalidAfter "invalid_after",
-        InvalidStatus "invalid_status",
-        InvalidCreatedAfter "invalid_created_after",
-        InvalidOrder "invalid_order",
-        InvalidWait "invalid_wait",
-        InvalidQuery "invalid_query",
-        InvalidIdempotencyKey "invalid_idempotency_key",
-        InvalidHost "invalid_host",
-        InvalidRequest "invalid_request",
-    }
-    NOT_FOUND {
-        OrderNotFound "order_not_found",
-        RouteNotFound "route_not_found",
-    }
-    METHOD_NOT_ALLOWED {
-        MethodNotAllowed "method_not_allowed",
-    }
-    CONFLICT {
-        SkuTaken "sku_taken",
-        StockBelowReserved "stock_below_reserved",
-        StockChanged "stock_changed",
-        StockAboveMaximum "stock_above_maximum",
-        OrderNotReserved "order_not_reserved",
-        OrderAlreadyPaid "order_already_paid",
-        PaidWithAnotherReference "paid_with_another_reference",
-        OrderExpired "order_expired",
-        OrderNotPaid "order_not_paid",
-        StockTooLarge "stock_too_large",
-    }
-    PAYLOAD_TOO_LARGE {
-        BodyTooLarge "body_too_large",
-    }
-    URI_TOO_LONG {
-        UriTooLong "uri_too_long",
-    }
-    REQUEST_HEADER_FIELDS_TOO_LARGE {
-        HeadTooLarge "head_too_large",
-    }
-    REQUEST_TIMEOUT {
-        RequestTimeout "request_timeout",
-    }
-    UNSUPPORTED_MEDIA_TYPE {
-        UnsupportedMediaType "unsupported_media_type",
-    }
-    SERVICE_UNAVAILABLE {
-        LaneFull "lane_full",
-        Overloaded "overloaded",
-        QueueUnavailable "queue_unavailable",
-        DatabaseUnavailable "database_unavailable",
-        NotReady "not_ready",
-    }
-    INTERNAL_SERVER_ERROR {
-        InternalError "internal_error",
-    }
-}
-
-/// Every `reason` that an error can have, with its HTTP status.
-pub fn error_reasons() -> impl Iterator<Item = (&'static str, u16)> {
-    let rejections = RejectionReason::ALL.into_iter().map(Reason::Rejected);
-    let reasons = Reason::OWN.iter().copied().chain(rejections);
-    reasons.map(|reason| (reason.as_str(), reason.status().as_u16()))
-}
-
-impl Serialize for Reason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl Reason {
-    /// `Some` if this error is logged now, with the number of suppressed ones before it: a flood of 503s becomes one line every
-    /// five seconds for each reason.
-    pub(super) fn due(self) -> Option<u64> {
-        static FLOODS: [LogLimiter; 5] = [const { LogLimiter::every(Duration::from_secs(5)) }; 5];
-        let flood = match self {
-            Self::LaneFull => 0,
-            Self::Overloaded => 1,
-            Self::QueueUnavailable => 2,
-            Self::DatabaseUnavailable => 3,
-            Self::NotReady => 4,
-            _ => return Some(0),
-        };
-        FLOODS[flood].due()
-    }
-}
-
 /// Seconds after which a 503 is worth another try, and a 202 a look at the order.
 pub(super) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -230,11 +90,8 @@ pub(super) struct ApiError {
     stock: Option<StockDetail>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     terms: Option<Box<RefusedByTerms>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order_status: Option<&'static str>,
-    /// Of the payment that counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) payment_reference: Option<Box<str>>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    order: Option<Box<OrderDetail>>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     readiness: Option<Box<Readiness>>,
     /// Whether this is the stored answer to a repeated `Idempotency-Key`.
@@ -243,6 +100,15 @@ pub(super) struct ApiError {
     /// For the log only.
     #[serde(skip)]
     cause: Option<Box<str>>,
+}
+
+/// What has become of the order that an error is about.
+#[derive(Debug, Serialize)]
+struct OrderDetail {
+    order_status: &'static str,
+    /// Of the payment that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_reference: Option<Box<str>>,
 }
 
 /// The pieces that an error is about: a field with one of these names.
@@ -298,8 +164,7 @@ impl ApiError {
             product_id: None,
             stock: None,
             terms: None,
-            order_status: None,
-            payment_reference: None,
+            order: None,
             readiness: None,
             replayed: false,
             cause: None,
@@ -372,7 +237,16 @@ impl ApiError {
         status: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self { order_status: Some(status), ..Self::new(reason, message) }
+        let order = OrderDetail { order_status: status, payment_reference: None };
+        Self { order: Some(Box::new(order)), ..Self::new(reason, message) }
+    }
+
+    /// A conflict with a payment that the shop called so.
+    pub(super) fn of_payment(mut self, reference: Option<&str>) -> Self {
+        if let Some(order) = &mut self.order {
+            order.payment_reference = reference.map(Into::into);
+        }
+        self
     }
 
     pub(super) fn replayed(self, replayed: bool) -> Self {
@@ -392,7 +266,8 @@ impl ApiError {
         let of = details.product_id.map_or(String::new(), |id| format!(" of product {id}"));
         let message: Cow<'static, str> = match rejection {
             Rejection::ProductNotFound { product_id } => {
-                return Self::product_not_found(product_id).of_product(product_id);
+                format!("there is no product {product_id} to order: it does not exist, or it is archived")
+                    .into()
             }
             Rejection::InsufficientStock { available, .. } => insufficient_stock(available, &of),
             Rejection::KeyReused => {
@@ -482,8 +357,27 @@ impl From<Refusal> for ApiError {
 impl ApiError {
     /// Another product has the SKU.
     pub(super) fn sku_taken(by: ProductId) -> Self {
-        let message = format!("product {by} has this sku; nothing was created");
+        let message = format!("product {by} has this sku; nothing was created or changed");
         Self { product_id: Some(by), ..Self::new(Reason::SkuTaken, message) }
+    }
+}
+
+impl ApiError {
+    pub(super) fn product_has_reservations(pieces: u32) -> Self {
+        let message = format!(
+            "{} reserved by buyers; nothing was changed. Archive the product once its reservations are paid, cancelled or \
+             expired",
+            pieces_are(pieces)
+        );
+        Self {
+            stock: Some(StockDetail::Reserved(pieces)),
+            ..Self::new(Reason::ProductHasReservations, message)
+        }
+    }
+
+    pub(super) fn product_archived(id: ProductId) -> Self {
+        let message = format!("product {id} is archived: it is not sold any more, and nothing was changed");
+        Self::new(Reason::ProductArchived, message)
     }
 }
 

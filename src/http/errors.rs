@@ -9,7 +9,7 @@ use crate::{
         order::{ChangeKind, Order, OrderStatus},
     },
     service::{
-        catalog::{AdjustError, CreateError, RecountError},
+        catalog::{AdjustError, ArchiveError, CreateError, RecountError, UpdateError},
         ordering::{ChangeError, LookupError, PlaceError},
     },
 };
@@ -79,10 +79,31 @@ impl From<CreateError> for ApiError {
     }
 }
 
+impl From<UpdateError> for ApiError {
+    fn from(error: UpdateError) -> Self {
+        match error {
+            UpdateError::ProductNotFound(id) => Self::product_not_found(id),
+            UpdateError::SkuTaken(by) => Self::sku_taken(by),
+            UpdateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ArchiveError> for ApiError {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::ProductNotFound(id) => Self::product_not_found(id),
+            ArchiveError::HasReservations(pieces) => Self::product_has_reservations(pieces),
+            ArchiveError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<RecountError> for ApiError {
     fn from(error: RecountError) -> Self {
         match error {
             RecountError::ProductNotFound(id) => Self::product_not_found(id),
+            RecountError::Archived(id) => Self::product_archived(id),
             RecountError::BelowReserved(below) => below.into(),
             RecountError::StockChanged { stored } => Self::stock_changed(stored),
             RecountError::Store(error) => error.into(),
@@ -94,6 +115,7 @@ impl From<AdjustError> for ApiError {
     fn from(error: AdjustError) -> Self {
         match error {
             AdjustError::ProductNotFound(id) => Self::product_not_found(id),
+            AdjustError::Archived(id) => Self::product_archived(id),
             AdjustError::Invalid(InvalidAdjustment::BelowReserved(below)) => below.into(),
             AdjustError::Invalid(InvalidAdjustment::AboveMaximum(above)) => above.into(),
             AdjustError::KeyReused => Self::adjustment_key_reused(),
@@ -156,9 +178,8 @@ fn paid_otherwise(order: &Order) -> ApiError {
     let by =
         reference.map_or("a payment without a reference".to_owned(), |text| format!("the payment {text}"));
     let message = format!("the order was paid by {by}; if this is another payment, pay its money back");
-    let mut error = ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message);
-    error.payment_reference = reference.map(Into::into);
-    error
+    ApiError::conflict(Reason::PaidWithAnotherReference, order.status().as_str(), message)
+        .of_payment(reference)
 }
 
 fn stock_too_large() -> ApiError {

@@ -101,6 +101,14 @@ impl Board {
         }
     }
 
+    /// Leaves out products that are archived.
+    pub fn forget(&self, archived: impl IntoIterator<Item = ProductId>) {
+        let mut state = self.state();
+        for id in archived {
+            state.products.remove(&id);
+        }
+    }
+
     /// Takes in which of these products are closed to orders, and why.
     pub fn learn_closed(&self, products: &[ProductId], closed: &HashMap<ProductId, Rejection>) {
         let mut state = self.state();

@@ -46,6 +46,8 @@ async fn read(store: &dyn Catalog, board: &Board, clock: &dyn Clock) -> Result<(
             break;
         }
     }
+    let products = store.product_lanes().await?;
+    board.forget(products.iter().filter(|one| one.archived_for.is_some()).map(|one| one.product_id));
     Ok(())
 }
 
@@ -96,6 +98,11 @@ mod tests {
         assert_eq!(page.rows[0].stock.map(|stock| stock.available), Some(3));
         sleep(2 * LOOK_EVERY).await;
         assert_eq!(board.products(&ProductQuery::default()).matching, 1_003);
+        let first = store.product_ids().await.unwrap()[0];
+        store.archive(first).await.unwrap();
+        assert!(board.product(first).is_some());
+        sleep(2 * READ_EVERY).await;
+        assert!(board.product(first).is_none(), "it is archived");
         store.close().await;
         sleep(READ_EVERY).await;
         assert!(!reading.is_finished(), "a store that fails is asked again");

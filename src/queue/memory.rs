@@ -24,8 +24,8 @@ use crate::{
         lane_set::{LaneMode, LaneSet},
     },
     queue::{
-        Address, Completion, Consumer, Delivery, LaneName, Outcome, Ping, Queue, QueueError, Refusal, Reply,
-        ReplySink, Submitter,
+        Address, Archive, Completion, Consumer, Delivery, LaneName, Outcome, Ping, Queue, QueueError,
+        Refusal, Reply, ReplySink, Submitter,
     },
 };
 
@@ -114,7 +114,11 @@ impl MemoryQueue {
 
 #[async_trait]
 impl Queue for MemoryQueue {
-    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
+    async fn submitter(
+        &self,
+        reply_sink: Arc<dyn ReplySink>,
+        _: Arc<dyn Archive>,
+    ) -> Result<Arc<dyn Submitter>, QueueError> {
         let mut state = self.0.state();
         let address = Address::from(format!("sink {}", state.reply_sinks.len() + 1));
         state.reply_sinks.insert(address.clone(), reply_sink.clone());
@@ -318,6 +322,18 @@ impl Consumer for MemoryConsumer {
         Ok(()) // All lanes of the process are served.
     }
 
+    /// A command that comes later finds a new lane.
+    async fn retire(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
+        let mut state = self.shared.state();
+        for product_id in products {
+            let lane = state.lanes.get(product_id);
+            if lane.is_some_and(|lane| lane.waiting.is_empty() && lane.unsettled == 0) {
+                state.lanes.remove(product_id);
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             let arrived = self.shared.arrived.notified();
@@ -404,6 +420,7 @@ mod tests {
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
     };
+    use crate::queue::NothingArchived;
 
     struct Ignore;
 
@@ -425,7 +442,7 @@ mod tests {
     async fn changes_get_past_a_full_lane_and_are_bounded_too() {
         let queue = MemoryQueue::new(3, SystemClock.now());
         let outcomes = Arc::new(Outcomes::default());
-        let submitter = queue.submitter(outcomes.clone()).await.unwrap();
+        let submitter = queue.submitter(outcomes.clone(), Arc::new(NothingArchived)).await.unwrap();
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());
         let reply = ReplyMode::Until(SystemClock.now());
         let order = || NewOrder {
@@ -466,7 +483,7 @@ mod tests {
             yield_now().await;
         }
         let queue = MemoryQueue::new(1, SystemClock.now());
-        let submitter = queue.submitter(Arc::new(Ignore)).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Ignore), Arc::new(NothingArchived)).await.unwrap();
         let id = SystemClock.order_id();
         assert!(!submitter.may_be_pending(id, SystemClock.now()));
         let (product_id, total) = (ProductId::new(1).unwrap(), Quantity::new(1).unwrap());

@@ -10,6 +10,8 @@
 //! 5. [`settlement`] publishes the verdict and the events, awaits the confirms, and acknowledges the message;
 //! 6. [`replies`] receives the verdict in the API's reply queue, and [`outcomes`] delivers it.
 //!
+//! [`retirement`] removes the lanes of archived products.
+//!
 //! [`reports`] is for operators: what processes tell each other, and what waits.
 
 mod connection;
@@ -26,6 +28,7 @@ mod publish_connection;
 mod publisher;
 mod replies;
 mod reports;
+mod retirement;
 mod settlement;
 mod submitter;
 mod topology;
@@ -48,7 +51,7 @@ use self::{
     submitter::RabbitMqSubmitter,
     topology::Topology,
 };
-use super::{Consumer, Depths, LaneDepth, Ping, Queue, QueueError, ReplySink, Reports, Submitter};
+use super::{Archive, Consumer, Depths, LaneDepth, Ping, Queue, QueueError, ReplySink, Reports, Submitter};
 use crate::domain::{ids::ProductId, lane_set::LaneSet};
 
 pub use topology::RabbitMqSettings;
@@ -105,10 +108,13 @@ impl Ping for RabbitMqQueue {
 
 #[async_trait]
 impl Queue for RabbitMqQueue {
-    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
-        let submitter =
-            RabbitMqSubmitter::start(self.topology.clone(), self.publish_pool.clone(), reply_sink).await?;
-        Ok(Arc::new(submitter))
+    async fn submitter(
+        &self,
+        reply_sink: Arc<dyn ReplySink>,
+        archive: Arc<dyn Archive>,
+    ) -> Result<Arc<dyn Submitter>, QueueError> {
+        let (topology, pool) = (self.topology.clone(), self.publish_pool.clone());
+        Ok(Arc::new(RabbitMqSubmitter::start(topology, pool, reply_sink, archive).await?))
     }
 
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {

@@ -62,7 +62,7 @@ pub enum ChangeError {
     Conflict(ChangeKind, OrderStatus),
     /// It was paid, and not with the reference of this payment.
     #[error("the order was paid with another reference")]
-    PaidOtherwise(Order),
+    PaidOtherwise(Box<Order>),
     /// With the pieces that come back there would be more than a stock can be.
     #[error("the pieces do not fit into the stock")]
     StockTooLarge,
@@ -84,7 +84,7 @@ pub(super) fn changed(change: &Change, order: Order) -> Result<OrderChange, Chan
         Change::Pay { reference: Some(given) }
             if status == OrderStatus::Paid && order.payment_reference() != Some(given) =>
         {
-            Err(ChangeError::PaidOtherwise(order))
+            Err(ChangeError::PaidOtherwise(Box::new(order)))
         }
         _ if status == kind.leads_to() => Ok(OrderChange::Done(order)),
         // Nothing else keeps a paid order from being returned.

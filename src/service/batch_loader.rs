@@ -19,6 +19,7 @@ use crate::{
     domain::{
         ids::{IdempotencyKey, OrderId, ProductId},
         order::Order,
+        product::ProductState,
     },
     store::{Catalog, Orders, StoreError},
 };
@@ -59,14 +60,14 @@ impl LoadKey for IdempotencyKey {
     }
 }
 
-/// Only whether the product exists.
+/// Only whether the product exists, and is archived.
 #[async_trait]
 impl LoadKey for ProductId {
-    type Value = ();
+    type Value = ProductState;
     type Source = dyn Catalog;
 
-    async fn load(catalog: &dyn Catalog, keys: &[Self]) -> Result<HashMap<Self, ()>, StoreError> {
-        Ok(catalog.existing(keys).await?.into_iter().map(|id| (id, ())).collect())
+    async fn load(catalog: &dyn Catalog, keys: &[Self]) -> Result<HashMap<Self, ProductState>, StoreError> {
+        catalog.states(keys).await
     }
 }
 
@@ -204,7 +205,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         leaving.abort();
-        assert_eq!(loader.load(known).await.unwrap(), Some(()));
+        assert_eq!(loader.load(known).await.unwrap(), Some(ProductState::Live));
     }
 
     #[tokio::test]

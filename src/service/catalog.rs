@@ -7,12 +7,12 @@ use crate::{
         ids::ProductId,
         inventory::{InvalidAdjustment, Inventory, Stock, StockBelowReserved},
         movement::{Adjustment, LedgerEntry, MovementSeq},
-        product::{NewProduct, Product, ProductName},
+        product::{NewProduct, Product, ProductChange, ProductName},
         sku::Sku,
         terms::Terms,
     },
     service::{dispatcher::Dispatcher, order_gate::OrderGate},
-    store::{Adjusted, Catalog, Creation, Ledger, Page, Recount, StoreError},
+    store::{Adjusted, Archival, Catalog, Creation, Ledger, Page, Recount, StoreError, Update},
     telemetry::LogLimiter,
 };
 
@@ -25,11 +25,35 @@ pub enum CreateError {
     Store(#[from] StoreError),
 }
 
+/// Why the product was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    #[error("there is no product {0}")]
+    ProductNotFound(ProductId),
+    #[error("product {0} has this SKU")]
+    SkuTaken(ProductId),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why the product was not archived.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("there is no product {0}")]
+    ProductNotFound(ProductId),
+    #[error("{0} pieces are reserved")]
+    HasReservations(u32),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// Why the stock was not set. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecountError {
     #[error("there is no product {0}")]
     ProductNotFound(ProductId),
+    #[error("product {0} is archived")]
+    Archived(ProductId),
     #[error("{} pieces are reserved", .0.reserved)]
     BelowReserved(StockBelowReserved),
     #[error("{stored} pieces are stored, not as many as expected")]
@@ -43,6 +67,8 @@ pub enum RecountError {
 pub enum AdjustError {
     #[error("there is no product {0}")]
     ProductNotFound(ProductId),
+    #[error("product {0} is archived")]
+    Archived(ProductId),
     #[error("the stock cannot change by so many pieces: {0:?}")]
     Invalid(InvalidAdjustment),
     #[error("the key belongs to another adjustment")]
@@ -88,32 +114,57 @@ impl CatalogService {
         Ok(product)
     }
 
-    /// Up to `limit` products in id order, beginning behind `after`.
+    /// Changes the name or the SKU of a product, archived or not.
+    pub async fn update(&self, id: ProductId, change: ProductChange) -> Result<Product, UpdateError> {
+        match self.store.update(id, change).await? {
+            Update::Done(product) => Ok(product),
+            Update::NoSuchProduct => Err(UpdateError::ProductNotFound(id)),
+            Update::SkuTaken(by) => Err(UpdateError::SkuTaken(by)),
+        }
+    }
+
+    /// Archives a product of which nothing is reserved: nobody orders it any more.
+    pub async fn archive(&self, id: ProductId) -> Result<Product, ArchiveError> {
+        match self.store.archive(id).await? {
+            Archival::Done(product) => {
+                self.dispatcher.products().archived(id);
+                Ok(product)
+            }
+            Archival::NoSuchProduct => Err(ArchiveError::ProductNotFound(id)),
+            Archival::HasReservations(pieces) => Err(ArchiveError::HasReservations(pieces)),
+        }
+    }
+
+    /// Up to `limit` products that are archived, or that are not, in id order, beginning behind `after`.
     pub async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
-        self.store.products(after, limit).await
+        self.store.products(archived, after, limit).await
     }
 
-    /// The product with this SKU, if there is one behind `after`, as the only page of a list.
+    /// The product with this SKU, if there is such a one behind `after`, as the only page of a list.
     pub async fn products_with_sku(
         &self,
         sku: Sku,
+        archived: bool,
         after: Option<ProductId>,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let mut rows = self.store.products_by_sku(&[sku]).await?;
+        rows.retain(|product| product.archived_at.is_some() == archived);
         rows.retain(|product| after.is_none_or(|after| product.id > after));
         Ok(Page { rows, next: None })
     }
 
-    pub async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        self.store.product(id).await
-    }
-
     pub async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         self.store.inventory(id).await
+    }
+
+    /// A product, its pieces and its terms of sale, as of one moment; `None`: there is no such product.
+    pub async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        self.store.details(id).await
     }
 
     /// Sets the stored stock to what the seller counted, if it is `expected` now. Returns when every API takes orders of the pieces.
@@ -130,6 +181,7 @@ impl CatalogService {
                 Ok((product, inventory))
             }
             Recount::NoSuchProduct => Err(RecountError::ProductNotFound(id)),
+            Recount::Archived => Err(RecountError::Archived(id)),
             Recount::BelowReserved(below) => Err(RecountError::BelowReserved(below)),
             Recount::StockChanged { stored } => Err(RecountError::StockChanged { stored }),
         }
@@ -165,6 +217,7 @@ impl CatalogService {
             Adjusted::Before(entry) => (entry, true),
             Adjusted::KeyReused => return Err(AdjustError::KeyReused),
             Adjusted::NoSuchProduct => return Err(AdjustError::ProductNotFound(id)),
+            Adjusted::Archived => return Err(AdjustError::Archived(id)),
             Adjusted::Invalid(invalid) => return Err(AdjustError::Invalid(invalid)),
         };
         if adjustment.change.adds_pieces() {

@@ -19,7 +19,7 @@ use crate::{
     },
     monitor::{activity::Activity, metrics::ApiMetrics},
     queue::{Outcome, Ping, Queue, QueueError, Refusal, Submitter},
-    service::pending_replies::PendingReplies,
+    service::{known_products::KnownProducts, pending_replies::PendingReplies},
     telemetry::{ms, traces::CommandSpan},
 };
 
@@ -37,6 +37,7 @@ pub(super) const WAIT_WHILE_CLOSING: Duration = Duration::from_millis(500);
 /// An API's way into the lanes, and back.
 pub struct Dispatcher {
     submitter: Arc<dyn Submitter>,
+    products: Arc<KnownProducts>,
     pending: Arc<PendingReplies>,
     order_timeout: Duration,
     clock: Arc<dyn Clock>,
@@ -50,6 +51,7 @@ impl Dispatcher {
     /// Once `stop` is cancelled, clients wait for a short time only.
     pub async fn new(
         queue: &dyn Queue,
+        products: Arc<KnownProducts>,
         order_timeout: Duration,
         clock: Arc<dyn Clock>,
         activity: Arc<Activity>,
@@ -57,7 +59,7 @@ impl Dispatcher {
         metrics: Arc<ApiMetrics>,
     ) -> Result<Self, QueueError> {
         let pending = Arc::new(PendingReplies::new(metrics.clone()));
-        let submitter = queue.submitter(pending.clone()).await?;
+        let submitter = queue.submitter(pending.clone(), products.clone()).await?;
         let closing = tokio::spawn({
             let (pending, stop) = (pending.clone(), stop.clone());
             async move {
@@ -67,7 +69,17 @@ impl Dispatcher {
             }
         });
         let closing = AbortOnDropHandle::new(closing);
-        Ok(Self { submitter, pending, order_timeout, clock, metrics, activity, stop, _closing: closing })
+        Ok(Self {
+            submitter,
+            products,
+            pending,
+            order_timeout,
+            clock,
+            metrics,
+            activity,
+            stop,
+            _closing: closing,
+        })
     }
 
     /// Cancelled once the process was asked to stop.
@@ -166,6 +178,11 @@ impl Dispatcher {
     pub(super) fn may_be_pending(&self, id: OrderId) -> bool {
         let now = self.clock.now();
         id.has_valid_checksum() && !id.is_from_the_future(now) && self.submitter.may_be_pending(id, now)
+    }
+
+    /// What is known of products, here and by the queue.
+    pub(super) fn products(&self) -> &KnownProducts {
+        &self.products
     }
 
     pub(super) async fn open_lane(&self, product_id: ProductId) -> Result<(), QueueError> {

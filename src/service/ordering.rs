@@ -3,22 +3,19 @@
 //! A new order or a change is a command: it is queued in its product's lane, and the client waits for the verdict until its
 //! deadline. What is final, and what a product or key is known for, is answered without the lane.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
     domain::{
         command::{ChangeOrder, NewOrder},
-        ids::{IdempotencyKey, OrderId, ProductId},
+        ids::{IdempotencyKey, OrderId},
         lines::Lines,
         names::Buyer,
         order::{Change, Order, OrderState, OrderStatus},
         origin::Origin,
+        product::ProductState,
         rejection::Rejection,
         verdict::Verdict,
     },
@@ -73,9 +70,6 @@ pub struct OrderService {
     gate: Arc<OrderGate>,
     orders: Arc<BatchLoader<OrderId>>,
     keys: Arc<BatchLoader<IdempotencyKey>>,
-    products: Arc<BatchLoader<ProductId>>,
-    /// Products that exist. A product is never deleted, so an entry stays true.
-    known_products: RwLock<HashSet<ProductId>>,
     verdict_waits: VerdictWaits,
     metrics: Arc<ApiMetrics>,
 }
@@ -88,11 +82,9 @@ impl OrderService {
         metrics: Arc<ApiMetrics>,
     ) -> Self {
         Self {
-            gate: OrderGate::new(catalog.clone(), metrics.clone()),
+            gate: OrderGate::new(catalog, metrics.clone()),
             orders: Arc::new(BatchLoader::new(orders.clone())),
             keys: Arc::new(BatchLoader::new(orders.clone())),
-            products: Arc::new(BatchLoader::new(catalog)),
-            known_products: RwLock::default(),
             verdict_waits: VerdictWaits::default(),
             dispatcher,
             stored_orders: orders,
@@ -125,16 +117,22 @@ impl OrderService {
             self.dispatcher.activity().refuse_early(lane);
             return rejected(rejection);
         }
+        let mut archived = None;
         for product_id in request.lines.products() {
-            if !self.is_product(product_id).await? {
-                return rejected(Rejection::ProductNotFound { product_id });
+            match self.dispatcher.products().state(product_id).await? {
+                Some(ProductState::Live) => {}
+                Some(ProductState::Archived) => archived = archived.or(Some(product_id)),
+                None => return rejected(Rejection::ProductNotFound { product_id }),
             }
         }
         // A stored order is answered at once, without another id for it.
-        if wait.is_zero()
+        if (wait.is_zero() || archived.is_some())
             && let Some(stored) = self.find_by_key(&request).await?
         {
             return stored;
+        }
+        if let Some(product_id) = archived {
+            return rejected(Rejection::ProductNotFound { product_id });
         }
         // Deduct the lookup time from the wait, but keep at least 1 ms: a wait of 0 means detached.
         let wait = wait.min(wait.saturating_sub(began.elapsed()).max(MIN_WAIT));
@@ -293,17 +291,6 @@ impl OrderService {
     pub fn waiting_time(&self, preferred: Option<Duration>) -> Duration {
         self.dispatcher.waiting_time(preferred)
     }
-
-    async fn is_product(&self, id: ProductId) -> Result<bool, StoreError> {
-        if self.known_products.read().unwrap_or_else(PoisonError::into_inner).contains(&id) {
-            return Ok(true);
-        }
-        let exists = self.products.load(id).await?.is_some();
-        if exists {
-            self.known_products.write().unwrap_or_else(PoisonError::into_inner).insert(id);
-        }
-        Ok(exists)
-    }
 }
 
 /// The answer to an order whose idempotency key belongs to this one, which was placed earlier.
@@ -324,12 +311,16 @@ mod tests {
         clock::{Clock, SystemClock},
         domain::{
             command::Command,
+            ids::ProductId,
             order::{ChangeKind, Quantity},
             rules::Rules,
         },
         monitor::{activity::Activity, metrics::Metrics},
         queue::{Queue, Refusal, memory::MemoryQueue},
-        service::dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
+        service::{
+            dispatcher::{DETACH_TIMEOUT, WAIT_AFTER_STOP, WAIT_WHILE_CLOSING},
+            known_products::KnownProducts,
+        },
         store::{Ledger, Store, memory::MemoryStore},
     };
 
@@ -341,7 +332,9 @@ mod tests {
     ) -> OrderService {
         let (metrics, clock) = (Metrics::unwatched().api, Arc::new(SystemClock));
         let activity = Arc::new(Activity::new(clock.clone()));
-        let dispatcher = Dispatcher::new(queue, timeout, clock, activity, stop, metrics.clone()).await;
+        let products = Arc::new(KnownProducts::new(store.clone()));
+        let dispatcher =
+            Dispatcher::new(queue, products, timeout, clock, activity, stop, metrics.clone()).await;
         OrderService::new(store.clone(), store, Arc::new(dispatcher.unwrap()), metrics)
     }
 
@@ -450,7 +443,7 @@ mod tests {
         let queue = MemoryQueue::new(100, SystemClock.now());
         let stop = CancellationToken::new();
         let ordering = service(store, &queue, Duration::from_secs(60), stop.clone()).await;
-        assert!(ordering.is_product(product_id).await.unwrap());
+        assert!(ordering.dispatcher.products().state(product_id).await.unwrap().is_some());
         tokio::time::pause();
         let began = Instant::now();
         stop.cancel();

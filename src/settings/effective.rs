@@ -45,7 +45,7 @@ impl Settings {
             trusted_proxies = is_api.then(|| self.http.trusted_proxies.to_string()),
             reservation_ttl_ms = is_worker.then(|| whole_ms(self.orders.reservation_ttl)),
             max_hold_ms = is_worker.then(|| whole_ms(self.orders.max_hold_or_default())),
-            late_payment = is_worker.then(|| match self.orders.late_payment {
+            late_payment = is_worker.then_some(match self.orders.late_payment {
                 LatePaymentSetting::Accept => "accept",
                 LatePaymentSetting::Refuse => "refuse",
             }),

@@ -246,8 +246,8 @@ macro_rules! sums {
              OR (status = 'rejected') <> (expires_at IS NULL)
              OR (status = 'rejected') <> (rejection_reason IS NOT NULL)
              OR COALESCE(rejection_reason NOT IN (
-                 'insufficient_stock', 'idempotency_key_reused', 'sale_paused', 'sale_not_open', 'sale_closed',
-                 'limit_per_order', 'limit_per_buyer', 'buyer_required'
+                 'insufficient_stock', 'product_not_found', 'idempotency_key_reused', 'sale_paused', 'sale_not_open',
+                 'sale_closed', 'limit_per_order', 'limit_per_buyer', 'buyer_required'
              ), 0)
              OR (COALESCE(rejection_reason, '') = 'insufficient_stock') <> (rejected_available IS NOT NULL)
          ), 0) AS SIGNED)"

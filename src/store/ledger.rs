@@ -70,6 +70,9 @@ async fn recount_once<B: Begin>(
     let Some(before) = locked.inventories.get(&product.id).copied() else {
         return Ok(Recount::NoSuchProduct);
     };
+    if locked.archived.contains_key(&product.id) {
+        return Ok(Recount::Archived);
+    }
     let stored = before.stored();
     if expected.is_some_and(|expected| expected.get() != stored) {
         return Ok(Recount::StockChanged { stored });
@@ -114,6 +117,9 @@ async fn adjust_once<B: Begin<Transaction: LedgerTransaction>>(
     {
         let is_same = known.movement.is_of(id, adjustment);
         return Ok(if is_same { Adjusted::Before(known) } else { Adjusted::KeyReused });
+    }
+    if locked.archived.contains_key(&id) {
+        return Ok(Adjusted::Archived);
     }
     let mut after = before;
     if let Err(invalid) = after.adjust(adjustment.change) {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    rows::{OrderRow, ProductRow, TextColumn, id_column, product, product_id, readable},
+    rows::{InventoryRow, OrderRow, ProductRow, id_column, product_id, readable},
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
@@ -43,23 +43,19 @@ const MAX_REST: Duration = Duration::from_millis(500);
 // Pages are cut before invalid rows are left out, so that these end no list.
 
 pub(super) fn page_of_products(rows: Vec<ProductRow>, limit: u32) -> Page<Product, ProductId> {
-    let Page { rows, next } = Page::cut(rows, limit, None, |(id, ..)| *id);
-    let products = readable(rows.into_iter().map(|(id, name, sku)| product(id, name, sku)));
+    let Page { rows, next } = Page::cut(rows, limit, None, |row| row.id);
+    let products = readable(rows.into_iter().map(Product::try_from));
     Page { rows: products, next: next.and_then(|id| product_id(id).ok()) }
 }
-
-/// A product, and the three columns of its inventory.
-pub(super) type InventoryRow = (i64, TextColumn, Option<TextColumn>, i64, i64, i64);
 
 pub(super) fn page_of_inventories(
     rows: Vec<InventoryRow>,
     limit: u32,
 ) -> Page<(Product, Option<Inventory>), ProductId> {
-    let Page { rows, next } = Page::cut(rows, limit, None, |(id, ..)| *id);
-    let inventories = rows.into_iter().map(|(id, name, sku, stored, available, reserved)| {
-        let inventory = Inventory::from_columns(stored, available, reserved);
-        Ok((product(id, name, sku)?, inventory.ok()))
-    });
+    let Page { rows, next } = Page::cut(rows, limit, None, |row| row.product.id);
+    let inventories = rows
+        .into_iter()
+        .map(|InventoryRow { product, stock }| Ok((product.try_into()?, stock.try_into().ok())));
     Page { rows: readable(inventories), next: next.and_then(|id| product_id(id).ok()) }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! One lock covers everything, and no method waits while it holds it: each call is a transaction.
 
+mod catalog;
 mod ledger;
 
 use std::{
@@ -12,7 +13,6 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,24 +22,23 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Direction, Due, OrderPage, Page},
-    ports::{Catalog, Creation, Decider, Deleted, GivenUp, Health, Installation, Orders, Retention, Store},
-    terms,
+    ports::{Decider, Deleted, GivenUp, Health, Installation, Orders, Retention, Store},
 };
 use crate::clock::Clock;
 use crate::domain::{
     command::Command,
-    decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+    decide::{
+        self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes,
+    },
     holdings::{self, Holdings},
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventories, Inventory},
     lane_set::LaneSet,
-    movement::{LedgerEntry, Movement, MovementSeq},
+    movement::{LedgerEntry, MovementSeq},
     order::{Order, OrderStatus},
-    product::{NewProduct, Product},
-    rejection::Rejection,
+    product::Product,
     rules::Rules,
     sku::Sku,
-    terms::Terms,
     time::from_millis,
 };
 
@@ -90,106 +89,6 @@ impl MemoryStore {
 
     fn now(&self) -> Timestamp {
         self.clock.now()
-    }
-}
-
-#[async_trait]
-impl Catalog for MemoryStore {
-    async fn create(&self, NewProduct { name, sku, stock }: NewProduct) -> Result<Creation, StoreError> {
-        let mut data = self.data()?;
-        if let Some(taken) = data.product_of_sku(sku.as_ref()) {
-            return Ok(Creation::SkuTaken(taken.id));
-        }
-        let last = data.products.last_key_value().map_or(0, |(id, _)| id.get());
-        let id = ProductId::new(last + 1);
-        let id = id.ok_or_else(|| StoreError::Refused("there is no id left for a product".to_owned()))?;
-        let (product, inventory) = (Product { id, name, sku }, Inventory::of(stock));
-        if let Some(opening) = Movement::opening(id, self.now(), inventory) {
-            data.record(opening)?;
-        }
-        data.products.insert(id, (product.clone(), inventory));
-        Ok(Creation::Done(product))
-    }
-
-    async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        Ok(self.data()?.products.get(&id).map(|(product, _)| product.clone()))
-    }
-
-    async fn products(
-        &self,
-        after: Option<ProductId>,
-        limit: u32,
-    ) -> Result<Page<Product, ProductId>, StoreError> {
-        let data = self.data()?;
-        let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, _))| product.clone()).take(one_more_than(limit)).collect();
-        Ok(Page::cut(rows, limit, None, |product| product.id))
-    }
-
-    async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
-        let data = self.data()?;
-        Ok(skus.iter().filter_map(|sku| data.product_of_sku(Some(sku))).cloned().collect())
-    }
-
-    async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError> {
-        Ok(self.data()?.products.keys().copied().collect())
-    }
-
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        let data = self.data()?;
-        Ok(ids.iter().copied().filter(|id| data.products.contains_key(id)).collect())
-    }
-
-    async fn closed_to_orders(
-        &self,
-        ids: &[ProductId],
-        opening_margin: Duration,
-    ) -> Result<Vec<(ProductId, Rejection)>, StoreError> {
-        let (now, data) = (self.now(), self.data()?);
-        let closed = |id: &ProductId| {
-            let (_, inventory) = data.products.get(id)?;
-            let terms = data.terms.get(id).copied().unwrap_or_default();
-            let rejection = terms::closed(*id, inventory.available().into(), &terms, now, opening_margin)?;
-            Some((*id, rejection))
-        };
-        Ok(ids.iter().filter_map(closed).collect())
-    }
-
-    async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        Ok(self.data()?.products.get(&id).cloned())
-    }
-
-    async fn inventories(
-        &self,
-        after: Option<ProductId>,
-        limit: u32,
-    ) -> Result<Page<(Product, Option<Inventory>), ProductId>, StoreError> {
-        let data = self.data()?;
-        let behind = data.products.range((after.map_or(Unbounded, Excluded), Unbounded));
-        let rows = behind.map(|(_, (product, inventory))| (product.clone(), Some(*inventory)));
-        let rows = rows.take(one_more_than(limit)).collect();
-        Ok(Page::cut(rows, limit, None, |(product, _)| product.id))
-    }
-
-    async fn terms(&self, id: ProductId) -> Result<Option<Terms>, StoreError> {
-        let data = self.data()?;
-        Ok(data.products.get(&id).map(|_| data.terms.get(&id).copied().unwrap_or_default()))
-    }
-
-    async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-        let mut data = self.data()?;
-        if !data.products.contains_key(&id) {
-            return Ok(false);
-        }
-        let before = data.terms.remove(&id);
-        data.terms.extend((!terms.is_default()).then_some((id, terms)));
-        if before.and_then(|terms| terms.max_per_buyer).is_some() != terms.max_per_buyer.is_some() {
-            data.holdings.retain(|(product_id, _), _| *product_id != id);
-            let limited = |product_id| product_id == id && terms.max_per_buyer.is_some();
-            let counted = holdings::held_by(data.orders.values(), limited);
-            data.holdings.extend(counted);
-        }
-        Ok(true)
     }
 }
 
@@ -260,13 +159,13 @@ impl Decider for MemoryStore {
         let ttl_ms = i64::try_from(rules.reservation_ttl.as_millis()).unwrap_or(i64::MAX);
         let expires_at = from_millis(now.saturating_add(ttl_ms));
         let times = Times { decided_at: from_millis(now), expires_at };
-        let (inventories, stored) = (data.inventories_of(commands), data.stored(commands));
+        let ((inventories, archived), stored) = (data.inventories_of(commands), data.stored(commands));
         let terms = data.terms.clone();
         let holders = holdings::holders(&terms, commands).into_iter();
         let holdings =
             holders.filter_map(|holder| Some((holder.clone(), *data.holdings.get(&holder)?))).collect();
         let Decision { result, inventories, writes, .. } = decide::decide(
-            Snapshot { inventories, terms, holdings, stored: Some(stored), times, rules },
+            Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules },
             commands,
         );
         data.write(inventories, writes)?;
@@ -285,9 +184,15 @@ impl Data {
         products.find(|product| sku.is_some() && product.sku.as_ref() == sku)
     }
 
-    fn inventories_of(&self, commands: &[Command]) -> Inventories {
-        let products = commands.iter().flat_map(Command::products);
-        products.filter_map(|id| Some((id, self.products.get(&id)?.1))).collect()
+    fn inventories_of(&self, commands: &[Command]) -> (Inventories, ArchivedProducts) {
+        let (mut inventories, mut archived) = (Inventories::new(), ArchivedProducts::new());
+        for (product, inventory) in
+            commands.iter().flat_map(Command::products).filter_map(|id| self.products.get(&id))
+        {
+            inventories.insert(product.id, *inventory);
+            archived.extend(product.archived_at.map(|at| (product.id, at)));
+        }
+        (inventories, archived)
     }
 
     /// The stored orders that these commands are about, by id and by key. An order is deleted with its keys, so that no key is
@@ -412,7 +317,7 @@ impl Store for MemoryStore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicI64;
+    use std::{sync::atomic::AtomicI64, time::Duration};
 
     use super::*;
     use crate::clock::SystemClock;
@@ -425,9 +330,9 @@ mod tests {
         order::Quantity,
         origin::Origin,
         product::ProductName,
-        terms::SalePeriod,
+        terms::{SalePeriod, Terms},
     };
-    use crate::store::Ledger;
+    use crate::store::{Catalog, Ledger};
 
     /// A clock that the test sets.
     struct TestClock(AtomicI64);

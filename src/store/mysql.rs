@@ -5,6 +5,7 @@
 //! key in the order of the list, and only they are locked. Statements that lock rows name the index as well: a table of a few
 //! rows would otherwise be scanned, and a scan waits for rows that another transaction has locked.
 
+mod batch;
 mod buyers;
 mod connections;
 mod ledger;
@@ -17,10 +18,12 @@ use jiff::Timestamp;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
-use self::connections::{ConnectionPool, Generation, PooledConnection};
+use self::{
+    batch::MySqlTransaction,
+    connections::{ConnectionPool, Generation},
+};
 use super::{
     error::StoreError,
-    holdings::{self, HoldingRow},
     json::json,
     lane_sets,
     lists::{
@@ -33,27 +36,29 @@ use super::{
     open_error::OpenError,
     page::{Due, OrderPage, Page},
     pool_use::PoolUse,
-    ports::{Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, Store, given_up_too_late},
-    rows::{
-        FoundRow, KeyRow, KeyedRow, OrderRow, ReadOrder, id_column, installation_id, product_id, readable,
+    ports::{
+        Archival, Catalog, Creation, Decider, GivenUp, Health, Installation, Orders, ProductLane, Store,
+        Update, given_up_too_late,
     },
+    rows::{FoundRow, KeyedRow, id_column, installation_id, product_id, readable},
+    seller,
     sqlx_error::is_duplicate,
     statements::{
-        GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS, PRODUCTS,
-        due, insert_opening, inventory_found, product_found, product_ids, products,
+        DETAILS, GIVE_UP, INSERT_INVENTORY, INSTALLATION_ID, INVENTORIES, INVENTORY, PRODUCT, PRODUCT_IDS,
+        PRODUCTS, details_found, due, insert_opening, inventory_found, lanes_of_products, product_found,
+        product_ids, product_lanes, product_states, products, update_product,
     },
     terms,
-    transaction::{self, Begin, Changes, CommitError, LockedInventories, LockedRow, Transaction, hex_ids},
+    transaction::{self, hex_ids},
 };
 use crate::domain::{
     command::Command,
     decide::BatchResult,
-    holdings::Holdings,
     ids::{IdempotencyKey, OrderId, ProductId},
     inventory::{Inventory, Stock},
     lane_set::LaneSet,
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     rejection::Rejection,
     rules::Rules,
     sku::Sku,
@@ -84,11 +89,26 @@ pub struct MySqlStore {
 }
 
 impl MySqlStore {
-    /// Who has the SKU, if the insertion failed because somebody has it.
-    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<Creation, StoreError> {
+    /// Who has the SKU, if a statement failed because somebody has it.
+    async fn sku_taken(&self, sku: Option<Sku>, error: sqlx::Error) -> Result<ProductId, StoreError> {
         let Some(sku) = sku.filter(|_| is_duplicate(&error)) else { return Err(error.into()) };
         let taken = self.products_by_sku(&[sku]).await?;
-        taken.first().map(|product| Creation::SkuTaken(product.id)).ok_or_else(|| error.into())
+        taken.first().map(|product| product.id).ok_or_else(|| error.into())
+    }
+
+    async fn update_once(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        let mut connection = self.writes.acquire().await?;
+        let sku = change.sku.clone().flatten();
+        if let Some(mut update) = update_product(id, change)
+            && let Err(error) = connection.execute(update.build()).await
+        {
+            drop(connection);
+            let taken = self.sku_taken(sku, error).await?;
+            return Ok(Update::SkuTaken(taken));
+        }
+        let rows = connection.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?;
+        connection.commit("COMMIT").await?;
+        Ok(product_found(rows)?.map_or(Update::NoSuchProduct, Update::Done))
     }
 
     /// Connects to the database of a `mysql://` URL, and brings its tables up to date.
@@ -164,7 +184,7 @@ impl Catalog for MySqlStore {
             Ok(inserted) => inserted.last_insert_id(),
             Err(error) => {
                 drop(connection);
-                return self.sku_taken(sku, error).await;
+                return Ok(Creation::SkuTaken(self.sku_taken(sku, error).await?));
             }
         };
         connection
@@ -175,28 +195,39 @@ impl Catalog for MySqlStore {
             connection.execute(opening).await?;
         }
         connection.commit("COMMIT").await?;
-        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku }))
+        Ok(Creation::Done(Product { id: product_id(id.cast_signed())?, name, sku, archived_at: None }))
     }
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError> {
-        product_found(id, self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+        product_found(self.reads.fetch_all(sqlx::query_as(PRODUCT).bind(id_column(id))).await?)
+    }
+
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        seller::again_if_locked(|| self.update_once(id, change.clone())).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        seller::archive(self, id).await
     }
 
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
         let _permit = self.list_permits.take().await?;
-        let query = sqlx::query_as(PRODUCTS).bind(after.map_or(0, id_column)).bind(i64::from(limit) + 1);
+        let query = sqlx::query_as(PRODUCTS);
+        let query = query.bind(after.map_or(0, id_column)).bind(archived).bind(i64::from(limit) + 1);
         Ok(page_of_products(self.lists.fetch_all(query).await?, limit))
     }
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id, products.name, products.sku
+            "SELECT products.id, products.name, products.sku, archived_at
              FROM JSON_TABLE(?, '$[*]' COLUMNS (sku VARCHAR(64) COLLATE ascii_bin PATH '$')) AS batch
-             STRAIGHT_JOIN products USING (sku)",
+             STRAIGHT_JOIN products USING (sku)
+             LEFT JOIN inventories ON product_id = products.id",
         );
         products(self.reads.fetch_all(query.bind(json(&skus))).await?)
     }
@@ -206,13 +237,18 @@ impl Catalog for MySqlStore {
         Ok(readable(rows.into_iter().map(|(id,)| product_id(id))))
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        Ok(lanes_of_products(self.reads.fetch_all(sqlx::query_as(PRODUCT_LANES)).await?))
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
         let query = sqlx::query_as(
-            "SELECT products.id
+            "SELECT products.id, archived_at IS NOT NULL
              FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN products ON products.id = batch.id",
+             STRAIGHT_JOIN products ON products.id = batch.id
+             LEFT JOIN inventories ON product_id = products.id",
         );
-        product_ids(self.reads.fetch_all(query.bind(json(&ids))).await?)
+        product_states(self.reads.fetch_all(query.bind(json(&ids))).await?)
     }
 
     async fn closed_to_orders(
@@ -225,7 +261,11 @@ impl Catalog for MySqlStore {
     }
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
-        inventory_found(id, self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+        inventory_found(self.reads.fetch_all(sqlx::query_as(INVENTORY).bind(id_column(id))).await?)
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        details_found(self.reads.fetch_all(sqlx::query_as(DETAILS).bind(id_column(id))).await?)
     }
 
     async fn inventories(
@@ -243,7 +283,7 @@ impl Catalog for MySqlStore {
     }
 
     async fn set_terms(&self, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-        transaction::set_terms(self, id, terms).await
+        seller::set_terms(self, id, terms).await
     }
 }
 
@@ -370,6 +410,7 @@ macro_rules! now_ms {
 use now_ms;
 
 const DUE: &str = due!(now_ms!());
+const PRODUCT_LANES: &str = product_lanes!(now_ms!());
 const INSERT_OPENING: &str = insert_opening!(now_ms!());
 
 /// Rows for [`terms::closed_to_orders`].
@@ -377,210 +418,6 @@ const CLOSED_TO_ORDERS: &str = concat!(
     "SELECT product_id, available_stock, selling, opens_at, closes_at, ",
     now_ms!(),
     " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-     STRAIGHT_JOIN inventories ON product_id = batch.id"
+     STRAIGHT_JOIN inventories ON product_id = batch.id
+     WHERE archived_at IS NULL"
 );
-
-impl Begin for MySqlStore {
-    type Transaction = MySqlTransaction;
-
-    async fn begin(&self) -> Result<MySqlTransaction, StoreError> {
-        Ok(MySqlTransaction(self.writes.acquire().await?))
-    }
-}
-
-/// Begins with its first statement. Dropping it rolls it back.
-pub(super) struct MySqlTransaction(PooledConnection);
-
-impl MySqlTransaction {
-    /// Writes all changes but those of the stock.
-    async fn write(&mut self, changes: Changes) -> Result<(), sqlx::Error> {
-        let Changes { more_held, less_held, buyers, holdings_forgotten, holdings_counted, .. } = changes;
-        let Changes { reservations, detailed_reservations, rejections, basket_lines, .. } = changes;
-        let Changes {
-            completed_orders, orphaned_keys, keys, changed_orders, aliases, movements, terms, ..
-        } = changes;
-        for (rows, statement) in [
-            (reservations, INSERT_RESERVATIONS),
-            (detailed_reservations, INSERT_DETAILED_RESERVATIONS),
-            (rejections, INSERT_REJECTIONS),
-            (completed_orders, COMPLETE_ORDERS),
-            (basket_lines, INSERT_BASKET_LINES),
-            (orphaned_keys, DELETE_ORPHANED_KEYS),
-            (keys, INSERT_KEYS),
-            (changed_orders, CHANGE_ORDERS),
-            (aliases, INSERT_ALIASES),
-            (movements, INSERT_MOVEMENTS),
-            (buyers, buyers::INSERT_BUYERS),
-            (more_held, buyers::MORE_HELD),
-            (less_held.clone(), buyers::LESS_HELD),
-            (less_held, buyers::DELETE_EMPTY_HOLDINGS),
-            (holdings_forgotten, buyers::FORGET_HOLDINGS),
-            (holdings_counted, buyers::COUNT_HOLDINGS),
-            (terms, SET_TERMS),
-        ] {
-            if let Some(rows) = rows {
-                self.0.execute(sqlx::query(statement).bind(rows)).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Transaction for MySqlTransaction {
-    async fn lock_inventories(&mut self, products: String) -> Result<LockedInventories, StoreError> {
-        const LOCK: &str = concat!(
-            "SELECT product_id, stored_stock, available_stock, reserved_stock, selling, opens_at, closes_at,
-                 max_per_order, max_per_buyer, hold_seconds, ",
-            now_ms!(),
-            " FROM JSON_TABLE(?, '$[*]' COLUMNS (id BIGINT PATH '$')) AS batch
-             STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id FOR UPDATE OF inventories"
-        );
-        let rows: Vec<LockedRow> = self.0.fetch_all(sqlx::query_as(LOCK).bind(products)).await?;
-        LockedInventories::of(rows)
-    }
-
-    async fn stored_orders(&mut self, ids: String) -> Result<Vec<ReadOrder>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT orders.*
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) AS batch
-             STRAIGHT_JOIN orders ON orders.id = UNHEX(batch.id)",
-        );
-        let rows: Vec<OrderRow> = self.0.fetch_all(query.bind(ids)).await?;
-        Ok(rows.into_iter().map(OrderRow::read).collect())
-    }
-
-    async fn orders_of_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, ReadOrder)>, StoreError> {
-        let rows: Vec<KeyedRow> = self.0.fetch_all(sqlx::query_as(ORDERS_OF_KEYS).bind(keys)).await?;
-        rows.into_iter().map(KeyedRow::read).collect()
-    }
-
-    async fn orphaned_keys(&mut self, keys: String) -> Result<Vec<(IdempotencyKey, OrderId)>, StoreError> {
-        let query = sqlx::query_as(
-            "SELECT idempotency_key, order_id
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$')) AS batch
-             STRAIGHT_JOIN idempotency_keys USING (idempotency_key)
-             LEFT JOIN orders ON orders.id = order_id
-             WHERE orders.id IS NULL",
-        );
-        let rows: Vec<KeyRow> = self.0.fetch_all(query.bind(keys)).await?;
-        rows.into_iter().map(TryFrom::try_from).collect()
-    }
-
-    async fn holdings(&mut self, holders: String) -> Result<Holdings, StoreError> {
-        let rows: Vec<HoldingRow> = self.0.fetch_all(sqlx::query_as(buyers::HOLDINGS).bind(holders)).await?;
-        holdings::read(rows)
-    }
-
-    async fn commit(mut self, mut changes: Changes) -> Result<(), CommitError> {
-        let stock = changes.stock.take();
-        self.write(changes).await?;
-        // As text, because each prepared statement is a round trip; numbers need no quoting. If the first of the two fails,
-        // the commit does not run.
-        let move_stock = stock.map_or(String::new(), |differences| {
-            format!(
-                "UPDATE JSON_TABLE('{differences}', '$[*]' COLUMNS (
-                     id BIGINT PATH '$[0]', more_stored BIGINT PATH '$[1]',
-                     more_available BIGINT PATH '$[2]', more_reserved BIGINT PATH '$[3]'
-                 )) AS batch
-                 STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
-                 SET stored_stock    = stored_stock    + more_stored,
-                     available_stock = available_stock + more_available,
-                     reserved_stock  = reserved_stock  + more_reserved;"
-            )
-        });
-        let statements = move_stock + "COMMIT";
-        Ok(self.0.commit(&statements).await?)
-    }
-}
-
-// NULL is said, so that the default of the column, which serves earlier releases, is not evaluated for each order.
-const INSERT_RESERVATIONS: &str =
-    "INSERT INTO orders (id, product_id, total, status, expires_at, rejection_reason)
-     SELECT UNHEX(id), product_id, total, 'reserved', expires_at, NULL
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         product_id BIGINT PATH '$[0]', total INT PATH '$[1]', expires_at BIGINT PATH '$[2]',
-         NESTED PATH '$[3][*]' COLUMNS (id CHAR(32) PATH '$')
-     )) AS batch";
-
-const INSERT_DETAILED_RESERVATIONS: &str =
-    "INSERT INTO orders (id, product_id, total, status, expires_at, rejection_reason, `lines`, buyer)
-     SELECT UNHEX(id), product_id, total, 'reserved', expires_at, NULL, all_lines, buyer
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]', expires_at BIGINT PATH '$[3]',
-         all_lines VARCHAR(2000) PATH '$[4]', buyer VARCHAR(128) PATH '$[5]'
-     )) AS batch";
-
-const INSERT_REJECTIONS: &str =
-    "INSERT INTO orders (
-         id, product_id, total, status, rejected_available, rejection_reason, rejection_details, `lines`, buyer
-     )
-     SELECT UNHEX(id), product_id, total, 'rejected', rejected_available, rejection_reason, rejection_details, all_lines,
-         buyer
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', product_id BIGINT PATH '$[1]', total INT PATH '$[2]',
-         rejected_available INT PATH '$[3]', rejection_reason VARCHAR(32) PATH '$[4]',
-         rejection_details VARCHAR(255) PATH '$[5]', all_lines VARCHAR(2000) PATH '$[6]', buyer VARCHAR(128) PATH '$[7]'
-     )) AS batch";
-
-const INSERT_BASKET_LINES: &str = "INSERT INTO basket_lines (product_id, order_id, total)
-     SELECT product_id, UNHEX(order_id), total
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         product_id BIGINT PATH '$[0]', order_id CHAR(32) PATH '$[1]', total INT PATH '$[2]'
-     )) AS batch";
-
-// Only from the order that is known to be gone: another transaction that was faster with the key keeps it.
-const DELETE_ORPHANED_KEYS: &str = "DELETE idempotency_keys
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         idempotency_key VARCHAR(255) COLLATE ascii_bin PATH '$[0]', order_id CHAR(32) PATH '$[1]'
-     )) AS batch
-     STRAIGHT_JOIN idempotency_keys FORCE INDEX (PRIMARY) USING (idempotency_key)
-     WHERE idempotency_keys.order_id = UNHEX(batch.order_id)";
-
-const INSERT_KEYS: &str = "INSERT INTO idempotency_keys (idempotency_key, order_id)
-     SELECT idempotency_key, UNHEX(order_id)
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         idempotency_key VARCHAR(255) PATH '$[0]', order_id CHAR(32) PATH '$[1]'
-     )) AS batch";
-
-const CHANGE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', new_status VARCHAR(10) PATH '$[1]', new_end BIGINT PATH '$[2]',
-         new_paid_at BIGINT PATH '$[3]', new_reference VARCHAR(128) PATH '$[4]'
-     )) AS batch
-     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
-     SET status = new_status, expires_at = new_end, paid_at = new_paid_at, payment_reference = new_reference";
-
-const COMPLETE_ORDERS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id CHAR(32) PATH '$[0]', new_product BIGINT PATH '$[1]', new_total INT PATH '$[2]',
-         all_lines VARCHAR(2000) PATH '$[3]', new_buyer VARCHAR(128) PATH '$[4]'
-     )) AS batch
-     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.id)
-     SET product_id = new_product, total = new_total, `lines` = all_lines, buyer = new_buyer";
-
-const SET_TERMS: &str = "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-         id BIGINT PATH '$[0]', new_selling TINYINT PATH '$[1]', new_opens_at BIGINT PATH '$[2]',
-         new_closes_at BIGINT PATH '$[3]', new_max_per_order INT PATH '$[4]', new_max_per_buyer INT PATH '$[5]',
-         new_hold_seconds INT PATH '$[6]'
-     )) AS batch
-     STRAIGHT_JOIN inventories FORCE INDEX (PRIMARY) ON product_id = batch.id
-     SET selling       = new_selling,
-         opens_at      = new_opens_at,
-         closes_at     = new_closes_at,
-         max_per_order = new_max_per_order,
-         max_per_buyer = new_max_per_buyer,
-         hold_seconds  = new_hold_seconds";
-
-// Its order is locked, so that it is not pruned in between.
-const INSERT_ALIASES: &str = "INSERT INTO order_aliases (id, order_id)
-     SELECT UNHEX(batch.id), orders.id
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$[0]', order_id CHAR(32) PATH '$[1]')) AS batch
-     STRAIGHT_JOIN orders FORCE INDEX (PRIMARY) ON orders.id = UNHEX(batch.order_id) FOR SHARE OF orders
-     ON DUPLICATE KEY UPDATE order_aliases.order_id = order_aliases.order_id";
-
-const INSERT_MOVEMENTS: &str =
-    "INSERT INTO movements (product_id, moved_at, kind, stock_change, order_count, stored_stock, reason)
-     SELECT product_id, moved_at, kind, stock_change, order_count, stored_stock, reason
-     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-         product_id BIGINT PATH '$[0]', moved_at BIGINT PATH '$[1]', kind VARCHAR(10) PATH '$[2]',
-         stock_change BIGINT PATH '$[3]', order_count INT PATH '$[4]', stored_stock BIGINT PATH '$[5]',
-         reason VARCHAR(100) PATH '$[6]'
-     )) AS batch";

@@ -21,7 +21,7 @@ use crate::domain::{
     lane_set::LaneSet,
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
-    product::{NewProduct, Product, ProductName},
+    product::{NewProduct, Product, ProductChange, ProductName, ProductState},
     rejection::Rejection,
     rules::Rules,
     sku::Sku,
@@ -46,9 +46,17 @@ pub trait Catalog: Send + Sync {
 
     async fn product(&self, id: ProductId) -> Result<Option<Product>, StoreError>;
 
-    /// Up to `limit` products in id order, beginning behind `after`.
+    /// Changes the name or the SKU of a product, archived or not, unless another one has the SKU.
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError>;
+
+    /// Archives a product of which nothing is reserved, by the database's clock. Takes the lock of the inventory, like a batch, so
+    /// that nothing is reserved afterwards. A product that is archived already stays as it is.
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError>;
+
+    /// Up to `limit` products that are archived, or up to `limit` that are not, in id order, beginning behind `after`.
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError>;
@@ -56,14 +64,17 @@ pub trait Catalog: Send + Sync {
     /// Those of these products that exist, in any order.
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError>;
 
-    /// The ids of all products, ascending: a lane each.
+    /// The ids of all products, archived ones too, ascending.
     async fn product_ids(&self) -> Result<Vec<ProductId>, StoreError>;
 
-    /// Those of these products that exist, in any order.
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError>;
+    /// All products as workers need to know them, in any order.
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError>;
 
-    /// Those of these products of which every order is refused now, and why, in any order. A sale that opens within
-    /// `opening_margin`, by the clock of the database, is left out. Sees all that was committed before the call.
+    /// Those of these products that exist.
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError>;
+
+    /// Those of these products, which are not archived, of which every order is refused now, and why, in any order. A sale that
+    /// opens within `opening_margin`, by the clock of the database, is left out. Sees all that was committed before the call.
     async fn closed_to_orders(
         &self,
         ids: &[ProductId],
@@ -72,7 +83,11 @@ pub trait Catalog: Send + Sync {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError>;
 
-    /// Up to `limit` products with their inventories, in id order, beginning behind `after`. `None`: the inventory is invalid.
+    /// The same, and the terms of sale, as of one moment.
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError>;
+
+    /// Up to `limit` products that are not archived with their inventories, in id order, beginning behind `after`. `None`: the
+    /// inventory is invalid.
     async fn inventories(
         &self,
         after: Option<ProductId>,
@@ -91,7 +106,7 @@ pub trait Catalog: Send + Sync {
 /// movement, in the same transaction. Takes the lock of the inventory, like a batch.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Sets `stored_stock` to what the seller counted.
+    /// Sets `stored_stock` to what the seller counted, unless the product is archived.
     async fn recount(&self, id: ProductId, stock: Stock) -> Result<Recount, StoreError> {
         self.recount_if(id, stock, None).await
     }
@@ -104,7 +119,7 @@ pub trait Ledger: Send + Sync {
         expected: Option<Stock>,
     ) -> Result<Recount, StoreError>;
 
-    /// Changes `stored_stock` by a difference, once for each key. Without a key, an error leaves open whether it is committed.
+    /// Changes `stored_stock` by a difference, once for each key, unless the product is archived. Without a key, an error leaves open whether it is committed.
     async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError>;
 
     /// Up to `limit` movements of a product, the newest first, beginning behind `after`. None for a product that does not exist.
@@ -124,11 +139,41 @@ pub enum Creation {
     SkuTaken(ProductId),
 }
 
+/// What became of [`Catalog::update`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// The product as it is now.
+    Done(Product),
+    NoSuchProduct,
+    /// The product that has the SKU. Nothing has changed.
+    SkuTaken(ProductId),
+}
+
+/// What became of [`Catalog::archive`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Archival {
+    /// The product as it is now, archived by this call or earlier.
+    Done(Product),
+    NoSuchProduct,
+    /// So many pieces are reserved. Nothing has changed.
+    HasReservations(u32),
+}
+
+/// A product, and for how long it has been archived, by the database's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductLane {
+    pub product_id: ProductId,
+    /// `None`: it is not.
+    pub archived_for: Option<Duration>,
+}
+
 /// What became of [`Ledger::recount_if`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recount {
     Done(Product, Inventory),
     NoSuchProduct,
+    /// Nobody sells it any more. Nothing has changed.
+    Archived,
     /// Nothing has changed.
     BelowReserved(StockBelowReserved),
     /// Not what was expected, but this many pieces are stored. Nothing has changed.
@@ -141,7 +186,7 @@ impl Recount {
     pub fn done(self) -> Option<(Product, Inventory)> {
         match self {
             Self::Done(product, inventory) => Some((product, inventory)),
-            Self::NoSuchProduct | Self::BelowReserved(_) | Self::StockChanged { .. } => None,
+            Self::NoSuchProduct | Self::Archived | Self::BelowReserved(_) | Self::StockChanged { .. } => None,
         }
     }
 }
@@ -156,6 +201,8 @@ pub enum Adjusted {
     /// The key belongs to another adjustment. Nothing has changed.
     KeyReused,
     NoSuchProduct,
+    /// Nobody sells it any more. Nothing has changed.
+    Archived,
     /// Nothing has changed.
     Invalid(InvalidAdjustment),
 }

@@ -8,6 +8,7 @@ use crate::{
     domain::time::from_millis,
     domain::{
         ids::{IdempotencyKey, OrderId, ProductId},
+        inventory::{BooksDoNotBalance, Inventory},
         lines::{Line, Lines},
         names::{Buyer, PaymentReference},
         order::{Order, OrderState, OrderStatus, Payment, Quantity},
@@ -231,21 +232,86 @@ pub(super) fn product_id(column: i64) -> Result<ProductId, StoreError> {
         .ok_or_else(|| StoreError::Corrupt(format!("the product id {column}")))
 }
 
-/// A product's columns: id, name, sku.
-pub(super) type ProductRow = (i64, TextColumn, Option<TextColumn>);
-
-pub(super) fn product(
-    id: i64,
-    TextColumn(name): TextColumn,
+/// A product's columns.
+#[derive(sqlx::FromRow)]
+pub(super) struct ProductRow {
+    pub(super) id: i64,
+    name: TextColumn,
     sku: Option<TextColumn>,
-) -> Result<Product, StoreError> {
-    let name = ProductName::stored(name)
-        .map_err(|_| StoreError::Corrupt(format!("an invalid name, of product {id}")))?;
-    let sku = sku
-        .map(|TextColumn(sku)| Sku::try_from(sku))
-        .transpose()
-        .map_err(|_| StoreError::Corrupt(format!("an invalid SKU, of product {id}")))?;
-    Ok(Product { id: product_id(id)?, name, sku })
+    archived_at: Option<i64>,
+}
+
+impl TryFrom<ProductRow> for Product {
+    type Error = StoreError;
+
+    fn try_from(row: ProductRow) -> Result<Self, StoreError> {
+        let ProductRow { id, name: TextColumn(name), sku, archived_at } = row;
+        let name = ProductName::stored(name)
+            .map_err(|_| StoreError::Corrupt(format!("an invalid name, of product {id}")))?;
+        let sku = sku
+            .map(|TextColumn(sku)| Sku::try_from(sku))
+            .transpose()
+            .map_err(|_| StoreError::Corrupt(format!("an invalid SKU, of product {id}")))?;
+        Ok(Self { id: product_id(id)?, name, sku, archived_at: archived_at.map(from_millis) })
+    }
+}
+
+/// A product and its pieces.
+#[derive(sqlx::FromRow)]
+pub(super) struct InventoryRow {
+    #[sqlx(flatten)]
+    pub(super) product: ProductRow,
+    #[sqlx(flatten)]
+    pub(super) stock: StockRow,
+}
+
+/// The pieces of a product.
+#[derive(sqlx::FromRow)]
+pub(super) struct StockRow {
+    stored_stock: i64,
+    available_stock: i64,
+    reserved_stock: i64,
+}
+
+impl TryFrom<StockRow> for Inventory {
+    type Error = BooksDoNotBalance;
+
+    fn try_from(row: StockRow) -> Result<Self, BooksDoNotBalance> {
+        Self::from_columns(row.stored_stock, row.available_stock, row.reserved_stock)
+    }
+}
+
+/// The terms of sale of a product.
+#[derive(sqlx::FromRow)]
+pub(super) struct TermsColumns {
+    pub(super) selling: bool,
+    pub(super) opens_at: Option<i64>,
+    pub(super) closes_at: Option<i64>,
+    pub(super) max_per_order: Option<i64>,
+    pub(super) max_per_buyer: Option<i64>,
+    pub(super) hold_seconds: Option<i64>,
+}
+
+/// A product, its pieces and its terms of sale.
+#[derive(sqlx::FromRow)]
+pub(super) struct DetailsRow {
+    #[sqlx(flatten)]
+    pub(super) inventory: InventoryRow,
+    #[sqlx(flatten)]
+    pub(super) terms: TermsColumns,
+}
+
+/// One row of `inventories`, locked.
+#[derive(sqlx::FromRow)]
+pub(super) struct LockedRow {
+    pub(super) product_id: i64,
+    #[sqlx(flatten)]
+    pub(super) stock: StockRow,
+    pub(super) archived_at: Option<i64>,
+    #[sqlx(flatten)]
+    pub(super) terms: TermsColumns,
+    /// The database's clock, in Unix milliseconds.
+    pub(super) now_ms: i64,
 }
 
 /// A product id as the value of a column.

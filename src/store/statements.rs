@@ -1,28 +1,57 @@
 //! Statements whose text is the same in both databases, and what their rows say.
 
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::{Database, Encode, QueryBuilder, Type};
 use uuid::Uuid;
 
 use super::{
     error::StoreError,
     page::Page,
-    rows::{ProductRow, TextColumn, id_column, product, product_id},
+    ports::ProductLane,
+    rows::{DetailsRow, InventoryRow, ProductRow, id_column, product_id, readable},
+    terms,
 };
 use crate::domain::{
     ids::{OrderId, ProductId},
     inventory::Inventory,
-    product::Product,
+    product::{Product, ProductChange, ProductState},
+    sku::Sku,
+    terms::Terms,
 };
 
-/// Parameter: id. Rows for [`product_found`].
-pub(super) const PRODUCT: &str = "SELECT name, sku FROM products WHERE id = ?";
+/// Parameter: id. Rows are [`ProductRow`]s.
+pub(super) const PRODUCT: &str = "SELECT id, name, sku, archived_at
+    FROM products LEFT JOIN inventories ON product_id = id WHERE id = ?";
 
-/// Parameters: the id behind which it begins, how many.
-pub(super) const PRODUCTS: &str = "SELECT id, name, sku FROM products WHERE id > ? ORDER BY id LIMIT ?";
+/// Parameters: the id behind which it begins, whether archived, how many. Rows are [`ProductRow`]s.
+pub(super) const PRODUCTS: &str = "SELECT id, name, sku, archived_at
+    FROM products LEFT JOIN inventories ON product_id = id
+    WHERE id > ? AND (archived_at IS NOT NULL) = ? ORDER BY id LIMIT ?";
 
 pub(super) const PRODUCT_IDS: &str = "SELECT id FROM products ORDER BY id";
 
-/// Parameter: id. Rows for [`inventory_found`].
-pub(super) const INVENTORY: &str = "SELECT name, sku, stored_stock, available_stock, reserved_stock
+/// All products, with the time since each was archived by the database's clock, an expression.
+macro_rules! product_lanes {
+    ($($now:tt)+) => {
+        concat!(
+            "SELECT id, ",
+            $($now)+,
+            " - archived_at FROM products LEFT JOIN inventories ON product_id = id"
+        )
+    };
+}
+pub(super) use product_lanes;
+
+/// Parameter: id. Rows are [`InventoryRow`]s.
+pub(super) const INVENTORY: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
+    FROM products JOIN inventories ON product_id = id WHERE id = ?";
+
+/// Parameter: product. Rows for [`details_found`].
+pub(super) const DETAILS: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock,
+        selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds
     FROM products JOIN inventories ON product_id = id WHERE id = ?";
 
 /// The reservations that are due by the database's clock, an expression. Parameters: the time behind which it begins, twice, the id
@@ -70,31 +99,74 @@ macro_rules! insert_opening {
 }
 pub(super) use insert_opening;
 
-/// Parameters: the id behind which it begins, how many.
-pub(super) const INVENTORIES: &str = "SELECT id, name, sku, stored_stock, available_stock, reserved_stock
-    FROM products JOIN inventories ON product_id = id WHERE id > ? ORDER BY id LIMIT ?";
+/// Parameters: the id behind which it begins, how many. Rows are [`InventoryRow`]s.
+pub(super) const INVENTORIES: &str =
+    "SELECT id, name, sku, archived_at, stored_stock, available_stock, reserved_stock
+    FROM products JOIN inventories ON product_id = id
+    WHERE id > ? AND archived_at IS NULL ORDER BY id LIMIT ?";
 
 pub(super) const INSTALLATION_ID: &str = "SELECT id FROM installation";
 
-pub(super) fn product_found(
-    id: ProductId,
-    rows: Vec<(TextColumn, Option<TextColumn>)>,
-) -> Result<Option<Product>, StoreError> {
-    rows.into_iter().next().map(|(name, sku)| product(id_column(id), name, sku)).transpose()
+/// Sets what the seller changes; `None`: nothing.
+pub(super) fn update_product<DB>(id: ProductId, change: ProductChange) -> Option<QueryBuilder<'static, DB>>
+where
+    DB: Database,
+    i64: Encode<'static, DB> + Type<DB>,
+    String: Encode<'static, DB> + Type<DB>,
+    Option<String>: Encode<'static, DB> + Type<DB>,
+{
+    if change.is_empty() {
+        return None;
+    }
+    let ProductChange { name, sku } = change;
+    let mut query = QueryBuilder::new("UPDATE products SET ");
+    let mut columns = query.separated(", ");
+    if let Some(name) = name {
+        columns.push("name = ").push_bind_unseparated(name.as_str().to_owned());
+    }
+    if let Some(sku) = sku {
+        columns.push("sku = ").push_bind_unseparated(sku.as_ref().map(Sku::as_str).map(str::to_owned));
+    }
+    query.push(" WHERE id = ").push_bind(id_column(id));
+    Some(query)
 }
 
-pub(super) fn inventory_found(
-    id: ProductId,
-    rows: Vec<(TextColumn, Option<TextColumn>, i64, i64, i64)>,
-) -> Result<Option<(Product, Inventory)>, StoreError> {
-    let Some((name, sku, stored, available, reserved)) = rows.into_iter().next() else { return Ok(None) };
-    let inventory = Inventory::from_columns(stored, available, reserved)?;
-    Ok(Some((product(id_column(id), name, sku)?, inventory)))
+pub(super) fn product_found(rows: Vec<ProductRow>) -> Result<Option<Product>, StoreError> {
+    rows.into_iter().next().map(Product::try_from).transpose()
 }
 
-/// Of rows of `id, name, sku`.
+pub(super) fn inventory_found(rows: Vec<InventoryRow>) -> Result<Option<(Product, Inventory)>, StoreError> {
+    let Some(InventoryRow { product, stock }) = rows.into_iter().next() else { return Ok(None) };
+    Ok(Some((product.try_into()?, stock.try_into()?)))
+}
+
+pub(super) fn details_found(
+    rows: Vec<DetailsRow>,
+) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+    let Some(DetailsRow { inventory, terms }) = rows.into_iter().next() else { return Ok(None) };
+    let found = inventory_found(vec![inventory])?.zip(terms::found(vec![terms.into()])?);
+    Ok(found.map(|((product, inventory), terms)| (product, inventory, terms)))
+}
+
 pub(super) fn products(rows: Vec<ProductRow>) -> Result<Vec<Product>, StoreError> {
-    rows.into_iter().map(|(id, name, sku)| product(id, name, sku)).collect()
+    rows.into_iter().map(Product::try_from).collect()
+}
+
+/// Of rows of `id, archived_for` in milliseconds.
+pub(super) fn lanes_of_products(rows: Vec<(i64, Option<i64>)>) -> Vec<ProductLane> {
+    let lane = |(id, archived_for): (i64, Option<i64>)| {
+        // A clock that was set back counts as no time.
+        let archived_for =
+            archived_for.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        Ok(ProductLane { product_id: product_id(id)?, archived_for })
+    };
+    readable(rows.into_iter().map(lane))
+}
+
+/// Of rows of `id, whether archived`.
+pub(super) fn product_states(rows: Vec<(i64, bool)>) -> Result<HashMap<ProductId, ProductState>, StoreError> {
+    let state = |is_archived| if is_archived { ProductState::Archived } else { ProductState::Live };
+    rows.into_iter().map(|(id, is_archived)| Ok((product_id(id)?, state(is_archived)))).collect()
 }
 
 pub(super) fn product_ids(rows: Vec<(i64,)>) -> Result<Vec<ProductId>, StoreError> {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     error::StoreError,
-    rows::{product_id, readable},
+    rows::{TermsColumns, product_id, readable},
 };
 use crate::domain::{
     ids::ProductId,
@@ -23,6 +23,14 @@ pub(super) const TERMS: &str =
 
 /// The columns: selling, opens_at, closes_at (Unix milliseconds), max_per_order, max_per_buyer, hold_seconds.
 pub(super) type TermsRow = (bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+
+impl From<TermsColumns> for TermsRow {
+    fn from(columns: TermsColumns) -> Self {
+        let TermsColumns { selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds } =
+            columns;
+        (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds)
+    }
+}
 
 /// The columns of nearly all products.
 const DEFAULT: TermsRow = (true, None, None, None, None, None);

@@ -9,7 +9,10 @@ use uuid::Uuid;
 use super::{
     error::StoreError,
     page::{Due, OrderPage, Page},
-    ports::{Adjusted, Catalog, Creation, GivenUp, Installation, Ledger, Orders, Recount},
+    ports::{
+        Adjusted, Archival, Catalog, Creation, GivenUp, Installation, Ledger, Orders, ProductLane, Recount,
+        Update,
+    },
 };
 use crate::domain::{
     ids::{IdempotencyKey, OrderId, ProductId},
@@ -17,7 +20,7 @@ use crate::domain::{
     lane_set::LaneSet,
     movement::{Adjustment, LedgerEntry, MovementSeq},
     order::Order,
-    product::{NewProduct, Product},
+    product::{NewProduct, Product, ProductChange, ProductState},
     rejection::Rejection,
     sku::Sku,
     terms::Terms,
@@ -26,8 +29,8 @@ use crate::domain::{
 /// A store whose reads end within a limit of their own: as [`StoreError::Unavailable`], whatever the database does. A server
 /// that stands still keeps its connections and answers nothing.
 ///
-/// Writes ([`Catalog::create`], [`Catalog::set_terms`], [`Ledger::recount_if`], [`Ledger::adjust`], [`Orders::give_up`]) have the
-/// limits of their transactions only: a caller that gives
+/// Writes ([`Catalog::create`], [`Catalog::update`], [`Catalog::archive`], [`Catalog::set_terms`], [`Ledger::recount_if`],
+/// [`Ledger::adjust`], [`Orders::give_up`]) have the limits of their transactions only: a caller that gives
 /// one up does not know what became of it.
 pub struct TimeLimited<S: ?Sized> {
     store: Arc<S>,
@@ -56,12 +59,21 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.product(id)).await
     }
 
+    async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
+        self.store.update(id, change).await
+    }
+
+    async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {
+        self.store.archive(id).await
+    }
+
     async fn products(
         &self,
+        archived: bool,
         after: Option<ProductId>,
         limit: u32,
     ) -> Result<Page<Product, ProductId>, StoreError> {
-        self.read(self.store.products(after, limit)).await
+        self.read(self.store.products(archived, after, limit)).await
     }
 
     async fn products_by_sku(&self, skus: &[Sku]) -> Result<Vec<Product>, StoreError> {
@@ -72,8 +84,12 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
         self.read(self.store.product_ids()).await
     }
 
-    async fn existing(&self, ids: &[ProductId]) -> Result<Vec<ProductId>, StoreError> {
-        self.read(self.store.existing(ids)).await
+    async fn product_lanes(&self) -> Result<Vec<ProductLane>, StoreError> {
+        self.read(self.store.product_lanes()).await
+    }
+
+    async fn states(&self, ids: &[ProductId]) -> Result<HashMap<ProductId, ProductState>, StoreError> {
+        self.read(self.store.states(ids)).await
     }
 
     async fn closed_to_orders(
@@ -86,6 +102,10 @@ impl<S: Catalog + ?Sized> Catalog for TimeLimited<S> {
 
     async fn inventory(&self, id: ProductId) -> Result<Option<(Product, Inventory)>, StoreError> {
         self.read(self.store.inventory(id)).await
+    }
+
+    async fn details(&self, id: ProductId) -> Result<Option<(Product, Inventory, Terms)>, StoreError> {
+        self.read(self.store.details(id)).await
     }
 
     async fn inventories(

@@ -18,14 +18,17 @@ use super::{
     error::StoreError,
     json::json,
     observer::RetryCause,
-    rows::{ReadOrder, product_id, stored_lines},
-    terms::{self, TermsRow},
+    rows::{LockedRow, ReadOrder, product_id, stored_lines},
+    terms,
 };
 use crate::{
     domain::time::from_millis,
     domain::{
         command::Command,
-        decide::{self, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times, Writes},
+        decide::{
+            self, ArchivedProducts, BatchResult, Decision, Snapshot, SpecialTerms, StoredOrders, Times,
+            Writes,
+        },
         holdings::{self, HoldingChanges, Holdings},
         ids::{IdempotencyKey, OrderId, ProductId},
         inventory::{Inventories, Inventory},
@@ -74,6 +77,7 @@ pub(super) trait Transaction: Send {
 /// The inventories of a batch, locked.
 pub(super) struct LockedInventories {
     pub inventories: Inventories,
+    pub archived: ArchivedProducts,
     pub terms: SpecialTerms,
     /// Products whose inventory or terms are invalid, and what is wrong with them.
     pub unreadable: HashMap<ProductId, String>,
@@ -81,19 +85,16 @@ pub(super) struct LockedInventories {
     pub now: i64,
 }
 
-/// A locked row of `inventories`: product_id, stored, available, reserved, the six columns of [`TermsRow`], now.
-pub(super) type LockedRow =
-    (i64, i64, i64, i64, bool, Option<i64>, Option<i64>, Option<i64>, Option<i64>, Option<i64>, i64);
-
 impl LockedInventories {
     pub(super) fn of(rows: Vec<LockedRow>) -> Result<Self, StoreError> {
         // Without any inventory nothing needs the time.
-        let now = rows.first().map_or(0, |(.., now)| *now);
+        let now = rows.first().map_or(0, |row| row.now_ms);
         let (mut inventories, mut terms) = (Inventories::new(), SpecialTerms::new());
-        let mut unreadable = HashMap::new();
-        for (id, stored, available, reserved, selling, opens, closes, order, buyer, hold, _) in rows {
-            let id = product_id(id)?;
-            match read(stored, available, reserved, (selling, opens, closes, order, buyer, hold)) {
+        let (mut archived, mut unreadable) = (ArchivedProducts::new(), HashMap::new());
+        for row in rows {
+            let id = product_id(row.product_id)?;
+            archived.extend(row.archived_at.map(|at| (id, from_millis(at))));
+            match read(row) {
                 Ok((inventory, special)) => {
                     inventories.insert(id, inventory);
                     terms.extend(special.map(|special| (id, special)));
@@ -101,7 +102,7 @@ impl LockedInventories {
                 Err(error) => drop(unreadable.insert(id, format!("the inventory of product {id}: {error}"))),
             }
         }
-        Ok(Self { inventories, terms, unreadable, now })
+        Ok(Self { inventories, archived, terms, unreadable, now })
     }
 
     fn times(&self, rules: Rules) -> Times {
@@ -110,15 +111,9 @@ impl LockedInventories {
     }
 }
 
-fn read(
-    stored: i64,
-    available: i64,
-    reserved: i64,
-    terms: TermsRow,
-) -> Result<(Inventory, Option<Terms>), String> {
-    let inventory =
-        Inventory::from_columns(stored, available, reserved).map_err(|error| error.to_string())?;
-    Ok((inventory, terms::read_unless_default(terms)?))
+fn read(row: LockedRow) -> Result<(Inventory, Option<Terms>), String> {
+    let inventory = Inventory::try_from(row.stock).map_err(|error| error.to_string())?;
+    Ok((inventory, terms::read_unless_default(row.terms.into())?))
 }
 
 /// What a batch changes, as lists in JSON; `None`: nothing.
@@ -145,6 +140,8 @@ pub(super) struct Changes {
     /// Other ids of stored orders, `[["<32 hex digits>", "<32 hex digits of the order>"], …]`; ids that are stored already stay
     /// as they are.
     pub aliases: Option<String>,
+    /// Products to archive: `[[product_id, archived_at], …]`.
+    pub archived: Option<String>,
     /// Rows of the ledger: `[[product_id, moved_at, kind, stock_change, order_count, stored_stock, reason], …]`.
     pub movements: Option<String>,
     /// Moves of stock, `[[product_id, stored, available, reserved], …]`, each the difference to what is there; nothing but
@@ -262,49 +259,6 @@ enum Reads {
     OrphanedKeys,
 }
 
-/// How often new terms that meet a locked row are tried before the seller gets the error.
-const RUNS_OF_TERMS: u32 = 3;
-
-/// Sets a product's terms of sale: see [`Catalog::set_terms`].
-pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-    let mut run = 1;
-    loop {
-        match set_terms_once(store, id, terms).await {
-            Err(CommitError::Store(StoreError::Locked(_) | StoreError::Contended(_)))
-                if run < RUNS_OF_TERMS =>
-            {
-                run += 1
-            }
-            result => return Ok(result?),
-        }
-    }
-}
-
-async fn set_terms_once<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, CommitError> {
-    let mut transaction = store.begin().await?;
-    let locked = transaction.lock_inventories(json(&[id])).await?;
-    // Invalid terms are replaced as well.
-    if !locked.inventories.contains_key(&id) && !locked.unreadable.contains_key(&id) {
-        return Ok(false);
-    }
-    let (selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds) = terms::columns(&terms);
-    let selling = u8::from(selling);
-    let row = (id, selling, opens_at, closes_at, max_per_order, max_per_buyer, hold_seconds);
-    let limit_before = locked.terms.get(&id).and_then(|terms| terms.max_per_buyer);
-    let is_limited = terms.max_per_buyer.is_some();
-    // A limit that was there before was followed by the holdings from then on; one that was invalid most likely not.
-    let is_followed = limit_before.is_some() == is_limited && locked.unreadable.is_empty();
-    let (forgotten, counted) = (!is_followed, !is_followed && is_limited);
-    let changes = Changes {
-        terms: list(&[row]),
-        holdings_forgotten: forgotten.then(|| json(&[id])),
-        holdings_counted: counted.then(|| json(&[id])),
-        ..Changes::default()
-    };
-    transaction.commit(changes).await?;
-    Ok(true)
-}
-
 /// Whether a batch is what most batches are: new orders, each once.
 fn are_new_orders(commands: &[Command]) -> bool {
     commands.iter().all(|command| matches!(command, Command::Place(_))) && !has_duplicates(commands)
@@ -324,8 +278,10 @@ async fn decide_new_orders<B: Begin>(
         return Err(CommitError::Duplicate); // the run that reads stored orders isolates the commands of these products
     }
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
-    let snapshot = Snapshot { inventories: before.clone(), terms, holdings, stored: None, times, rules };
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: None, times, rules };
     let decision = decide::decide(snapshot, commands);
     let not_stored: Vec<_> = decision.not_stored.iter().map(|index| &commands[*index]).collect();
     if !not_stored.is_empty()
@@ -351,9 +307,10 @@ async fn decide_any_commands<B: Begin>(
     let mut stored = stored_orders(&mut transaction, commands, reads).await?;
     stored.unreadable.products = mem::take(&mut locked.unreadable);
     let holdings = holdings(&mut transaction, &locked.terms, commands).await?;
-    let (times, before, terms) = (locked.times(rules), locked.inventories, locked.terms);
-    let snapshot =
-        Snapshot { inventories: before.clone(), terms, holdings, stored: Some(stored), times, rules };
+    let times = locked.times(rules);
+    let LockedInventories { inventories: before, archived, terms, .. } = locked;
+    let inventories = before.clone();
+    let snapshot = Snapshot { inventories, archived, terms, holdings, stored: Some(stored), times, rules };
     let decision = decide::decide(snapshot, commands);
     transaction.commit(changes(&before, &decision)).await?;
     Ok(decision.result)
@@ -504,7 +461,7 @@ pub(super) fn movement_rows(movements: &[Movement]) -> Option<String> {
     list(&rows.collect::<Vec<_>>())
 }
 
-fn list(rows: &[impl Serialize]) -> Option<String> {
+pub(super) fn list(rows: &[impl Serialize]) -> Option<String> {
     (!rows.is_empty()).then(|| json(&rows))
 }
 

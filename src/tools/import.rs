@@ -103,7 +103,11 @@ impl Importer<'_> {
 
     /// A product that exists is changed only where the seller asks for it.
     async fn compare(&self, row: &Row, product: &Product, report: &mut Report) -> Result<(), StoreError> {
-        let Some((_, inventory)) = self.store.inventory(product.id).await? else { return Ok(()) };
+        let Some((product, inventory)) = &self.store.inventory(product.id).await? else { return Ok(()) };
+        if product.archived_at.is_some() {
+            report.add(row, product, Difference::Archived);
+            return Ok(());
+        }
         let is_renamed = product.name != row.name;
         if is_renamed {
             let name = product.name.as_str().to_owned();
@@ -123,6 +127,7 @@ impl Importer<'_> {
                 Recount::BelowReserved(_) => {
                     report.add(row, product, Difference::below_reserved(inventory, row));
                 }
+                Recount::Archived => report.add(row, product, Difference::Archived),
                 // The second is never answered to a recount that expects nothing.
                 Recount::NoSuchProduct | Recount::StockChanged { .. } => {}
             }
@@ -162,14 +167,15 @@ enum Difference {
     Name { name: String, name_in_file: String },
     Stock { stored_stock: u32, stock_in_file: u32 },
     BelowReserved { reserved_stock: u32, stock_in_file: u32 },
+    Archived,
 }
 
 impl Difference {
-    fn stock(inventory: Inventory, row: &Row) -> Self {
+    fn stock(inventory: &Inventory, row: &Row) -> Self {
         Self::Stock { stored_stock: inventory.stored(), stock_in_file: row.stock.get() }
     }
 
-    fn below_reserved(inventory: Inventory, row: &Row) -> Self {
+    fn below_reserved(inventory: &Inventory, row: &Row) -> Self {
         Self::BelowReserved { reserved_stock: inventory.reserved(), stock_in_file: row.stock.get() }
     }
 
@@ -185,6 +191,9 @@ impl Difference {
             Self::BelowReserved { reserved_stock, stock_in_file } => format!(
                 "has {reserved_stock} reserved by buyers, and {stock_in_file} in the file: the stock cannot be less, and stays"
             ),
+            Self::Archived => {
+                "is archived, and stays as it is: to sell it again, give the line another SKU".to_owned()
+            }
         }
     }
 }

@@ -194,7 +194,7 @@ async fn known_products(url: &str) -> Result<Vec<ProductId>, String> {
     let read = async {
         database::must_have_tables(&Database::MySql(url.to_owned())).await?;
         let store = MySqlStore::open(url).await.map_err(|error| error.to_string())?;
-        let page = store.products(None, MAX_ASKED).await.map_err(|error| error.to_string())?;
+        let page = store.products(false, None, MAX_ASKED).await.map_err(|error| error.to_string())?;
         Ok(page.rows.into_iter().map(|product| product.id).collect())
     };
     timeout(DATABASE_LIMIT, read).await.unwrap_or_else(|_| Err("the database does not answer".to_owned()))

@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     domain::order::Order,
     monitor::metrics::ExpiryMetrics,
-    queue::{Queue, Submitter},
+    queue::{NothingArchived, Queue, Submitter},
     store::{Due, Store, StoreError},
     telemetry::{LogLimiter, is_first_report},
     worker::expiry::requests::ExpiryRequests,
@@ -50,7 +50,7 @@ impl Expiry {
         let failures = LogLimiter::default();
         loop {
             let requests = Arc::new(ExpiryRequests::default());
-            match self.queue.submitter(requests.clone()).await {
+            match self.queue.submitter(requests.clone(), Arc::new(NothingArchived)).await {
                 Ok(submitter) => self.sweep_for_ever(&*submitter, &requests).await,
                 Err(error) => {
                     if let Some(suppressed) = failures.due() {
@@ -89,8 +89,8 @@ impl Expiry {
     ) -> Result<Found, StoreError> {
         let silent = requests.time_out();
         if !silent.is_empty() {
-            let existing = self.store.existing(&silent).await?;
-            for product_id in silent.into_iter().filter(|id| !existing.contains(id)) {
+            let existing = self.store.states(&silent).await?;
+            for product_id in silent.into_iter().filter(|id| !existing.contains_key(id)) {
                 requests.suspend(product_id);
                 if is_first_report(&format!("reservations of product {product_id}, which does not exist")) {
                     tracing::error!(

@@ -90,7 +90,7 @@ mod tests {
             order::Quantity,
             origin::Origin,
         },
-        queue::{Completion, Outcome, Queue, ReplySink, Submitter, memory::MemoryQueue},
+        queue::{Completion, NothingArchived, Outcome, Queue, ReplySink, Submitter, memory::MemoryQueue},
     };
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -104,7 +104,7 @@ mod tests {
     /// A queue in memory with an API, and what a worker takes from it.
     async fn open() -> (Arc<dyn Submitter>, Intake) {
         let queue = MemoryQueue::new(10_000, SystemClock.now());
-        let submitter = queue.submitter(Arc::new(Nobody)).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Nobody), Arc::new(NothingArchived)).await.unwrap();
         (submitter, Intake::new(queue.consumer().await.unwrap(), Arc::default()))
     }
 
@@ -169,6 +169,10 @@ mod tests {
     #[async_trait]
     impl Consumer for Ending {
         async fn serve(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
+            Ok(())
+        }
+
+        async fn retire(&mut self, _: &[ProductId]) -> Result<(), QueueError> {
             Ok(())
         }
 

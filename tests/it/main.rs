@@ -23,6 +23,7 @@ mod api {
     pub(crate) mod life;
     mod one_rule;
     mod order_lists;
+    mod products;
     pub(crate) mod race;
     mod routes;
     mod schemathesis;

@@ -1,19 +1,21 @@
 //! The decision alone: the time of `domain::decide` for a full batch of 1,000 orders. The claim is less than 100 µs: a batch
 //! waits for the database, not for the decision.
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Duration};
 
 use antre::{
     clock::{Clock, SystemClock},
     domain::{
         command::{Command, NewOrder, ReplyMode},
-        decide::{self, Snapshot, SpecialTerms, Times},
+        decide::{self, ArchivedProducts, Snapshot, SpecialTerms, Times},
+        holdings::Holdings,
         ids::ProductId,
         inventory::Inventories,
         inventory::{Inventory, Stock},
         lines::Lines,
         order::Quantity,
         origin::Origin,
+        rules::Rules,
     },
 };
 use criterion::{BatchSize, Criterion, Throughput};
@@ -40,7 +42,15 @@ fn batches(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || inventories.clone(),
                 |inventories| {
-                    let snapshot = Snapshot { inventories, terms: SpecialTerms::new(), stored: None, times };
+                    let snapshot = Snapshot {
+                        inventories,
+                        archived: ArchivedProducts::new(),
+                        terms: SpecialTerms::new(),
+                        holdings: Holdings::new(),
+                        stored: None,
+                        times,
+                        rules: Rules::of_ttl(Duration::from_secs(900)),
+                    };
                     decide::decide(snapshot, black_box(&orders))
                 },
                 BatchSize::SmallInput,

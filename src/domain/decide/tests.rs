@@ -1,6 +1,6 @@
 mod one_life;
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -29,7 +29,8 @@ const RULES: Rules = Rules::of_ttl(Duration::from_secs(900));
 
 /// Without special terms of sale.
 fn snapshot(inventories: Inventories, stored: Option<StoredOrders>, times: Times, rules: Rules) -> Snapshot {
-    Snapshot { inventories, terms: SpecialTerms::new(), holdings: Holdings::new(), stored, times, rules }
+    let (archived, terms, holdings) = (ArchivedProducts::new(), SpecialTerms::new(), Holdings::new());
+    Snapshot { inventories, archived, terms, holdings, stored, times, rules }
 }
 
 /// A batch of new orders, none of which is stored.
@@ -37,6 +38,27 @@ fn decide_new(inventories: Inventories, orders: &[NewOrder], expires_at: Timesta
     let commands: Vec<_> = orders.iter().cloned().map(Command::Place).collect();
     let times = Times { decided_at: SystemClock.now(), expires_at };
     decide(snapshot(inventories, None, times, RULES), &commands)
+}
+
+#[test]
+fn an_archived_product_takes_no_new_orders_and_its_stored_ones_stay() {
+    let (shirt, cap) = (product(1), product(2));
+    let inventories: Inventories = [(shirt, inventory(5)), (cap, inventory(5))].into();
+    let archived = [(shirt, SystemClock.now())].into();
+    let times = Times { decided_at: SystemClock.now(), expires_at: SystemClock.now() };
+    let known = order(1, 2);
+    let state = OrderState::Accepted { status: OrderStatus::Paid, expires_at: times.expires_at };
+    let lines = Some(known.lines.clone());
+    let paid = Order { id: known.id, lines, buyer: None, payment: None, state };
+    let stored = StoredOrders { orders: [(paid.id, paid)].into(), ..StoredOrders::default() };
+    let commands = [order(1, 1), known, order(2, 1)].map(Command::Place);
+    let snapshot = Snapshot { archived, ..snapshot(inventories, Some(stored), times, RULES) };
+    let decision = decide(snapshot, &commands);
+    let [refused, again, reserved] = &decision.result.verdicts[..] else { panic!("{decision:?}") };
+    assert_eq!(*refused, Verdict::Rejected(Rejection::ProductNotFound { product_id: shirt }));
+    assert!(matches!(again, Verdict::Reserved { .. }), "redelivered, it gets its stored verdict");
+    assert!(matches!(reserved, Verdict::Reserved { .. }));
+    assert_eq!(decision.inventories[&shirt], inventory(5));
 }
 
 fn inventory(stock: u32) -> Inventory {
@@ -323,7 +345,8 @@ impl World {
         prop_assert!(event.order.lines.is_some());
         if event.kind == EventKind::PaymentTooLate {
             prop_assert_eq!(now.status(), OrderStatus::Expired);
-            return Ok(prop_assert!(now.payment.is_some()));
+            prop_assert!(now.payment.is_some());
+            return Ok(());
         }
         let was = match now.status() {
             OrderStatus::Cancelled if now.was_given_up() => vec![OrderStatus::Cancelled],
@@ -406,8 +429,10 @@ fn a_rejection_is_stored_exactly_when_no_client_waits_for_it() {
     for verdict in [rejected, reserved] {
         assert_eq!(stored_order(&detached, &verdict).map(|order| Verdict::on_stored(&order)), Some(verdict));
     }
+    let decision = decide_new(Inventories::new(), slice::from_ref(&detached), SystemClock.now());
     let not_found = Verdict::Rejected(Rejection::ProductNotFound { product_id: product(1) });
-    assert_eq!(stored_order(&detached, &not_found), None, "it has no product to be stored with");
+    assert_eq!(decision.result.verdicts, [not_found]);
+    assert_eq!(decision.writes.orders, [], "it has no product to be stored with");
 }
 
 /// A snapshot of products 1 to 3 with ten pieces each, at second 100.

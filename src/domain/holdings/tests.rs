@@ -7,7 +7,7 @@ use crate::{
     clock::{Clock, SystemClock},
     domain::{
         command::{ChangeOrder, NewOrder, ReplyMode},
-        decide::{Decision, Snapshot, StoredOrders, Times, decide},
+        decide::{ArchivedProducts, Decision, Snapshot, StoredOrders, Times, decide},
         ids::OrderId,
         inventory::{Inventories, Inventory},
         order::{Change, OrderStatus},
@@ -70,6 +70,9 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The verdict on an order, its lines, its buyer, and its status.
+type Known = (String, Vec<(u64, u32)>, Option<u8>, OrderStatus);
+
 /// What a store has, and the same on plain numbers.
 struct World {
     inventories: Inventories,
@@ -80,7 +83,7 @@ struct World {
     available: HashMap<u64, i64>,
     held: HashMap<(u64, u8), i64>,
     /// The verdict on each order, its lines, its buyer, and whether its buyer has its pieces.
-    known: HashMap<OrderId, (String, Vec<(u64, u32)>, Option<u8>, OrderStatus)>,
+    known: HashMap<OrderId, Known>,
 }
 
 impl World {
@@ -187,6 +190,7 @@ impl World {
         let at = from_millis(32_503_680_000_000);
         let snapshot = Snapshot {
             inventories: self.inventories.clone(),
+            archived: ArchivedProducts::new(),
             terms: terms(),
             holdings,
             stored: Some(StoredOrders { orders: self.orders.clone(), ..StoredOrders::default() }),

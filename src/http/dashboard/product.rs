@@ -106,7 +106,7 @@ impl ProductPage {
                     }
                 }
                 @if self.detail.is_none() {
-                    p.quiet { "Its figures are not known yet: nothing has happened to it since this process started." }
+                    p.quiet { "Its figures are not known: nothing has happened to it since this process started, or it is archived." }
                 }
             }
         }

@@ -74,7 +74,15 @@ fn board() -> Board {
 fn named(number: u64, name: &str, stock: u32) -> (Product, Option<Inventory>) {
     let mut inventory = Inventory::EMPTY;
     inventory.recount(Stock::new(stock).unwrap()).unwrap();
-    (Product { id: product(number), name: name.to_owned().try_into().unwrap(), sku: None }, Some(inventory))
+    (
+        Product {
+            id: product(number),
+            name: name.to_owned().try_into().unwrap(),
+            sku: None,
+            archived_at: None,
+        },
+        Some(inventory),
+    )
 }
 
 fn kinds(board: &Board) -> Vec<AlertKind> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::{
     domain::{command::Command, ids::ProductId},
     monitor::metrics::WorkerMetrics,
-    queue::{Completion, Consumer, Delivery, Ping, Queue, QueueError, ReplySink, Submitter},
+    queue::{Archive, Completion, Consumer, Delivery, Ping, Queue, QueueError, ReplySink, Submitter},
 };
 
 /// A queue whose consumers are counted.
@@ -25,8 +25,12 @@ impl Ping for ObservedQueue {
 
 #[async_trait]
 impl Queue for ObservedQueue {
-    async fn submitter(&self, reply_sink: Arc<dyn ReplySink>) -> Result<Arc<dyn Submitter>, QueueError> {
-        self.queue.submitter(reply_sink).await
+    async fn submitter(
+        &self,
+        reply_sink: Arc<dyn ReplySink>,
+        archive: Arc<dyn Archive>,
+    ) -> Result<Arc<dyn Submitter>, QueueError> {
+        self.queue.submitter(reply_sink, archive).await
     }
 
     async fn consumer(&self) -> Result<Box<dyn Consumer>, QueueError> {
@@ -45,6 +49,10 @@ struct ObservedConsumer {
 impl Consumer for ObservedConsumer {
     async fn serve(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
         self.consumer.serve(products).await
+    }
+
+    async fn retire(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
+        self.consumer.retire(products).await
     }
 
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {

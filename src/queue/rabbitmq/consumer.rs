@@ -25,10 +25,11 @@ use super::{
     connection::{failed, with_timeout, with_timeout_unless_blocked},
     declarer::Declarer,
     opener::{LaneFailures, Opened, Opener},
+    retirement::{Found, Retirement},
     settlement::{PERSISTENT, Settlement, Unsettled},
     topology::{Lane, Topology},
     traffic::{Message, PublishOutcome, Rejected},
-    wire::{self, DATABASE_HEADER, ORDERS_V1, VERDICTS_V1, properties},
+    wire::{self, DATABASE_HEADER, EMPTY_V1, ORDERS_V1, VERDICTS_V1, properties},
     worker_channels::{Arrival, WorkerChannels},
 };
 use crate::{
@@ -46,6 +47,7 @@ pub(super) struct RabbitMqConsumer {
     served: HashSet<Lane>,
     arrivals: SelectAll<BoxStream<'static, Arrival>>,
     opener: Opener,
+    retirement: Retirement,
     /// Lanes that the opener opened.
     opened: mpsc::UnboundedReceiver<Opened>,
     /// Unsettled deliveries, by tag.
@@ -63,12 +65,14 @@ impl RabbitMqConsumer {
         failures: Arc<LaneFailures>,
     ) -> Result<Self, QueueError> {
         let channels = Arc::new(WorkerChannels::open(topology.clone()).await?);
+        let retirement = Retirement::new(topology.clone());
         let declarer = Declarer::new(topology, "worker: lanes");
         declarer.channel().await?; // declares what all lanes share
         let new_products = channels.new_products().await?;
         let (opening, opened) = mpsc::unbounded_channel();
         Ok(Self {
             opener: Opener::new(channels.clone(), declarer, failures, opening),
+            retirement,
             channels,
             served: HashSet::new(),
             arrivals: SelectAll::from_iter([new_products]),
@@ -88,20 +92,55 @@ impl RabbitMqConsumer {
         self.opener.open(lanes);
     }
 
+    /// A lane of an archived product was looked at.
+    fn retire_found(&mut self, found: Found) {
+        match found {
+            Found::Lane(lane, then) if self.retirement.may_exist(&lane, then) => {
+                if self.served.insert(lane.clone()) {
+                    self.opener.open([lane]);
+                }
+            }
+            Found::Lane(..) => {}
+            Found::Nothing(lane) => drop(self.served.remove(&lane)),
+        }
+    }
+
+    /// A marker has come through a lane: see [`super::retirement`].
+    fn receive_marker(&self, lane: Lane, acker: Acker) {
+        let is_settled = self.settling.is_none() && self.unsettled.values().all(|(of, _)| *of != lane);
+        self.retirement.receive_marker(lane, acker, is_settled);
+    }
+
     /// Handles an arrival; `None` if it brings no commands.
     fn receive(&mut self, arrival: Arrival) -> Result<Option<Delivery>, QueueError> {
         match arrival {
-            Arrival::Commands(lane, delivery) => Ok(self.accept(lane, delivery.map_err(failed)?)),
+            Arrival::Commands(lane, delivery) => {
+                let delivery = delivery.map_err(failed)?;
+                if wire::kind_of(&delivery.properties) == Some(EMPTY_V1) {
+                    self.receive_marker(lane, delivery.acker);
+                    return Ok(None);
+                }
+                Ok(self.accept(lane, delivery))
+            }
             Arrival::LaneEnd(lane) if self.channels.is_consuming() => {
                 // The broker redelivers what it delivered before: those deliveries cannot be acknowledged any more.
                 self.unsettled.retain(|_, (of, _)| *of != lane);
-                self.opener.open_again(lane);
+                if self.retirement.is_retiring(&lane) {
+                    self.served.remove(&lane);
+                    self.retirement.end(lane);
+                } else {
+                    self.opener.open_again(lane);
+                }
                 Ok(None)
             }
             Arrival::NewProduct(notification) => {
                 let notification = notification.map_err(failed)?;
                 match wire::decode_product(&notification.data, wire::kind_of(&notification.properties)) {
-                    Ok(product_id) => self.open(&[product_id]),
+                    Ok(product_id) => {
+                        let lanes = self.channels.topology.lanes_of(product_id);
+                        lanes.iter().for_each(|lane| self.retirement.forget(lane));
+                        self.open(&[product_id]);
+                    }
                     Err(error) => tracing::warn!(%error, "a notification of a new product"),
                 }
                 Ok(None)
@@ -197,6 +236,16 @@ impl Consumer for RabbitMqConsumer {
         Ok(())
     }
 
+    async fn retire(&mut self, products: &[ProductId]) -> Result<(), QueueError> {
+        let topology = &self.channels.topology;
+        let retiring = products.iter().flat_map(|product_id| topology.lanes_alone_of(*product_id)).collect();
+        let shared = topology.archived_lanes().into_iter();
+        let shared: Vec<_> = shared.filter(|lane| self.served.insert(lane.clone())).collect();
+        self.opener.open(shared);
+        self.retirement.look_at(retiring);
+        Ok(())
+    }
+
     async fn take(&mut self, max_commands: usize) -> Result<Vec<Delivery>, QueueError> {
         loop {
             if !self.orphaned.is_empty() {
@@ -209,6 +258,10 @@ impl Consumer for RabbitMqConsumer {
                 }
                 Some(opened) = self.opened.recv() => {
                     self.arrivals.push(opened?);
+                    continue;
+                }
+                Some(found) = self.retirement.found() => {
+                    self.retire_found(found);
                     continue;
                 }
                 arrival = self.arrivals.next() => arrival.unwrap_or(Arrival::NewProductsEnd),

@@ -17,10 +17,10 @@ use super::{
     connection::with_timeout,
     settlement::PERSISTENT,
     topology::{RabbitMqSettings, Topology},
-    wire::{self, DATABASE_HEADER, ORDERS_V1, properties},
+    wire::{self, DATABASE_HEADER, ORDERS_V1, PRODUCT_V1, properties},
 };
 use crate::{
-    domain::{command::Command, lane_set::LaneNumber},
+    domain::{command::Command, ids::ProductId, lane_set::LaneNumber},
     queue::QueueError,
 };
 
@@ -83,6 +83,10 @@ impl DeadLetters {
                 properties = properties.with_headers(headers);
             }
             self.publish(lane.name(), properties, wire::encode_commands(&commands)).await?;
+            // The lane of an archived product may be new, and then no worker looks for it.
+            if let Some(command) = commands.first() {
+                self.announce(command.product_id()).await?;
+            }
         }
         self.drop(letter).await
     }
@@ -103,6 +107,14 @@ impl DeadLetters {
             }
         }
         Ok(lanes)
+    }
+
+    /// Tells workers to open the lanes of a product.
+    async fn announce(&self, product_id: ProductId) -> Result<(), QueueError> {
+        let (exchange, payload) = (self.topology.new_products_name(), wire::encode_product(product_id));
+        let (options, properties) = (BasicPublishOptions::default(), properties(PRODUCT_V1));
+        let published = self.channel.basic_publish(exchange, "".into(), options, &payload, properties);
+        with_timeout(with_timeout(published).await?).await.map(drop)
     }
 
     async fn publish(

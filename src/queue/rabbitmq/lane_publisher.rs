@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::{command::Command, lane_set::LaneNumber},
-    queue::{Address, QueueError, Refusal},
+    queue::{Address, Archive, QueueError, Refusal},
     telemetry::{LogLimiter, ms},
 };
 
@@ -33,12 +33,17 @@ use crate::{
 /// time for them, and half of them are answered in 3.9 instead of 5.2 ms. At full speed a message is full at once.
 const MAX_LINGER: Duration = Duration::from_millis(20);
 
+/// How long a publish may take, from the look at its product to the broker's confirm. One that takes longer counts as unknown
+/// and is sent again, because its lane may have been removed in between: see [`crate::queue::RETIRE_AFTER`].
+const MAX_PUBLISH: Duration = Duration::from_secs(10);
+
 pub(super) struct LanePublisher {
     pub(super) topology: Arc<Topology>,
     pub(super) publisher: Publisher,
     pub(super) replies: Replies,
     pub(super) buffers: LaneBuffers,
     pub(super) outcomes: Outcomes,
+    pub(super) archive: Arc<dyn Archive>,
     pub(super) not_sent: LogLimiter,
 }
 
@@ -48,7 +53,10 @@ impl LanePublisher {
         if self.replies.address().is_none() || self.publisher.is_blocked() {
             return self.outcomes.refuse(vec![entry], Refusal::QueueUnavailable);
         }
-        let lane = self.topology.lane_of(entry.command.product_id());
+        self.enqueue(self.topology.lane_of(entry.command.product_id()), entry);
+    }
+
+    fn enqueue(self: &Arc<Self>, lane: LaneNumber, entry: Entry) {
         match self.buffers.push(lane, entry) {
             Ok(Buffered::Idle) => drop(tokio::spawn(self.clone().publish_lane(lane))),
             Ok(Buffered::Publishing) => {}
@@ -66,9 +74,14 @@ impl LanePublisher {
                 self.outcomes.refuse(entries, Refusal::QueueUnavailable);
                 continue;
             };
+            let looked_at = Instant::now();
+            if self.is_of_archived(lane).await {
+                self.move_to_archived(entries);
+                continue;
+            }
             let Some(last) = entries.last().map(|entry| entry.command.id()) else { continue };
             let is_decided = self.outcomes.decided(last);
-            if self.publish(lane, entries, reply_to).await {
+            if self.publish(lane, entries, reply_to, looked_at).await {
                 tokio::select! {
                     biased;
                     () = self.buffers.full(lane) => {}
@@ -80,8 +93,29 @@ impl LanePublisher {
         }
     }
 
+    /// Whether the product of this lane is archived: then the lane may be gone at any time. Lanes of several products stay.
+    async fn is_of_archived(&self, lane: LaneNumber) -> bool {
+        match self.topology.product_of(lane) {
+            Some(product_id) => self.archive.is_archived(product_id).await,
+            None => false,
+        }
+    }
+
+    /// These commands are of an archived product, and not queued.
+    fn move_to_archived(self: &Arc<Self>, entries: Vec<Entry>) {
+        if let Some(lane) = self.topology.archived_lane() {
+            entries.into_iter().for_each(|entry| self.enqueue(lane, entry));
+        }
+    }
+
     /// Publishes one message until it is known what became of it. Returns whether it is queued.
-    async fn publish(&self, lane: LaneNumber, entries: Vec<Entry>, reply_to: Address) -> bool {
+    async fn publish(
+        self: &Arc<Self>,
+        lane: LaneNumber,
+        entries: Vec<Entry>,
+        reply_to: Address,
+        looked_at: Instant,
+    ) -> bool {
         let began = Instant::now();
         let payload = wire::encode_commands(entries.iter().map(|entry| &entry.command));
         let had_open_circuit = self.buffers.has_open_circuit(lane);
@@ -89,7 +123,7 @@ impl LanePublisher {
             true => self.publisher.publish_isolated(lane, &payload, &reply_to).await,
             false => self.publisher.publish(lane, &payload, &reply_to).await,
         };
-        match published {
+        match in_time(published, looked_at) {
             Published::Confirmed => {
                 self.outcomes.confirm(&entries);
                 self.close_circuit(lane);
@@ -108,7 +142,7 @@ impl LanePublisher {
                 self.outcomes.refuse(entries, Refusal::LaneFull);
                 false
             }
-            Published::Returned(returned) => self.handle_return(lane, &entries, &returned),
+            Published::Returned(returned) => self.handle_return(lane, entries, &returned).await,
             Published::NoLane(error) => {
                 self.open_circuit(lane, &error);
                 self.outcomes.refuse(entries, Refusal::QueueUnavailable);
@@ -129,7 +163,7 @@ impl LanePublisher {
     /// Nobody knows whether the broker has the message. It is published until that is known, and until then the lane takes
     /// nothing else. A second copy does no harm: a command that is decided twice gets the stored verdict.
     async fn publish_again(
-        &self,
+        self: &Arc<Self>,
         lane: LaneNumber,
         entries: Vec<Entry>,
         payload: Vec<u8>,
@@ -146,7 +180,14 @@ impl LanePublisher {
         let is_queued = loop {
             sleep(delays.next().unwrap_or(max_delay).max(min_delay)).await;
             let Some(reply_to) = self.replies.address() else { continue };
-            match self.publisher.publish_isolated(lane, &payload, &reply_to).await {
+            let looked_at = Instant::now();
+            if self.is_of_archived(lane).await {
+                self.buffers.set_known(lane);
+                self.move_to_archived(entries);
+                return false;
+            }
+            let published = self.publisher.publish_isolated(lane, &payload, &reply_to).await;
+            match in_time(published, looked_at) {
                 Published::Confirmed => {
                     self.outcomes.confirm(&entries);
                     break true;
@@ -173,8 +214,12 @@ impl LanePublisher {
 
     /// A message found no queue. lapin attaches it to whichever confirm comes next, so its content says which one it is, not
     /// the confirm. Returns whether the published entries are queued.
-    fn handle_return(&self, lane: LaneNumber, entries: &[Entry], returned: &BasicReturnMessage) -> bool {
-        tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
+    async fn handle_return(
+        self: &Arc<Self>,
+        lane: LaneNumber,
+        entries: Vec<Entry>,
+        returned: &BasicReturnMessage,
+    ) -> bool {
         let kind = wire::kind_of(&returned.delivery.properties);
         let commands = match wire::decode_commands(&returned.delivery.data, kind) {
             Ok(commands) => commands,
@@ -185,10 +230,19 @@ impl LanePublisher {
         };
         let is_own = commands.first().map(Command::id) == entries.first().map(|entry| entry.command.id());
         if is_own {
-            self.outcomes.refuse(entries.to_vec(), Refusal::QueueUnavailable);
+            if let Some(product_id) = self.topology.product_of(lane) {
+                self.archive.forget(product_id);
+            }
+            if self.is_of_archived(lane).await {
+                self.move_to_archived(entries);
+                return false;
+            }
+            self.report_deleted(returned);
+            self.outcomes.refuse(entries, Refusal::QueueUnavailable);
             return false;
         }
-        self.outcomes.confirm(entries);
+        self.report_deleted(returned);
+        self.outcomes.confirm(&entries);
         self.close_circuit(lane);
         // The commands of the other message were reported as queued. Clients that wait learn of a refusal; detached commands
         // must be queued now.
@@ -197,6 +251,10 @@ impl LanePublisher {
         self.outcomes.refuse(waiting.into_iter().map(Entry::new).collect(), Refusal::QueueUnavailable);
         parked.park(detached.into_iter().filter_map(|command| parked.admit(command)).collect());
         true
+    }
+
+    fn report_deleted(&self, returned: &BasicReturnMessage) {
+        tracing::warn!(lane = returned.routing_key.as_str(), "a lane was deleted; it will be declared again");
     }
 
     fn open_circuit(&self, lane: LaneNumber, error: &QueueError) {
@@ -213,6 +271,34 @@ impl LanePublisher {
     }
 }
 
+/// What is known of a publish whose product was looked at then.
+fn in_time(published: Published, looked_at: Instant) -> Published {
+    match published {
+        Published::Confirmed if looked_at.elapsed() > MAX_PUBLISH => {
+            Published::Unknown(QueueError(format!("confirmed after more than {MAX_PUBLISH:?}")))
+        }
+        published => published,
+    }
+}
+
 fn nacked() -> QueueError {
     QueueError("its queue takes nothing".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{KNOWN_FOR, RETIRE_AFTER};
+
+    #[tokio::test(start_paused = true)]
+    async fn no_lane_is_removed_to_which_a_publish_may_still_be_confirmed() {
+        const TRANSACTION: Duration = Duration::from_secs(10);
+        assert!(TRANSACTION + KNOWN_FOR + MAX_PUBLISH < RETIRE_AFTER);
+        let looked_at = Instant::now();
+        tokio::time::advance(MAX_PUBLISH).await;
+        assert!(matches!(in_time(Published::Confirmed, looked_at), Published::Confirmed));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(matches!(in_time(Published::Confirmed, looked_at), Published::Unknown(_)));
+        assert!(matches!(in_time(Published::Nacked, looked_at), Published::Nacked));
+    }
 }

@@ -24,7 +24,7 @@ use crate::{
         command::Command,
         ids::{OrderId, ProductId},
     },
-    queue::{Ping, QueueError, Refusal, ReplySink, Submitter},
+    queue::{Archive, Ping, QueueError, Refusal, ReplySink, Submitter},
     supervise::supervise,
     telemetry::LogLimiter,
 };
@@ -40,6 +40,7 @@ impl RabbitMqSubmitter {
         topology: Arc<Topology>,
         pool: Pool,
         reply_sink: Arc<dyn ReplySink>,
+        archive: Arc<dyn Archive>,
     ) -> Result<Self, QueueError> {
         let lanes = Arc::new(LanePublisher {
             publisher: Publisher::new(topology.clone(), pool),
@@ -47,6 +48,7 @@ impl RabbitMqSubmitter {
             buffers: LaneBuffers::new(topology.lane_capacity()),
             topology,
             outcomes: Outcomes::new(reply_sink),
+            archive,
             not_sent: LogLimiter::default(),
         });
         let (ready, is_ready) = oneshot::channel();

@@ -116,6 +116,30 @@ impl Topology {
         sets.map(|set| Lane { set: set.clone(), number: set.number_of(product_id) }).collect()
     }
 
+    /// The product that has this lane of the process's set alone.
+    pub(super) fn product_of(&self, number: LaneNumber) -> Option<ProductId> {
+        self.own.product_of(number)
+    }
+
+    /// The lane of the process's set that archived products share, if it has one.
+    pub(super) fn archived_lane(&self) -> Option<LaneNumber> {
+        self.own.archived()
+    }
+
+    /// The lanes of all sets that archived products share.
+    pub(super) fn archived_lanes(&self) -> Vec<Lane> {
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        let sets = [&self.own].into_iter().chain(others.iter());
+        sets.filter_map(|set| Some(Lane { set: set.clone(), number: set.archived()? })).collect()
+    }
+
+    /// The lanes that this product has alone: no other one loses anything when they are removed.
+    pub(super) fn lanes_alone_of(&self, product_id: ProductId) -> Vec<Lane> {
+        let mut lanes = self.lanes_of(product_id);
+        lanes.retain(|lane| lane.set.product_of(lane.number).is_some());
+        lanes
+    }
+
     /// From now on workers serve these sets as well. Replaces the sets of an earlier call.
     pub(super) fn serve_lane_sets(&self, sets: Vec<LaneSet>) {
         let others = sets.into_iter().filter(|set| *set != *self.own).map(Arc::new).collect();

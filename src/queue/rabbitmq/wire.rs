@@ -1,33 +1,39 @@
 //! What travels through the broker: JSON, so that a person can read it in the broker's own pages and a worker in
 //! another language is possible. `ARCHITECTURE.md` shows them all.
 
+mod commands;
+mod for_logs;
+mod order_fields;
+mod undecodable;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    marker::PhantomData,
     str::FromStr,
-    sync::Arc,
 };
 
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{self, Visitor},
 };
 
+pub(super) use self::undecodable::Undecodable;
+use self::{
+    commands::{CommandFields, ReceivedCommand},
+    order_fields::OrderFields,
+};
 use crate::{
     domain::time::from_millis,
     domain::{
-        command::{ChangeOrder, Command, NewOrder, ReplyMode},
+        command::Command,
         event::Event,
-        ids::{CommandId, IdempotencyKey, OrderId, ProductId},
+        ids::{CommandId, ProductId},
         lines::Lines,
-        names::{Buyer, PaymentReference},
-        order::{Change, ChangeKind, Order, OrderState, OrderStatus, Payment, Quantity},
-        origin::{Origin, RequestId, TraceContext},
-        rejection::{Rejection, RejectionDetails, RejectionReason},
+        order::{Order, OrderStatus},
+        rejection::{RejectionDetails, RejectionReason},
         verdict::Verdict,
     },
     queue::{Outcome, Refusal},
@@ -45,6 +51,9 @@ pub(super) const EVENTS_V1: &str = "antre.events.v1";
 /// The `type` property of a notification of a new product.
 pub(super) const PRODUCT_V1: &str = "antre.product.v1";
 
+/// Of a message without content that a worker sends through a lane to learn whether it is empty.
+pub(super) const EMPTY_V1: &str = "antre.empty.v1";
+
 /// The header of messages to lanes with the installation id of their database.
 pub(super) const DATABASE_HEADER: &str = "antre-database";
 
@@ -58,239 +67,10 @@ pub(super) fn kind_of(properties: &BasicProperties) -> Option<&str> {
     properties.kind().as_ref().map(|kind| kind.as_str())
 }
 
-/// A message that is not what it must be; the text says why.
-#[derive(Debug, thiserror::Error)]
-#[error("not a message of antre: {0}")]
-pub(super) struct Undecodable(String);
-
 /// `antre.orders.v1`: commands of one lane, in the order of their arrival.
 #[derive(Serialize, Deserialize)]
 struct Orders<O> {
     orders: Vec<O>,
-}
-
-/// A new order, or a change of a stored one: then it names the `change` and the `order_id`. `product_id` is the product of the
-/// lane. An order of one line has a `total`, one of several the `lines`: an earlier release can decode it no more, rather than
-/// taking it for its first line.
-#[derive(Serialize)]
-struct CommandFields<'a> {
-    id: CommandId,
-    product_id: ProductId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    total: Option<Quantity>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    lines: Option<&'a Lines>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    buyer: Option<&'a Buyer>,
-    /// Of a change: the products of the other lines of its order.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    other_products: &'a [ProductId],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    idempotency_key: Option<&'a IdempotencyKey>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    change: Option<ChangeKind>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order_id: Option<OrderId>,
-    /// Of a payment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payment_reference: Option<&'a PaymentReference>,
-    /// Of a return.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    restock: Option<bool>,
-    /// Of a detached one, when it was created: earlier releases take that for detached.
-    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
-    answer_by: Timestamp,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    detached: bool,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
-    request_id: Option<&'a RequestId>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
-    traceparent: Option<&'a TraceContext>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tracestate: Option<&'a str>,
-}
-
-fn as_text<T: fmt::Display, S: Serializer>(value: &Option<&T>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(value),
-        None => serializer.serialize_none(),
-    }
-}
-
-/// The same, as it arrives.
-#[derive(Deserialize)]
-struct ReceivedCommand {
-    id: CommandId,
-    product_id: ProductId,
-    total: Option<Quantity>,
-    lines: Option<Lines>,
-    buyer: Option<Buyer>,
-    #[serde(default)]
-    other_products: Box<[ProductId]>,
-    idempotency_key: Option<IdempotencyKey>,
-    change: Option<ChangeKind>,
-    order_id: Option<OrderId>,
-    payment_reference: Option<PaymentReference>,
-    #[serde(default)]
-    restock: bool,
-    #[serde(with = "jiff::fmt::serde::timestamp::millisecond::required")]
-    answer_by: Timestamp,
-    #[serde(default)]
-    detached: bool,
-    #[serde(default)]
-    request_id: ForLogs<RequestId>,
-    #[serde(default)]
-    traceparent: ForLogs<TraceContext>,
-    #[serde(default)]
-    tracestate: ForLogs<String>,
-}
-
-/// A text that only logs and traces need. One that is not what it should be is left out: no order is lost over it.
-struct ForLogs<T>(Option<T>);
-
-impl<T> Default for ForLogs<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<'de, T: FromStr> Deserialize<'de> for ForLogs<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ForLogsVisitor(PhantomData))
-    }
-}
-
-struct ForLogsVisitor<T>(PhantomData<T>);
-
-impl<'de, T: FromStr> Visitor<'de> for ForLogsVisitor<T> {
-    type Value = ForLogs<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(ForLogs(text.parse().ok()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(ForLogs(None))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(ForLogs(None))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(ForLogs(None))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(ForLogs(None))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(ForLogs(None))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
-        IgnoredAny.visit_seq(list).map(|_| ForLogs(None))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        IgnoredAny.visit_map(map).map(|_| ForLogs(None))
-    }
-}
-
-impl ReceivedCommand {
-    /// An earlier release does not say `detached`: it sends a deadline that is over from birth.
-    fn reply(&self) -> ReplyMode {
-        match self.detached || self.answer_by <= self.id.as_order().created_at() {
-            true => ReplyMode::Detached,
-            false => ReplyMode::Until(self.answer_by),
-        }
-    }
-}
-
-impl<'a> From<&'a Command> for CommandFields<'a> {
-    fn from(command: &'a Command) -> Self {
-        let (id, detached) = (command.id(), command.is_detached());
-        let answer_by = match command.reply() {
-            ReplyMode::Until(answer_by) => answer_by,
-            ReplyMode::Detached => id.as_order().created_at(),
-        };
-        let Origin { request_id, trace } = command.origin();
-        let fields = Self {
-            id,
-            product_id: command.product_id(),
-            total: None,
-            lines: None,
-            buyer: None,
-            other_products: &[],
-            idempotency_key: None,
-            change: None,
-            order_id: None,
-            payment_reference: None,
-            restock: None,
-            answer_by,
-            detached,
-            request_id: request_id.as_ref(),
-            traceparent: trace.as_deref(),
-            tracestate: trace.as_deref().and_then(TraceContext::state),
-        };
-        match command {
-            Command::Place(NewOrder { lines, buyer, key, .. }) => {
-                let total = lines.only().map(|line| line.total);
-                let (lines, buyer) = (total.is_none().then_some(lines), buyer.as_ref());
-                Self { total, lines, buyer, idempotency_key: key.as_ref(), ..fields }
-            }
-            Command::Change(ChangeOrder { change, order_id, other_products, .. }) => {
-                let fields =
-                    Self { change: Some(change.kind()), order_id: Some(*order_id), other_products, ..fields };
-                match change {
-                    Change::Pay { reference } => Self { payment_reference: reference.as_ref(), ..fields },
-                    Change::Return { restock } => Self { restock: Some(*restock), ..fields },
-                    Change::Cancel | Change::Expire | Change::Extend => fields,
-                }
-            }
-        }
-    }
-}
-
-impl TryFrom<ReceivedCommand> for Command {
-    type Error = Undecodable;
-
-    fn try_from(given: ReceivedCommand) -> Result<Self, Undecodable> {
-        let reply = given.reply();
-        let ReceivedCommand { id, product_id, total, lines, buyer, other_products, .. } = given;
-        let trace = given.traceparent.0.map(|trace| trace.with_state(given.tracestate.0.as_deref()));
-        let origin = Origin { request_id: given.request_id.0, trace: trace.map(Arc::new) };
-        let lines = total.map(|total| Lines::one(product_id, total)).xor(lines);
-        match (lines, given.change, given.order_id) {
-            (Some(lines), None, None) if lines.first().product_id == product_id => {
-                let (id, key) = (id.as_order(), given.idempotency_key);
-                Ok(Self::Place(NewOrder { id, lines, buyer, reply, key, origin }))
-            }
-            (None, Some(change), Some(order_id)) => Ok(Self::Change(ChangeOrder {
-                id,
-                order_id,
-                product_id,
-                other_products,
-                change: match change {
-                    ChangeKind::Pay => Change::Pay { reference: given.payment_reference },
-                    ChangeKind::Cancel => Change::Cancel,
-                    ChangeKind::Expire => Change::Expire,
-                    ChangeKind::Extend => Change::Extend,
-                    ChangeKind::Return => Change::Return { restock: given.restock },
-                },
-                reply,
-                origin,
-            })),
-            _ => Err(Undecodable(format!(
-                "{id} must have a total, or lines that begin with its product_id, or a change and an order_id"
-            ))),
-        }
-    }
 }
 
 /// `antre.verdicts.v1`
@@ -393,108 +173,6 @@ impl Visitor<'_> for WordVisitor {
 
     fn visit_str<E: de::Error>(self, word: &str) -> Result<Word, E> {
         word.parse().map_err(E::custom)
-    }
-}
-
-/// A stored order, in verdicts and events. One of one line has a `product_id` and a `total`, one of several its `lines`.
-#[derive(Clone, Serialize, Deserialize)]
-struct OrderFields {
-    order_id: OrderId,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    product_id: Option<ProductId>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    total: Option<Quantity>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    lines: Option<Lines>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    buyer: Option<Buyer>,
-    status: OrderStatus,
-    /// Unix milliseconds; a rejected order has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expires_at: Option<i64>,
-    /// Unix milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    paid_at: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    payment_reference: Option<PaymentReference>,
-    /// Of a rejected order.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    rejection: Option<Box<RejectionFields>>,
-    /// Of a rejected order, as earlier releases send it: they know two reasons, and only one of them has it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    available_stock: Option<u32>,
-}
-
-/// Why an order was rejected.
-#[derive(Clone, Serialize, Deserialize)]
-struct RejectionFields {
-    reason: Box<str>,
-    #[serde(flatten)]
-    details: RejectionDetails,
-}
-
-impl From<Order> for OrderFields {
-    fn from(order: Order) -> Self {
-        let (status, expires_at) = (order.status(), order.expires_at().map(Timestamp::as_millisecond));
-        let rejection = order.rejection().map(|rejection| {
-            Box::new(RejectionFields {
-                reason: rejection.reason().as_str().into(),
-                details: rejection.details(),
-            })
-        });
-        let available_stock = rejection.as_ref().and_then(|rejection| rejection.details.available_stock);
-        let Order { id: order_id, lines, buyer, payment, .. } = order;
-        let only = lines.as_ref().and_then(Lines::only);
-        let Payment { reference: payment_reference, paid_at } = payment.unwrap_or_default();
-        Self {
-            order_id,
-            product_id: only.map(|line| line.product_id),
-            total: only.map(|line| line.total),
-            lines: lines.filter(|_| only.is_none()),
-            buyer,
-            status,
-            expires_at,
-            paid_at: paid_at.map(Timestamp::as_millisecond),
-            payment_reference,
-            rejection,
-            available_stock,
-        }
-    }
-}
-
-impl TryFrom<OrderFields> for Order {
-    type Error = Undecodable;
-
-    fn try_from(one: OrderFields) -> Result<Self, Undecodable> {
-        let lines = match (one.product_id, one.total) {
-            (Some(product_id), Some(total)) => Some(Lines::one(product_id, total)),
-            _ => one.lines,
-        };
-        let state = match (one.expires_at, one.rejection) {
-            (Some(expires_at), _) => {
-                OrderState::Accepted { status: one.status, expires_at: from_millis(expires_at) }
-            }
-            (None, Some(rejection)) => {
-                let reason = RejectionReason::from_word(&rejection.reason);
-                let rejection = reason.and_then(|reason| reason.with(rejection.details));
-                let incomplete =
-                    || Undecodable(format!("the order {} was rejected, but not for what", one.order_id));
-                OrderState::Rejected(rejection.ok_or_else(incomplete)?)
-            }
-            (None, None) => {
-                let product_id = lines.as_ref().map(|lines| lines.first().product_id);
-                let details = RejectionDetails {
-                    product_id,
-                    available_stock: one.available_stock,
-                    ..Default::default()
-                };
-                let too_few = RejectionReason::InsufficientStock.with(details);
-                OrderState::Rejected(too_few.unwrap_or(Rejection::KeyReused))
-            }
-        };
-        let payment = Payment { reference: one.payment_reference, paid_at: one.paid_at.map(from_millis) };
-        let payment = (payment != Payment::default()).then_some(payment);
-        Ok(Self { id: one.order_id, lines, buyer: one.buyer, payment, state })
     }
 }
 

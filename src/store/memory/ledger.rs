@@ -44,6 +44,9 @@ impl Ledger for MemoryStore {
         let Some((product, inventory)) = data.products.get_mut(&id) else {
             return Ok(Recount::NoSuchProduct);
         };
+        if product.archived_at.is_some() {
+            return Ok(Recount::Archived);
+        }
         let before = *inventory;
         let stored = before.stored();
         if expected.is_some_and(|expected| expected.get() != stored) {
@@ -61,11 +64,14 @@ impl Ledger for MemoryStore {
 
     async fn adjust(&self, id: ProductId, adjustment: &Adjustment) -> Result<Adjusted, StoreError> {
         let (now, mut data) = (self.now(), self.data()?);
-        let Some((_, before)) = data.products.get(&id) else { return Ok(Adjusted::NoSuchProduct) };
+        let Some((product, before)) = data.products.get(&id) else { return Ok(Adjusted::NoSuchProduct) };
         let mut after = *before;
         if let Some(known) = data.adjustment_of_key(adjustment.key.as_ref()) {
             let is_same = known.movement.is_of(id, adjustment);
             return Ok(if is_same { Adjusted::Before(known.clone()) } else { Adjusted::KeyReused });
+        }
+        if product.archived_at.is_some() {
+            return Ok(Adjusted::Archived);
         }
         if let Err(invalid) = after.adjust(adjustment.change) {
             return Ok(Adjusted::Invalid(invalid));

@@ -1,3 +1,5 @@
+use sqlx::Executor;
+
 use super::*;
 use crate::{
     clock::{Clock, SystemClock},
@@ -29,7 +31,7 @@ async fn a_list_without_end_is_interrupted_and_its_connection_lists_again() {
     assert!(took >= lists::TIME_LIMIT && took < 2 * lists::TIME_LIMIT, "{took:?}");
     drop(connection);
     for _ in 0..=lists::CONCURRENT_LISTS {
-        assert_eq!(store.products(None, 10).await.unwrap(), Page::empty());
+        assert_eq!(store.products(false, None, 10).await.unwrap(), Page::empty());
     }
 }
 

@@ -308,7 +308,7 @@ mod tests {
 
     fn order(status: &str) -> Value {
         json!({
-            "id": ORDER_ID, "product_id": 1, "total": 12, "status": status,
+            "id": ORDER_ID, "lines": [{"product_id": 1, "total": 12}], "product_id": 1, "total": 12, "status": status,
             "created_at": "2026-01-31T09:00:00.000Z", "expires_at": "2026-01-31T09:15:00.000Z",
         })
     }

@@ -35,13 +35,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{redelivery::*, support::*};
+use self::{redelivery::*, retirement::*, support::*};
 use crate::support::servers::{Place, servers};
 
 mod broker;
 mod memory;
 mod redelivery;
 mod reports;
+mod retirement;
 mod support;
 
 /// One test for each function and adapter, so that a failure names both. A function that is not in the list is dead code,
@@ -87,6 +88,7 @@ suite! {
     a_lane_may_be_opened_and_served_any_number_of_times,
     a_new_lane_is_served_as_soon_as_it_is_opened,
     every_part_answers_a_ping,
+    no_command_is_lost_with_the_lane_of_an_archived_product,
 }
 
 enum Adapter {

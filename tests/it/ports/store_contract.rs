@@ -25,15 +25,15 @@ use antre::{
         movement::{Adjustment, LedgerEntry, Movement, MovementKind, MovementReason, MovementSeq},
         order::{Change, Order, OrderState, OrderStatus, Quantity},
         origin::Origin,
-        product::{NewProduct, Product, ProductName},
+        product::{NewProduct, Product, ProductChange, ProductName, ProductState},
         rejection::Rejection,
         rules::{LatePayment, Rules},
         sku::Sku,
         verdict::Verdict,
     },
     store::{
-        Adjusted, Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError,
-        memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
+        Adjusted, Archival, Creation, Direction, Due, GivenUp, OrderPage, Page, Recount, Store, StoreError,
+        Update, memory::MemoryStore, mysql::MySqlStore, sqlite::SqliteStore,
     },
 };
 use futures_util::future::join_all;
@@ -92,6 +92,7 @@ macro_rules! suite {
     };
 }
 
+mod archive;
 mod baskets;
 mod batches;
 mod buyers;

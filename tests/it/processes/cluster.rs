@@ -19,6 +19,7 @@ use crate::{
     support::servers::{Place, servers},
 };
 
+mod archive;
 mod baskets;
 mod buyers;
 mod chaos;

@@ -75,6 +75,15 @@ impl Client {
         self.send(Method::PUT, path, |request| request.json(&body)).await
     }
 
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.send(Method::PATCH, path, |request| request.json(&body)).await
+    }
+
+    /// Archives a product.
+    pub(crate) async fn archive(&self, product: u64) -> Answer {
+        self.send(Method::DELETE, &format!("/api/products/{product}"), |request| request).await
+    }
+
     /// A new product's id.
     pub(crate) async fn create_product(&self, name: &str) -> u64 {
         let answer = self.post("/api/products", json!({"name": name})).await;

@@ -164,7 +164,7 @@ fn an_order_that_was_given_up_is_never_reserved_and_is_known_once_its_turn_comes
     let decision = decide(snapshot(inventories, Some(stored), times, RULES), &commands);
     let known = Order { lines: Some(given_up.lines.clone()), ..Order::given_up(given_up.id) };
     let verdicts = decision.result.verdicts;
-    assert_eq!(verdicts[1..3], [const { () }; 2].map(|()| Verdict::AlreadyPlaced(known.clone())));
+    assert_eq!(verdicts[1..3], [1, 2].map(|_| Verdict::AlreadyPlaced(known.clone())));
     assert!(matches!(verdicts[3], Verdict::Reserved { .. }), "its pieces were never taken");
     assert_eq!(decision.writes.completed, [(known.clone(), key("k"))]);
     let events = decision.result.events;

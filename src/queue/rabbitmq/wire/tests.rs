@@ -1,5 +1,17 @@
+use std::sync::Arc;
+
 use super::*;
-use crate::clock::{Clock, SystemClock};
+use crate::{
+    clock::{Clock, SystemClock},
+    domain::{
+        command::{ChangeOrder, NewOrder, ReplyMode},
+        ids::OrderId,
+        names::PaymentReference,
+        order::{Change, OrderState, Quantity},
+        origin::{Origin, RequestId, TraceContext},
+        rejection::Rejection,
+    },
+};
 
 fn product(number: u64) -> ProductId {
     ProductId::new(number).unwrap()

@@ -133,5 +133,5 @@ fn requests_are_closed_and_answers_are_open() {
             );
         });
     }
-    assert_eq!(requests, 8);
+    assert_eq!(requests, 9);
 }

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -20,8 +23,11 @@ use antre::{
         rejection::Rejection,
         verdict::Verdict,
     },
-    queue::{Completion, Consumer, Delivery, Outcome, Queue, Reply, ReplySink, Submitter},
+    queue::{
+        Archive, Completion, Consumer, Delivery, NothingArchived, Outcome, Queue, Reply, ReplySink, Submitter,
+    },
 };
+use async_trait::async_trait;
 use jiff::SignedDuration;
 use tokio::{sync::mpsc, time::timeout};
 
@@ -68,6 +74,25 @@ pub(super) fn verdict(order: &NewOrder) -> Verdict {
     }
 }
 
+/// What an API of a test knows of its products: all are archived, or none is.
+#[derive(Default)]
+pub(super) struct TestArchive {
+    pub(super) is_known: AtomicBool,
+    /// What it learns when it must look again.
+    pub(super) is_archived: AtomicBool,
+}
+
+#[async_trait]
+impl Archive for TestArchive {
+    async fn is_archived(&self, _: ProductId) -> bool {
+        self.is_known.load(Ordering::Relaxed)
+    }
+
+    fn forget(&self, _: ProductId) {
+        self.is_known.store(self.is_archived.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// An API that submits orders and receives their outcomes.
 pub(super) struct Api {
     pub(super) submitter: Arc<dyn Submitter>,
@@ -86,8 +111,12 @@ impl ReplySink for Sink {
 
 impl Api {
     pub(super) async fn open(queue: &Arc<dyn Queue>) -> Self {
+        Self::open_with(queue, Arc::new(NothingArchived)).await
+    }
+
+    pub(super) async fn open_with(queue: &Arc<dyn Queue>, archive: Arc<dyn Archive>) -> Self {
         let (sink, outcomes) = mpsc::unbounded_channel();
-        let submitter = queue.submitter(Arc::new(Sink(sink))).await.unwrap();
+        let submitter = queue.submitter(Arc::new(Sink(sink)), archive).await.unwrap();
         Self { submitter, outcomes }
     }
 

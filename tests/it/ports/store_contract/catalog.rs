@@ -57,14 +57,14 @@ async fn a_name_is_read_as_it_was_written(database: Database) {
         assert_eq!(store.product(product.id).await.unwrap().as_ref(), Some(&product));
         assert_eq!(store.inventory(product.id).await.unwrap().unwrap().0, product);
         assert_eq!(store.recount(product.id, stock(1)).await.unwrap().done().unwrap().0, product);
-        assert_eq!(store.products(None, 100).await.unwrap().rows.last(), Some(&product));
+        assert_eq!(store.products(false, None, 100).await.unwrap().rows.last(), Some(&product));
     }
 }
 
 async fn products_are_paged_by_id(database: Database) {
     let store = &database.store;
     let page = async |after, limit| {
-        let page = store.products(after, limit).await.unwrap();
+        let page = store.products(false, after, limit).await.unwrap();
         (page.rows, page.next)
     };
     assert_eq!(page(None, 10).await, (vec![], None));
@@ -145,8 +145,9 @@ async fn unknown_ids_find_nothing(database: Database) {
         assert_eq!(store.order(id).await.unwrap(), None);
     }
     assert_eq!(store.product_ids().await.unwrap(), [known]);
-    assert_eq!(store.existing(&[stranger(), known]).await.unwrap(), [known]);
-    assert_eq!(store.existing(&[stranger()]).await.unwrap(), []);
+    let live = HashMap::from([(known, ProductState::Live)]);
+    assert_eq!(store.states(&[stranger(), known]).await.unwrap(), live);
+    assert_eq!(store.states(&[stranger()]).await.unwrap(), HashMap::new());
     store.ping().await.unwrap();
 }
 
@@ -209,7 +210,7 @@ async fn a_sku_is_one_products_own(database: Database) {
         assert_eq!(store.products_by_sku(&[sku(text)]).await.unwrap(), slice::from_ref(&product));
         products.push(product);
     }
-    let listed = store.products(None, 100).await.unwrap().rows;
+    let listed = store.products(false, None, 100).await.unwrap().rows;
     assert_eq!(listed, [slice::from_ref(&plain), &products].concat());
     let mut found = store.products_by_sku(&texts.map(sku)).await.unwrap();
     found.sort_by_key(|product| product.id);
@@ -249,5 +250,5 @@ async fn a_sku_that_was_changed_by_hand_is_corrupt(database: Database) {
     let error = database.store.product(product.id).await.unwrap_err();
     assert!(!error.is_transient() && error.to_string().contains("SKU"), "{error}");
     // It ends no list.
-    assert_eq!(database.store.products(None, 10).await.unwrap().rows, [other]);
+    assert_eq!(database.store.products(false, None, 10).await.unwrap().rows, [other]);
 }

@@ -125,6 +125,7 @@ async fn replay(database: &Database, steps: Vec<Step>) {
                     Recount::Done(..) => Some(Ok(())),
                     Recount::BelowReserved(below) => Some(Err(below)),
                     Recount::NoSuchProduct => None,
+                    Recount::Archived => panic!("nobody archived it"),
                     Recount::StockChanged { .. } => panic!("nothing was expected"),
                 };
                 assert_eq!(found, expected);

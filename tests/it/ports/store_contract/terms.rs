@@ -249,7 +249,7 @@ async fn a_rejection_by_the_terms_is_stored_when_nobody_waits(database: Database
         assert_eq!(verdicts[0], verdicts[1]);
         assert_eq!(database.store.order(waited_for.id).await.unwrap(), None);
         let stored = database.store.order(detached.id).await.unwrap().unwrap();
-        assert_eq!(stored.rejection(), Some(rejection.clone()), "with its details");
+        assert_eq!(stored.rejection(), Some(*rejection), "with its details");
         // What is stored stays, whatever the terms are later.
         database.set_terms(id, terms()).await;
         assert_eq!(database.decide(slice::from_ref(&detached)).await, verdicts[1..]);

@@ -146,8 +146,11 @@ async fn each_change_of_an_order_is_an_event() {
     }
     assert_eq!(api.order(product, 5).await.status, 400, "a rejection is no event");
     let [paid, cancelled, late] = &orders[..] else { panic!("{orders:?}") };
+    let mut paid_at = None;
     for _ in 0..2 {
-        assert_eq!(api.pay(paid.id()).await.status, 200);
+        let answer = api.pay(paid.id()).await;
+        assert_eq!(answer.status, 200);
+        paid_at = Some(answer.data()["paid_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap());
         assert_eq!(api.cancel(cancelled.id()).await.status, 200);
     }
     assert_eq!(api.pay(cancelled.id()).await.status, 409);
@@ -155,10 +158,13 @@ async fn each_change_of_an_order_is_an_event() {
 
     let event_of = |order: &Answer, status: &str| {
         let expires_at: jiff::Timestamp = order.data()["expires_at"].as_str().unwrap().parse().unwrap();
-        let event = json!({
+        let mut event = json!({
             "order_id": order.id(), "product_id": product, "total": order.data()["total"], "status": status,
             "expires_at": expires_at.as_millisecond(),
         });
+        if status == "paid" {
+            event["paid_at"] = json!(paid_at.unwrap().as_millisecond());
+        }
         Received { key: format!("order.{status}.{product}"), event }
     };
     let expected = [

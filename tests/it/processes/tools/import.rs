@@ -12,6 +12,7 @@ on_both_pairs!(
     a_line_that_is_wrong_stops_all,
     what_exists_is_changed_only_by_a_recount,
     two_imports_at_once_create_each_product_once,
+    an_archived_product_stays_as_it_is,
 );
 
 async fn import(app: &App, text: &str, flags: &[&str], code: i32) -> Value {
@@ -97,4 +98,18 @@ async fn two_imports_at_once_create_each_product_once(pair: Pair) {
     let sum = |field: &str| reports.iter().map(|report| report[field].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("created"), sum("unchanged")), (PRODUCTS as u64, PRODUCTS as u64), "{reports:?}");
     assert_eq!(app.all("/api/products").await.len(), PRODUCTS);
+}
+
+async fn an_archived_product_stays_as_it_is(pair: Pair) {
+    let app = App::start(pair).await;
+    import(&app, FILE, &[], 0).await;
+    let shirt = id_of(&app, "KAOS").await.unwrap();
+    assert_eq!(app.archive(shirt).await.status, 200);
+    let text = "sku,name,stock\nKAOS,Kaos,7\nTOPI,Topi,0\n";
+    let report = import(&app, text, &["--recount"], 1).await;
+    did(&report, [0, 0, 1]);
+    assert_eq!(report["differences"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(report["differences"][0]["kind"], "archived");
+    assert_eq!(app.inventory(shirt).await, [100, 100, 0]);
+    printed(&tool(&app, &["audit"]).await, 0);
 }
