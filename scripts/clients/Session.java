@@ -146,7 +146,7 @@ public class Session {
         List<UUID> ids = new ArrayList<>();
         UUID after = null;
         do {
-            OrderList page = orders.listOrders(product, null, 2, after, "asc", null, null);
+            OrderList page = orders.listOrders(product, null, null, 2, after, "asc", null, null);
             page.getData().forEach(order -> ids.add(order.getId()));
             after = page.getNext();
         } while (after != null);
@@ -155,7 +155,7 @@ public class Session {
         int count = 0;
         Long behind = null;
         do {
-            ProductList page = products.listProducts(2, behind, null);
+            ProductList page = products.listProducts(2, behind, null, null);
             count += page.getData().size();
             behind = page.getNext();
         } while (behind != null);

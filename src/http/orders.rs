@@ -64,6 +64,8 @@ impl OrderRequest {
         total: Option<Quantity>,
         lines: Option<Vec<LineRequest>>,
     ) -> Result<Lines, ApiError> {
+        // Some generated clients send an empty list for one that was not set.
+        let lines = lines.filter(|lines| !lines.is_empty() || (product_id, total) == (None, None));
         match (product_id, total, lines) {
             (Some(product_id), Some(total), None) => Ok(Lines::one(product_id, total)),
             (None, None, Some(lines)) => {

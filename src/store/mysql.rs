@@ -18,10 +18,7 @@ use jiff::Timestamp;
 use sqlx::{Connection, MySqlConnection};
 use uuid::Uuid;
 
-use self::{
-    batch::MySqlTransaction,
-    connections::{ConnectionPool, Generation},
-};
+use self::connections::{ConnectionPool, Generation};
 use super::{
     error::StoreError,
     json::json,

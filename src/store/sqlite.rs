@@ -37,7 +37,6 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::batch::SqliteTransaction;
 use super::{
     error::StoreError,
     json::json,

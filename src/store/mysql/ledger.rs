@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{MySqlStore, MySqlTransaction};
+use super::{MySqlStore, batch::MySqlTransaction};
 use crate::{
     domain::{
         ids::{IdempotencyKey, ProductId},

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{MySqlStore, MySqlTransaction, buyers, now_ms};
+use super::{MySqlStore, batch::MySqlTransaction, buyers, now_ms};
 use crate::{
     domain::{
         ids::{OrderId, ProductId},

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{SqliteStore, SqliteTransaction};
+use super::{SqliteStore, batch::SqliteTransaction};
 use crate::{
     domain::{
         ids::{IdempotencyKey, ProductId},

@@ -1,10 +1,10 @@
 //! Orders of several products from many buyers, over several APIs and workers, one of which is killed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{Cluster, all_is_decided, workers_serve};
 use crate::{
@@ -47,8 +47,13 @@ async fn two_thousand_baskets_of_ten_products() {
             let order = json!({"lines": lines, "buyer": format!("buyer-{buyer}")});
             let key = format!("basket-{buyer}");
             let build =
-                |request: reqwest::RequestBuilder| request.header("Idempotency-Key", key).json(&order);
-            let answer = api.send(Method::POST, "/api/orders", build).await;
+                |request: reqwest::RequestBuilder| request.header("Idempotency-Key", &key).json(&order);
+            let mut answer = api.send(Method::POST, "/api/orders", build).await;
+            // After a 503 the order was not taken, and with its key it may be sent again.
+            while answer.status == 503 {
+                sleep(Duration::from_secs(1)).await;
+                answer = api.send(Method::POST, "/api/orders", build).await;
+            }
             answered.add_permits(1);
             assert!([201, 202, 400].contains(&answer.status), "{answer:?}");
             (answer.status != 400).then(|| answer.id().to_owned())
