@@ -11,6 +11,8 @@ REFUSED = {
     "sale_not_open",
     "sale_closed",
     "limit_per_order",
+    "limit_per_buyer",
+    "buyer_required",
 }
 
 
