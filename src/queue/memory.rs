@@ -274,7 +274,7 @@ impl MemorySubmitter {
 
 #[async_trait]
 impl Submitter for MemorySubmitter {
-    /// Changes that clients ask for have as much room again behind the new orders: whoever has a reservation can pay it,
+    /// Changes that clients ask for have room of the same size, in addition to that of new orders: whoever has a reservation can pay it,
     /// however many wait for one.
     fn submit(&self, command: Command) {
         let lane_capacity = self.shared.lane_capacity;

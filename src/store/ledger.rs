@@ -7,6 +7,7 @@ use super::{
     page::Page,
     ports::{Adjusted, Catalog, Recount},
     rows::{TextColumn, product_id, readable},
+    seller::again_if_locked,
     transaction::{Begin, Changes, CommitError, LockedInventories, Transaction, movement_rows, stock_moves},
 };
 use crate::domain::{
@@ -33,15 +34,6 @@ pub(super) trait LedgerTransaction: Transaction {
     ) -> impl Future<Output = Result<MovementSeq, CommitError>> + Send;
 }
 
-/// How often a change that meets a locked row, or a key that is just being stored, is tried before the seller gets the error.
-const RUNS: u32 = 3;
-
-/// Whether another run may help. Of these errors, none leaves open whether the transaction is committed.
-fn runs_again(error: &CommitError) -> bool {
-    use StoreError::{Contended, Locked};
-    matches!(error, CommitError::Duplicate | CommitError::Store(Locked(_) | Contended(_)))
-}
-
 /// Sets a product's stock: see [`super::ports::Ledger::recount_if`].
 pub(super) async fn recount<S: Catalog + Begin>(
     store: &S,
@@ -50,13 +42,7 @@ pub(super) async fn recount<S: Catalog + Begin>(
     expected: Option<Stock>,
 ) -> Result<Recount, StoreError> {
     let Some(product) = store.product(id).await? else { return Ok(Recount::NoSuchProduct) };
-    let mut run = 1;
-    loop {
-        match recount_once(store, product.clone(), stock, expected).await {
-            Err(error) if runs_again(&error) && run < RUNS => run += 1,
-            result => return Ok(result?),
-        }
-    }
+    again_if_locked(|| recount_once(store, product.clone(), stock, expected)).await
 }
 
 async fn recount_once<B: Begin>(
@@ -94,13 +80,7 @@ pub(super) async fn adjust<B: Begin<Transaction: LedgerTransaction>>(
     id: ProductId,
     adjustment: &Adjustment,
 ) -> Result<Adjusted, StoreError> {
-    let mut run = 1;
-    loop {
-        match adjust_once(store, id, adjustment).await {
-            Err(error) if runs_again(&error) && run < RUNS => run += 1,
-            result => return Ok(result?),
-        }
-    }
+    again_if_locked(|| adjust_once(store, id, adjustment)).await
 }
 
 async fn adjust_once<B: Begin<Transaction: LedgerTransaction>>(

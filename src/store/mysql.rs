@@ -200,7 +200,7 @@ impl Catalog for MySqlStore {
     }
 
     async fn update(&self, id: ProductId, change: ProductChange) -> Result<Update, StoreError> {
-        seller::again_if_locked(|| self.update_once(id, change.clone())).await
+        seller::again_if_locked(|| async { Ok(self.update_once(id, change.clone()).await?) }).await
     }
 
     async fn archive(&self, id: ProductId) -> Result<Archival, StoreError> {

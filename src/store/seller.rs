@@ -9,32 +9,35 @@ use super::{
 };
 use crate::domain::{ids::ProductId, product::Product, terms::Terms, time::from_millis};
 
-/// How often something that the seller does is tried when it meets a locked row, before the seller gets the error.
-const SELLERS_RUNS: u32 = 3;
+/// How often a change that meets a locked row, or a key that is just being stored, is tried before the seller gets the error.
+const RUNS: u32 = 3;
 
-/// Runs it again when the database gave it up because of the locks of others.
+/// Runs it again when another transaction was in its way. Of these errors, none leaves open whether it is committed.
 pub(super) async fn again_if_locked<T, F>(run_once: impl Fn() -> F) -> Result<T, StoreError>
 where
-    F: Future<Output = Result<T, StoreError>>,
+    F: Future<Output = Result<T, CommitError>>,
 {
+    use StoreError::{Contended, Locked};
     let mut run = 1;
     loop {
         match run_once().await {
-            Err(StoreError::Locked(_) | StoreError::Contended(_)) if run < SELLERS_RUNS => run += 1,
-            result => return result,
+            Err(CommitError::Duplicate | CommitError::Store(Locked(_) | Contended(_))) if run < RUNS => {
+                run += 1
+            }
+            result => return Ok(result?),
         }
     }
 }
 
 /// Sets a product's terms of sale: see [`Catalog::set_terms`].
 pub(super) async fn set_terms<B: Begin>(store: &B, id: ProductId, terms: Terms) -> Result<bool, StoreError> {
-    again_if_locked(|| async { Ok(set_terms_once(store, id, terms).await?) }).await
+    again_if_locked(|| set_terms_once(store, id, terms)).await
 }
 
 /// Archives a product: see [`Catalog::archive`].
 pub(super) async fn archive<S: Catalog + Begin>(store: &S, id: ProductId) -> Result<Archival, StoreError> {
     let Some(product) = store.product(id).await? else { return Ok(Archival::NoSuchProduct) };
-    again_if_locked(|| async { Ok(archive_once(store, product.clone()).await?) }).await
+    again_if_locked(|| archive_once(store, product.clone())).await
 }
 
 async fn archive_once<B: Begin>(store: &B, product: Product) -> Result<Archival, CommitError> {

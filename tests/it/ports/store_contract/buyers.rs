@@ -239,7 +239,7 @@ async fn a_limit_that_is_set_later_counts_what_buyers_hold(database: Database) {
     database.change(&basket_second, Change::Cancel).await;
     database.change(&reserved, Change::Cancel).await;
     assert_eq!(held().await, [10, 5, 0]);
-    // Another number counts nothing anew, and other terms do not touch it.
+    // Another limit does not count the orders again, nor do other terms.
     database.set_limit(id, Some(11)).await;
     assert_eq!(database.decide(&[of("a", order(id, 2))]).await, [limit(id, 11, 10)]);
     assert!(is_reserved(&database.decide(&[of("a", order(id, 1))]).await[0]));

@@ -21,7 +21,7 @@ fn basket(buyer: usize, products: &[u64]) -> Vec<(u64, u64)> {
     (0..count).map(|line| (products[(first + line * step) % 10], 1 + (buyer + line) as u64 % 3)).collect()
 }
 
-/// What is accepted is what left each stock, whoever dies meanwhile; no basket is accepted in part.
+/// The accepted lines of each product add up to its reserved stock, also when a worker dies. No basket is accepted in part.
 #[tokio::test]
 #[ignore = "needs MySQL and RabbitMQ: run ./test.sh"]
 async fn two_thousand_baskets_of_ten_products() {
